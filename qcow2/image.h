@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// image.h: opening, serving and closing an image.
+#ifndef LAZYCOW_QCOW2_IMAGE_H
+#define LAZYCOW_QCOW2_IMAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qcow2/error.h"
+#include "qcow2/file.h"
+#include "qcow2/op.h"
+
+enum image_format { IMAGE_FORMAT_UNKNOWN, IMAGE_FORMAT_QCOW2, IMAGE_FORMAT_RAW };
+
+// "qcow2" and "raw"; IMAGE_FORMAT_UNKNOWN for any other name.
+enum image_format image_format_parse(const char *name);
+
+enum lazy_refcounts { LAZY_FROM_HEADER, LAZY_ON, LAZY_OFF };
+
+// Memory for L2 slices of one image: 32 MiB map 256 GiB of guest at 64 KiB clusters (qemu's default
+// too).
+#define IMAGE_CACHE_DEFAULT (32u << 20)
+
+// What the engine needs from the world around it.
+struct image_host {
+    void *context;
+    // Opens a backing file read-only. Returns 0 and *out, which the image then owns, or fills err
+    // and returns a negative errno.
+    int (*open_backing)(void *context, const char *path, struct file **out, struct error *err);
+    // Says one line that an operator should see (a latched error, recovery progress). May be NULL.
+    void (*log)(void *context, const char *line);
+};
+
+struct image_options {
+    enum image_format format; // of the image itself; UNKNOWN is taken as qcow2
+    enum image_format
+        backing_format; // for a header that names a backing file but no format; else UNKNOWN
+    bool read_only;
+    bool unmap; // give discarded clusters back to the host (--discard=unmap)
+    enum lazy_refcounts lazy_refcounts;
+    size_t cache_bytes; // 0 = IMAGE_CACHE_DEFAULT
+};
+
+// Opens an image, blocking. On success the image owns file (also through image_close); on failure
+// the caller still does. Opening changes nothing on disk. host is copied.
+int image_open(struct image **out, struct file *file, const struct image_options *options,
+               const struct image_host *host, struct error *err);
+
+uint64_t image_size(const struct image *image); // guest bytes
+uint64_t
+image_cluster_size(const struct image *image);   // bytes; for raw images the preferred block size
+bool image_read_only(const struct image *image); // as asked, or because the image is corrupt
+const char *image_name(const struct image *image);
+
+// True while writes since the last clean point leave refcounts to be written.
+bool image_needs_clean(const struct image *image);
+
+// Writes refcounts and clears the dirty bit while serving, unless ops are in flight. done is called
+// with 0, -EBUSY where the image was not idle, or an error. One at a time.
+typedef void image_clean_done(void *context, int result);
+void image_clean(struct image *image, image_clean_done *done, void *context);
+
+// Finishes: no op may be in flight or started any more. Everything is made durable, refcounts are
+// written, the dirty bit is cleared and space allocated ahead given back. Blocking. Returns 0 or
+// the error that kept the image dirty (nothing durable is lost then), with a message. Frees
+// nothing.
+int image_finish(struct image *image, struct error *err);
+
+// Frees the image with its files. No op may be in flight.
+void image_close(struct image *image);
+
+#endif

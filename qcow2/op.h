@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// op.h: one request to an image, from start to done. This header and image.h are all that users of
+// the engine (the server, the simulator, the offline commands) need.
+#ifndef LAZYCOW_QCOW2_OP_H
+#define LAZYCOW_QCOW2_OP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/uio.h>
+
+#include "qcow2/file.h"
+#include "qcow2/runq.h"
+
+struct image;
+struct op;
+
+enum op_kind {
+    OP_READ,
+    OP_WRITE,
+    OP_DISCARD,      // whole clusters inside the range are given back; the rest is left as it is
+    OP_WRITE_ZEROES, // the whole range reads as zeros afterwards
+    OP_FLUSH, // every write whose done ran before op_start is durable; offset and length unused
+    OP_BLOCK_STATUS, // fills extents
+};
+
+// Flags of an op. FUA goes with OP_WRITE, OP_WRITE_ZEROES and OP_DISCARD.
+#define OP_FUA (1u << 0)       // done runs when the effect is durable
+#define OP_NO_HOLE (1u << 1)   // WRITE_ZEROES: later writes to the range need no new space
+#define OP_FAST_ZERO (1u << 2) // WRITE_ZEROES: -ENOTSUP at once where data would have to be written
+#define OP_REPORT_HOLES                                                                            \
+    (1u << 3) // READ: extents tell which parts are zeros; their buffer is not filled
+
+// A run of guest bytes. Extents of one op are in order and cover its range from the start without
+// gaps.
+struct extent {
+    uint64_t length; // bytes, > 0
+    bool hole;       // takes no space of its own (NBD_STATE_HOLE)
+    bool zero;       // reads as zeros (NBD_STATE_ZERO)
+};
+
+// How many extents the caller may ask for in one op: more than any protocol reply should carry is
+// waste.
+#define OP_EXTENTS_MAX 4096
+
+typedef void op_done(struct op *op);
+
+// Caller-owned; zero it before use and leave it alone from op_start until done runs. Any number of
+// ops may be in flight on an image, with overlapping ranges too; overlapping writes take effect in
+// some order.
+struct op {
+    // Set by the caller.
+    enum op_kind kind;
+    unsigned flags;
+    uint64_t offset; // guest bytes; offset + length <= image_size
+    uint64_t length; // guest bytes; OP_READ and OP_WRITE at most OP_PAYLOAD_MAX, the others any
+    void *buf;       // OP_READ, OP_WRITE: length bytes, kept until done
+    op_done *
+        done; // runs from the run queue, never inside op_start; the op may be reused or freed there
+    struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES: room for max_extents
+    size_t max_extents;
+
+    // Set when done runs.
+    int result;          // 0 or a negative errno: EIO, ENOSPC, EPERM, EINVAL, ENOMEM, ENOTSUP
+    size_t extent_count; // OP_REPORT_HOLES: cover the whole range. OP_BLOCK_STATUS: may end early
+
+    // Private to the engine (see engine.h).
+    struct image *image;
+    struct task task;
+    int state;
+    uint64_t pos;   // guest bytes done so far are [offset, pos)
+    uint64_t begun; // position in the order in which ops began
+    TAILQ_ENTRY(op) active_link;
+    TAILQ_ENTRY(op) wait_link;
+    void *waiting_on;
+    struct op_work *work; // what needs more than a plain read or write in place
+    struct file_io io;
+    struct iovec iov;
+    uint64_t step_length;
+};
+
+// Largest payload of one read or write: what the NBD server admits, and the most a plan has to
+// hold.
+#define OP_PAYLOAD_MAX (32u << 20)
+
+// Starts the op. An invalid one (range, read-only image) is answered through done like any other
+// error.
+void op_start(struct image *image, struct op *op);
+
+#endif

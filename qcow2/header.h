@@ -77,7 +77,47 @@ struct header {
 int header_read(struct file *file, struct header *header, struct error *err);
 
 // As header_read but only decodes and validates what describes the layout, without refusing
-// unsupported features; for `lazycow info`.
+// unsupported features or a missing refcount table; for `lazycow info` and `lazycow check`.
 int header_read_any(struct file *file, struct header *header, struct error *err);
+
+// What header_read_any does, without a file: first_cluster is the image's first cluster, length
+// bytes of it (at least 512; the cluster size is checked to be no more). name is for messages.
+int header_decode(const uint8_t *first_cluster, size_t length, const char *name,
+                  struct header *header, struct error *err);
+
+// Refuses, with -ENOTSUP and a message that names them, the features of header that are not
+// supported. first_cluster as for header_decode: the feature name table is looked up there.
+int header_check_features(const uint8_t *first_cluster, size_t length, const char *name,
+                          const struct header *header, struct error *err);
+
+// Writes header, its backing format, the feature name table (version 3, where there is room) and
+// the backing file name into first_cluster, length bytes that are zero: one cluster. Sets
+// header->header_length, backing_name_offset and backing_name_length; other extensions of
+// header are not written. Returns 0, or -ENOSPC where the names do not fit one cluster.
+int header_encode(struct header *header, uint8_t *first_cluster, size_t length);
+
+// What the fields say. Bytes, counts.
+static inline uint64_t header_cluster_size(const struct header *header)
+{
+    return 1ull << header->cluster_bits;
+}
+
+// Guest bytes are mapped by L2 entries of 8 bytes, or 16 where they are extended.
+static inline unsigned header_l2_entry_bytes(const struct header *header)
+{
+    return header->incompatible & HEADER_INCOMPATIBLE_EXTENDED_L2 ? 16 : 8;
+}
+
+// Guest bytes that one L1 entry maps, as a power of two.
+static inline unsigned header_l1_shift(const struct header *header)
+{
+    return 2 * header->cluster_bits - (header_l2_entry_bytes(header) == 16 ? 4 : 3);
+}
+
+// L1 entries that size guest bytes need.
+static inline uint64_t header_l1_entries(const struct header *header, uint64_t size)
+{
+    return size == 0 ? 0 : ((size - 1) >> header_l1_shift(header)) + 1;
+}
 
 #endif

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/cmd.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/file_backend.h"
+
+int cmd_fail(const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    fputs("lazycow: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    return 1;
+}
+
+int cmd_hint(const char *command)
+{
+    fprintf(stderr, "Try 'lazycow %s --help'.\n", command);
+    return 1;
+}
+
+// 1, or the power of 1024 that the suffix stands for; 0 if there is no such suffix.
+static uint64_t suffix_factor(const char *suffix)
+{
+    static const char letters[] = "bkmgtpe";
+
+    if (suffix[0] == '\0')
+        return 1;
+    const char *found = strchr(letters, suffix[0] | 0x20);
+    if (found == NULL || suffix[1] != '\0')
+        return 0;
+    return 1ull << (10 * (found - letters));
+}
+
+bool cmd_parse_size(const char *text, uint64_t *size)
+{
+    bool hexadecimal = text[0] == '0' && (text[1] | 0x20) == 'x';
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9')
+        return false;
+    errno = 0;
+    uint64_t whole = strtoull(text, &end, hexadecimal ? 16 : 10);
+    if (errno != 0 || (hexadecimal && *end != '\0'))
+        return false;
+
+    double fraction = 0;
+    if (*end == '.') {
+        const char *digits = end + 1;
+        double place = 0.1;
+        for (; *digits >= '0' && *digits <= '9'; digits++, place /= 10)
+            fraction += (*digits - '0') * place;
+        end = (char *)(uintptr_t)digits;
+    }
+    uint64_t factor = suffix_factor(end);
+    if (factor == 0 || (factor == 1 && fraction > 0))
+        return false;
+    uint64_t bytes;
+    if (__builtin_mul_overflow(whole, factor, &bytes) ||
+        __builtin_add_overflow(bytes, (uint64_t)(fraction * (double)factor + 0.5), &bytes) ||
+        bytes > INT64_MAX)
+        return false;
+    *size = bytes;
+    return true;
+}
+
+bool cmd_next_option(char **rest, char **name, char **value)
+{
+    char *from = *rest;
+    char *to = *rest;
+
+    if (*from == '\0')
+        return false;
+    *name = to;
+    *value = NULL;
+    for (; *from != '\0'; from++) {
+        if (*from == ',') {
+            if (from[1] != ',')
+                break;
+            from++;
+        } else if (*from == '=' && *value == NULL) {
+            *to++ = '\0';
+            *value = to;
+            continue;
+        }
+        *to++ = *from;
+    }
+    *rest = *from == ',' ? from + 1 : from;
+    *to = '\0';
+    return true;
+}
+
+int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access, struct error *err)
+{
+    const struct file_open_options options = {
+        .read_only = access != CMD_WRITE, .lock = true, .force_share = access == CMD_READ_SHARED};
+
+    runq_init(&cf->runq);
+    cf->file = NULL;
+    cf->backend = backend_new(BACKEND_AUTO, &cf->runq, err);
+    if (cf->backend == NULL)
+        return -EIO;
+    int ret = backend_open_file(cf->backend, path, &options, &cf->file, err);
+    if (ret < 0) {
+        backend_free(cf->backend);
+        cf->backend = NULL;
+    }
+    return ret;
+}
+
+void cmd_close(struct cmd_file *cf)
+{
+    file_close(cf->file);
+    backend_free(cf->backend);
+    cf->file = NULL;
+    cf->backend = NULL;
+}

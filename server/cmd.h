@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// cmd.h: the subcommands, and what they share on the command line.
+#ifndef LAZYCOW_SERVER_CMD_H
+#define LAZYCOW_SERVER_CMD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/error.h"
+#include "qcow2/file.h"
+#include "qcow2/runq.h"
+
+// Each subcommand gets its own name as argv[0] and returns the exit code of the process.
+int cmd_serve(int argc, char **argv);
+int cmd_create(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_check(int argc, char **argv);
+
+// Prints "lazycow: MESSAGE" on standard error and returns 1.
+__attribute__((format(printf, 1, 2))) int cmd_fail(const char *format, ...);
+
+// After a wrong use that was reported: points at `lazycow COMMAND
+// --help` and returns 1.
+int cmd_hint(const char *command);
+
+// A size in bytes as qemu-img takes it: a number, decimal with an optional fraction or hexadecimal,
+// with an optional suffix b, k, M, G, T, P or E (powers of 1024, either case). Returns false for
+// anything else, and above INT64_MAX.
+bool cmd_parse_size(const char *text, uint64_t *size);
+
+// The next "name=value" of a list as -o takes it, separated by commas; a comma in a value is
+// doubled. Cuts *rest, which must be writable, and sets *name and *value (NULL without '=').
+// Returns false at the end of the list.
+bool cmd_next_option(char **rest, char **name, char **value);
+
+// Where the offline commands read and write: a run queue with a backend, and one file.
+struct cmd_file {
+    struct runq runq;
+    struct backend *backend;
+    struct file *file;
+};
+
+enum cmd_access {
+    CMD_READ,        // shared with other readers
+    CMD_READ_SHARED, // without locks (--force-share)
+    CMD_WRITE,       // alone
+};
+
+// Opens an existing file. Returns 0, or a negative errno with a message; then nothing is open.
+int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access, struct error *err);
+void cmd_close(struct cmd_file *cf);
+
+#endif

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE 1 // O_DIRECT, statx
+#include "server/file_backend.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "server/file_align.h"
+#include "server/file_lock.h"
+#include "server/file_posix.h"
+
+// Alignments that are tried where the kernel does not tell: every disk has one of them.
+#define PROBE_ALIGNMENT_MIN 512
+#define PROBE_ALIGNMENT_MAX 4096u
+
+struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct error *err)
+{
+    if (kind != BACKEND_THREADS) {
+        struct backend *backend = backend_uring_new(runq, err);
+
+        if (backend != NULL || kind == BACKEND_IO_URING)
+            return backend;
+    }
+    return backend_pool_new(runq, err);
+}
+
+const char *backend_name(const struct backend *backend)
+{
+    return backend->ops->name;
+}
+
+int backend_fd(const struct backend *backend)
+{
+    return backend->fd;
+}
+
+void backend_turn(struct backend *backend)
+{
+    backend->inline_bytes = 0;
+    backend->ops->turn(backend);
+}
+
+void backend_free(struct backend *backend)
+{
+    if (backend != NULL)
+        backend->ops->free(backend);
+}
+
+static int explain_open(const char *path, const struct file_open_options *options, int code,
+                        struct error *err)
+{
+    const char *advice = "";
+
+    if (code == EROFS || (code == EACCES && !options->read_only && access(path, R_OK) == 0))
+        advice = "; it can be opened read-only";
+    else if (code == EISDIR)
+        advice = "; name an image file or a block device";
+    return error_set(err, code, "%s: cannot open: %s%s", path, strerror(code), advice);
+}
+
+static int no_direct_io(const char *path, int code, struct error *err)
+{
+    return error_set(err, code, "%s: its file system has no direct I/O; use --cache=writeback",
+                     path);
+}
+
+// Refuses what is neither a file nor a block device, and sets up how the descriptor works.
+static int set_up_descriptor(int fd, const char *path, const struct file_open_options *options,
+                             bool *block_device, struct error *err)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) != 0)
+        return error_set(err, errno, "%s: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return error_set(err, EINVAL, "%s: is %s; name an image file or a block device", path,
+                         S_ISDIR(st.st_mode) ? "a directory" : "neither a file nor a block device");
+    // The descriptor may wait again: io_uring would answer EAGAIN for one that may not.
+    if (fcntl(fd, F_SETFL, options->direct ? O_DIRECT : 0) != 0) {
+        int code = errno;
+
+        return options->direct && code == EINVAL
+                   ? no_direct_io(path, EOPNOTSUPP, err)
+                   : error_set(err, code, "%s: %s", path, strerror(code));
+    }
+    *block_device = S_ISBLK(st.st_mode);
+    return 0;
+}
+
+// Returns the descriptor, or a negative errno with a message.
+static int open_descriptor(const char *path, const struct file_open_options *options,
+                           bool *block_device, struct error *err)
+{
+    int access_mode = options->read_only ? O_RDONLY : O_RDWR;
+    int fd;
+
+    // Without waiting, as a FIFO would make us do.
+    do {
+        fd = open(path, access_mode | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    } while (fd < 0 && errno == EINTR);
+    if (fd < 0)
+        return explain_open(path, options, errno, err);
+
+    int result = set_up_descriptor(fd, path, options, block_device, err);
+    if (result < 0) {
+        close(fd);
+        return result;
+    }
+    return fd;
+}
+
+// For kernels that do not tell: the smallest size in which the start of the file can be read.
+static int probe_alignment(int fd, size_t *alignment)
+{
+    struct stat st;
+    int logical_block;
+    void *buffer;
+
+    if (fstat(fd, &st) != 0)
+        return -errno;
+    *alignment = PROBE_ALIGNMENT_MAX;
+    if (S_ISBLK(st.st_mode)) {
+        if (ioctl(fd, BLKSSZGET, &logical_block) == 0 && logical_block > 0)
+            *alignment = (size_t)logical_block;
+        return 0;
+    }
+    // A short file reads to its end whatever the size asked for.
+    if (st.st_size < (off_t)PROBE_ALIGNMENT_MAX)
+        return 0;
+    if (posix_memalign(&buffer, PROBE_ALIGNMENT_MAX, PROBE_ALIGNMENT_MAX) != 0)
+        return -ENOMEM;
+    if (pread(fd, buffer, PROBE_ALIGNMENT_MIN, 0) == PROBE_ALIGNMENT_MIN)
+        *alignment = PROBE_ALIGNMENT_MIN;
+    free(buffer);
+    return 0;
+}
+
+// The alignments that O_DIRECT on fd needs. -EOPNOTSUPP when it takes no direct I/O.
+static int find_alignment(int fd, size_t *alignment, size_t *memory_alignment)
+{
+#ifdef STATX_DIOALIGN
+    struct statx stx;
+
+    // Linux 6.1 and later, file system permitting.
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
+        (stx.stx_mask & STATX_DIOALIGN) != 0) {
+        *alignment = stx.stx_dio_offset_align;
+        *memory_alignment = stx.stx_dio_mem_align;
+        return stx.stx_dio_offset_align == 0 ? -EOPNOTSUPP : 0;
+    }
+#endif
+    int result = probe_alignment(fd, alignment);
+
+    *memory_alignment = *alignment < FILE_ALIGN_MEMORY_MAX ? *alignment : FILE_ALIGN_MEMORY_MAX;
+    return result;
+}
+
+static int wrap_direct(int fd, struct file *lower, struct file **out, struct error *err)
+{
+    size_t alignment;
+    size_t memory_alignment;
+    int result = find_alignment(fd, &alignment, &memory_alignment);
+
+    if (result < 0)
+        return no_direct_io(lower->name, -result, err);
+    result = file_align_new(lower, alignment, memory_alignment, out);
+    return result < 0 ? error_set(err, -result, "%s: %s", lower->name, strerror(-result)) : 0;
+}
+
+int backend_open_file(struct backend *backend, const char *path,
+                      const struct file_open_options *options, struct file **out, struct error *err)
+{
+    bool block_device = false;
+    int result;
+
+    if (options->force_share && !options->read_only)
+        return error_set(err, EINVAL, "%s: locks can only be left out for a read-only image", path);
+
+    int fd = open_descriptor(path, options, &block_device, err);
+    if (fd < 0)
+        return fd;
+    if (options->lock && !options->force_share) {
+        result = file_lock(fd, options->read_only ? FILE_LOCK_READER : FILE_LOCK_WRITER, path, err);
+        if (result < 0) {
+            close(fd);
+            return result;
+        }
+    }
+
+    const struct posix_file_options file_options = {
+        .read_only = options->read_only,
+        .direct = options->direct,
+        .no_flush = options->no_flush,
+        .block_device = block_device,
+    };
+    struct posix_file *file = posix_file_new(backend, fd, path, &file_options);
+    if (file == NULL) {
+        close(fd);
+        return error_set(err, ENOMEM, "%s: out of memory", path);
+    }
+    if (options->direct) {
+        result = wrap_direct(fd, &file->file, out, err);
+        if (result < 0)
+            file_close(&file->file);
+        return result;
+    }
+    *out = &file->file;
+    return 0;
+}

@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE 1 // fallocate, preadv2, SEEK_DATA
+#include "server/file_posix.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+// Buffered writes and the loop's thread. A write to the page cache takes a few microseconds, ten
+// times less than its way through a worker; but the host may hold it for hundreds of milliseconds
+// (dirty page throttling, a journal commit), and all connections with it. So writes are made
+// inline until one is slow. Then workers get them for a while, and one inline write tries again
+// when workers are quick too. The while doubles each time that this fails soon.
+//
+// Slow: longer than the usual time slice of another process on a busy core, and short enough to
+// go unnoticed by clients that count in milliseconds.
+#define SLOW_WRITE_NS 3000000ull
+#define PENALTY_MIN_NS 100000000ull  // the longest pause of the kernel's throttling is 200 ms
+#define PENALTY_MAX_NS 2000000000ull // one slow write in 2 s is about what p999 can bear
+#define PENALTY_FORGET_NS 1000000000ull
+
+// A write that covers only part of a page has to read the rest of it first.
+#define PAGE_BYTES 4096u
+
+// Granularity in which direct I/O ends early: less than that is the end of the file.
+#define SECTOR_BYTES 512u
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+struct posix_file *posix_file_of(const struct file_io *io)
+{
+    return (struct posix_file *)io->file;
+}
+
+struct file_io *file_io_of(struct task *task)
+{
+    return (struct file_io *)((char *)task - offsetof(struct file_io, task));
+}
+
+bool posix_file_locks_inode(const struct file_io *io)
+{
+    switch (io->kind) {
+    case FILE_READ:
+    case FILE_DATASYNC:
+        return false;
+    case FILE_WRITE:
+        return !posix_file_of(io)->direct;
+    case FILE_ZERO:
+    case FILE_PUNCH:
+    case FILE_ALLOCATE:
+    case FILE_TRUNCATE:
+        return true;
+    }
+    abort();
+}
+
+bool backend_admit_inline(struct backend *backend, uint64_t length, uint64_t max)
+{
+    if (length > max || backend->inline_bytes + length > INLINE_TURN_BYTES_MAX)
+        return false;
+    backend->inline_bytes += length;
+    return true;
+}
+
+int posix_file_rest(const struct file_io *io, struct iovec *iov)
+{
+    uint64_t skip = io->progress;
+    int count = 0;
+
+    for (int i = 0; i < io->iovcnt; i++) {
+        if (skip >= io->iov[i].iov_len) {
+            skip -= io->iov[i].iov_len;
+            continue;
+        }
+        iov[count].iov_base = (char *)io->iov[i].iov_base + skip;
+        iov[count].iov_len = io->iov[i].iov_len - skip;
+        count++;
+        skip = 0;
+    }
+    return count;
+}
+
+// Past the end of the file everything reads as zeros.
+static void zero_rest(struct file_io *io)
+{
+    struct iovec iov[FILE_IOV_MAX];
+    int count = posix_file_rest(io, iov);
+
+    for (int i = 0; i < count; i++)
+        memset(iov[i].iov_base, 0, iov[i].iov_len);
+    io->progress = io->length;
+}
+
+bool posix_file_advance(struct file_io *io, ssize_t answer, int *result)
+{
+    *result = 0;
+    if (answer < 0) {
+        *result = (int)answer;
+        return answer != -EINTR;
+    }
+    if (io->kind != FILE_READ && io->kind != FILE_WRITE)
+        return true;
+
+    io->progress += (uint64_t)answer;
+    assert(io->progress <= io->length);
+    if (io->progress == io->length)
+        return true;
+    if (io->kind == FILE_WRITE) {
+        // Nothing written and no error: not something to try for ever.
+        *result = answer == 0 ? -EIO : 0;
+        return answer == 0;
+    }
+    if (answer == 0 || (posix_file_of(io)->direct && answer % SECTOR_BYTES != 0)) {
+        zero_rest(io);
+        return true;
+    }
+    return false;
+}
+
+int posix_file_fallocate_mode(enum file_io_kind kind)
+{
+    switch (kind) {
+    case FILE_ZERO:
+        return FALLOC_FL_ZERO_RANGE;
+    case FILE_PUNCH:
+        return FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    case FILE_ALLOCATE:
+        return 0;
+    case FILE_READ:
+    case FILE_WRITE:
+    case FILE_DATASYNC:
+    case FILE_TRUNCATE:
+        break;
+    }
+    abort();
+}
+
+static int64_t posix_size(struct file *file)
+{
+    struct posix_file *f = (struct posix_file *)file;
+
+    if (f->block_device) {
+        off_t end = lseek(f->fd, 0, SEEK_END);
+
+        return end < 0 ? -errno : end;
+    }
+
+    struct stat st;
+    return fstat(f->fd, &st) != 0 ? -errno : st.st_size;
+}
+
+// A block device keeps its size: sizes that fit are taken for set, others are lack of space.
+static int truncate_file(struct posix_file *f, uint64_t size)
+{
+    if (f->block_device) {
+        int64_t have = posix_size(&f->file);
+
+        if (have < 0)
+            return (int)have;
+        return size <= (uint64_t)have ? 0 : -ENOSPC;
+    }
+    return ftruncate(f->fd, (off_t)size) != 0 ? -errno : 0;
+}
+
+static ssize_t call_once(struct file_io *io, int flags)
+{
+    struct posix_file *f = posix_file_of(io);
+    off_t offset = (off_t)(io->offset + io->progress);
+    struct iovec iov[FILE_IOV_MAX];
+    ssize_t answer = 0;
+    int count;
+
+    switch (io->kind) {
+    case FILE_READ:
+        count = posix_file_rest(io, iov);
+        answer = preadv2(f->fd, iov, count, offset, flags);
+        break;
+    case FILE_WRITE:
+        count = posix_file_rest(io, iov);
+        answer = pwritev2(f->fd, iov, count, offset, flags);
+        break;
+    case FILE_DATASYNC:
+        answer = fdatasync(f->fd);
+        break;
+    case FILE_ZERO:
+    case FILE_PUNCH:
+    case FILE_ALLOCATE:
+        answer = fallocate(f->fd, posix_file_fallocate_mode(io->kind), (off_t)io->offset,
+                           (off_t)io->length);
+        break;
+    case FILE_TRUNCATE:
+        return truncate_file(f, io->offset);
+    }
+    return answer < 0 ? -errno : answer;
+}
+
+int posix_file_execute(struct file_io *io)
+{
+    int result;
+
+    while (!posix_file_advance(io, call_once(io, 0), &result)) {
+        // EINTR, or a short read or write: go on where it stopped
+    }
+    return result;
+}
+
+bool posix_file_try_read(struct file_io *io, int *result)
+{
+    struct posix_file *f = posix_file_of(io);
+
+    if (f->direct || f->no_nowait_read)
+        return false;
+
+    ssize_t answer = call_once(io, RWF_NOWAIT);
+    if (answer == -EAGAIN)
+        return false;
+    if (answer == -EOPNOTSUPP) {
+        f->no_nowait_read = true;
+        return false;
+    }
+    return posix_file_advance(io, answer, result);
+}
+
+static bool page_resident(struct posix_file *f, uint64_t offset)
+{
+    char byte;
+    struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+
+    if (f->no_nowait_read)
+        return true;
+    return preadv2(f->fd, &iov, 1, (off_t)offset, RWF_NOWAIT) >= 0 || errno != EAGAIN;
+}
+
+// Whether the write has all it needs in the page cache: it may begin and end inside a page.
+static bool edges_resident(struct posix_file *f, const struct file_io *io)
+{
+    uint64_t begin = io->offset + io->progress;
+    uint64_t end = io->offset + io->length;
+
+    if (begin % PAGE_BYTES != 0 && !page_resident(f, begin))
+        return false;
+    return end % PAGE_BYTES == 0 || page_resident(f, end);
+}
+
+static bool pace_allows(const struct write_pace *pace)
+{
+    if (!pace->offloading)
+        return true;
+    return pace->worker_latency <= SLOW_WRITE_NS && now_ns() >= pace->retry_at;
+}
+
+static void pace_note_inline(struct write_pace *pace, uint64_t begun)
+{
+    uint64_t now = now_ns();
+
+    if (now - begun > SLOW_WRITE_NS) {
+        bool soon = pace->offloading || now - pace->resumed_at < PENALTY_FORGET_NS;
+
+        pace->penalty = soon && pace->penalty != 0 ? pace->penalty * 2 : PENALTY_MIN_NS;
+        if (pace->penalty > PENALTY_MAX_NS)
+            pace->penalty = PENALTY_MAX_NS;
+        pace->offloading = true;
+        pace->worker_latency = 0;
+        pace->retry_at = now + pace->penalty;
+    } else if (pace->offloading) {
+        pace->offloading = false;
+        pace->resumed_at = now;
+    }
+}
+
+// Makes a buffered write here and now when that is expected to be quick. As posix_file_try_read.
+static bool try_write(struct file_io *io, int *result)
+{
+    struct posix_file *f = posix_file_of(io);
+
+    // While a fallocate holds the inode's lock, a write here would wait for it.
+    if (f->direct || f->locking > 0 || !pace_allows(&f->pace))
+        return false;
+    if (!backend_admit_inline(f->backend, io->length, INLINE_WRITE_MAX) || !edges_resident(f, io))
+        return false;
+
+    uint64_t begun = now_ns();
+    ssize_t answer = call_once(io, 0);
+    pace_note_inline(&f->pace, begun);
+    return posix_file_advance(io, answer, result);
+}
+
+static bool try_inline(struct posix_file *f, struct file_io *io, int *result)
+{
+    switch (io->kind) {
+    case FILE_READ:
+        if (!f->backend->ops->inline_reads ||
+            !backend_admit_inline(f->backend, io->length, INLINE_READ_MAX))
+            return false;
+        return posix_file_try_read(io, result);
+    case FILE_WRITE:
+        return try_write(io, result);
+    case FILE_DATASYNC:
+    case FILE_ZERO:
+    case FILE_PUNCH:
+    case FILE_ALLOCATE:
+    case FILE_TRUNCATE:
+        return false;
+    }
+    abort();
+}
+
+static void posix_submit(struct file *file, struct file_io *io)
+{
+    struct posix_file *f = (struct posix_file *)file;
+    int result;
+
+    if ((io->length == 0 && io->kind != FILE_DATASYNC && io->kind != FILE_TRUNCATE) ||
+        (io->kind == FILE_DATASYNC && f->no_flush)) {
+        file_io_complete(io, 0);
+        return;
+    }
+    if (try_inline(f, io, &result)) {
+        file_io_complete(io, result);
+        return;
+    }
+
+    f->in_flight++;
+    if (io->kind == FILE_WRITE)
+        io->cookie = now_ns();
+    else if (posix_file_locks_inode(io))
+        f->locking++;
+    f->backend->ops->start(f->backend, io);
+}
+
+void posix_file_finish(struct file_io *io, int result)
+{
+    struct posix_file *f = posix_file_of(io);
+
+    assert(f->in_flight > 0);
+    f->in_flight--;
+    if (io->kind == FILE_WRITE) {
+        f->pace.worker_latency = now_ns() - io->cookie;
+    } else if (posix_file_locks_inode(io)) {
+        assert(f->locking > 0);
+        f->locking--;
+        // What a file system or a driver says that lacks the call altogether.
+        if (result == -ENOSYS || result == -ENOTTY || result == -ENODEV)
+            result = -EOPNOTSUPP;
+    }
+    file_io_complete(io, result);
+}
+
+static void posix_wait(struct file *file)
+{
+    struct backend *backend = ((struct posix_file *)file)->backend;
+
+    if (runq_empty(backend->runq))
+        backend->ops->wait(backend);
+}
+
+static enum file_extent_kind posix_extent(struct file *file, uint64_t offset, uint64_t *length)
+{
+    struct posix_file *f = (struct posix_file *)file;
+    int64_t size = posix_size(file);
+    uint64_t rest = size > 0 && (uint64_t)size > offset ? (uint64_t)size - offset : 0;
+    off_t data = lseek(f->fd, (off_t)offset, SEEK_DATA);
+
+    *length = rest;
+    if (data < 0)
+        return errno == ENXIO ? FILE_EXTENT_HOLE : FILE_EXTENT_DATA;
+    if ((uint64_t)data > offset) {
+        *length = (uint64_t)data - offset;
+        return FILE_EXTENT_HOLE;
+    }
+
+    off_t hole = lseek(f->fd, (off_t)offset, SEEK_HOLE);
+    if (hole > data)
+        *length = (uint64_t)(hole - data);
+    return FILE_EXTENT_DATA;
+}
+
+static void posix_close(struct file *file)
+{
+    struct posix_file *f = (struct posix_file *)file;
+
+    assert(f->in_flight == 0);
+    close(f->fd);
+    free(f->file.name);
+    free(f);
+}
+
+static const struct file_ops posix_ops = {
+    .submit = posix_submit,
+    .wait = posix_wait,
+    .size = posix_size,
+    .extent = posix_extent,
+    .close = posix_close,
+};
+
+struct posix_file *posix_file_new(struct backend *backend, int fd, const char *name,
+                                  const struct posix_file_options *options)
+{
+    struct posix_file *f = calloc(1, sizeof(*f));
+
+    if (f == NULL)
+        return NULL;
+    f->file.name = strdup(name);
+    if (f->file.name == NULL) {
+        free(f);
+        return NULL;
+    }
+    f->file.ops = &posix_ops;
+    f->file.runq = backend->runq;
+    f->file.read_only = options->read_only;
+    // Blocks of a device hold what was there before.
+    f->file.fresh_is_zero = !options->block_device;
+    f->backend = backend;
+    f->fd = fd;
+    f->direct = options->direct;
+    f->no_flush = options->no_flush;
+    f->block_device = options->block_device;
+    STAILQ_INIT(&f->lane);
+    return f;
+}

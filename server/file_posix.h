@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// file_posix.h: what the io_uring and the thread backend share: the file behind a descriptor, and
+// the requests that are quick enough to be made on the loop's own thread.
+#ifndef LAZYCOW_SERVER_FILE_POSIX_H
+#define LAZYCOW_SERVER_FILE_POSIX_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/types.h>
+
+#include "qcow2/error.h"
+#include "qcow2/file.h"
+#include "qcow2/runq.h"
+#include "server/file_backend.h"
+
+// Requests that wait for something other than the run queue; linked through file_io.task.link,
+// which is free until the request completes.
+STAILQ_HEAD(io_list, task);
+
+struct backend_ops {
+    const char *name;
+    bool inline_reads; // try every cached read at once; a ring reads them in batches instead
+    // Starts what was not done inline. Ends with posix_file_finish, never before it returns.
+    void (*start)(struct backend *backend, struct file_io *io);
+    void (*turn)(struct backend *backend);
+    // Blocks until the run queue is not empty.
+    void (*wait)(struct backend *backend);
+    void (*free)(struct backend *backend);
+};
+
+struct backend {
+    const struct backend_ops *ops;
+    struct runq *runq; // borrowed
+    int fd;
+    uint64_t inline_bytes; // copied on the loop's thread since the last turn
+};
+
+// When writes of one file leave the loop's thread, see file_posix.c.
+struct write_pace {
+    bool offloading;
+    uint64_t retry_at;       // nanoseconds of CLOCK_MONOTONIC; inline writes are tried again then
+    uint64_t resumed_at;     // when inline writes last became quick again
+    uint64_t penalty;        // nanoseconds: how long the last slow write turned inline ones off
+    uint64_t worker_latency; // nanoseconds: that of the write that a worker ended last
+};
+
+struct posix_file {
+    struct file file; // first member
+    struct backend *backend;
+    int fd;
+    bool direct;
+    bool no_flush;
+    bool block_device;
+    bool no_nowait_read; // the file system has no RWF_NOWAIT for reads
+    bool always_async;   // io_uring: this file answered EAGAIN, only its workers can wait
+    unsigned locking;    // requests in flight that hold the inode's lock for long
+    unsigned in_flight;  // started and not finished
+    struct write_pace pace;
+    struct io_list lane; // thread pool: requests that take turns on the inode's lock
+    bool lane_busy;
+};
+
+struct posix_file_options {
+    bool read_only;
+    bool direct;
+    bool no_flush;
+    bool block_device;
+};
+
+// Takes fd over on success. Returns NULL when there is no memory.
+struct posix_file *posix_file_new(struct backend *backend, int fd, const char *name,
+                                  const struct posix_file_options *options);
+
+struct posix_file *posix_file_of(const struct file_io *io);
+struct file_io *file_io_of(struct task *task);
+
+// Most bytes of one request that are copied on the loop's thread, and of all of them between two
+// turns. Measured on 2 cores (ext4, page cache): handing a 256 KiB write to a worker costs half as
+// much again as making it, at 1 MiB it pays; reads never gain, but the loop must not be away for
+// long. A copy of 1 MiB takes some 100 us; 4 MiB a turn keep other connections waiting for less
+// than half a millisecond.
+#define INLINE_WRITE_MAX (256u << 10)
+#define INLINE_READ_MAX (1u << 20)
+#define INLINE_TURN_BYTES_MAX (4u << 20)
+
+// Tries a read of cached data without waiting. Returns true when the request is over, with its
+// result in *result; else part of it may be done, the rest is for whoever can wait.
+bool posix_file_try_read(struct file_io *io, int *result);
+
+// True when length bytes, at most max, fit what may be copied on this thread now; counts them.
+bool backend_admit_inline(struct backend *backend, uint64_t length, uint64_t max);
+
+// The part of a read or write that is left, into iov (room for FILE_IOV_MAX). Returns the count.
+int posix_file_rest(const struct file_io *io, struct iovec *iov);
+
+// Takes in what a system call answered (bytes or a negative errno). Returns true when the request
+// is over, with its result in *result; false when the rest has to be submitted again.
+bool posix_file_advance(struct file_io *io, ssize_t answer, int *result);
+
+// Does the rest of the request, blocking. For worker threads: touches nothing but the request and
+// the descriptor. Returns the result.
+int posix_file_execute(struct file_io *io);
+
+// fallocate(2) mode of FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE.
+int posix_file_fallocate_mode(enum file_io_kind kind);
+
+// Ends a request that the backend's start was given.
+void posix_file_finish(struct file_io *io, int result);
+
+// True for requests that hold the inode's lock: only one of them makes progress at a time.
+bool posix_file_locks_inode(const struct file_io *io);
+
+struct backend *backend_uring_new(struct runq *runq, struct error *err);
+struct backend *backend_pool_new(struct runq *runq, struct error *err);
+
+#endif

@@ -1,0 +1,430 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/client.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "protocol/wire.h"
+
+struct client {
+    struct client_shared *shared;
+    struct session *session; // NULL once abandoned
+    struct export *export;   // once negotiated
+    const char *name;
+    void (*changed)(void *context);
+    void *context;
+
+    enum client_state state;
+    bool eof;      // nothing more will be received
+    bool stopping; // requests get ESHUTDOWN
+    const char *reason;
+
+    struct share share;
+    struct client_request *held;      // waits for memory; no event is taken before it
+    bool held_payload;                // it is a WRITE whose payload comes next
+    struct client_request *receiving; // a WRITE whose payload is coming in
+    unsigned requests;                // taken, and not released
+    unsigned in_flight;               // of these, in the engine
+    size_t payload_unsent;            // bytes of payload in the session's output
+    uint64_t request_count;
+};
+
+int client_shared_init(struct client_shared *shared, struct exports *exports, struct log *log)
+{
+    *shared = (struct client_shared){
+        .session_host =
+            {
+                .context = exports,
+                .export_count = exports_session_count,
+                .export_at = exports_session_at,
+            },
+        .exports = exports,
+        .requests = request_pool_new(),
+        .budget = {.limit = CLIENTS_BUDGET, .reserve = CLIENTS_RESERVE},
+        .log = log,
+    };
+    return shared->requests != NULL ? 0 : -ENOMEM;
+}
+
+void client_shared_destroy(struct client_shared *shared)
+{
+    assert(shared->budget.used == 0);
+    request_pool_free(shared->requests);
+}
+
+bool client_shared_tick(struct client_shared *shared)
+{
+    return request_pool_tick(shared->requests);
+}
+
+struct client *client_new(struct client_shared *shared, const char *name,
+                          void (*changed)(void *context), void *context)
+{
+    struct client *client = calloc(1, sizeof(*client));
+
+    if (client == NULL) {
+        return NULL;
+    }
+    *client = (struct client){
+        .shared = shared,
+        .session = session_new(&shared->session_host),
+        .name = name,
+        .changed = changed,
+        .context = context,
+        .state = CLIENT_OPEN,
+        .reason = "",
+        .share = {.budget = &shared->budget, .limit = CLIENT_SHARE},
+    };
+    if (client->session == NULL) {
+        free(client);
+        return NULL;
+    }
+    return client;
+}
+
+static void request_release(struct client *client, struct client_request *request)
+{
+    assert(client->requests > 0);
+    client->requests--;
+    request_put(client->shared->requests, &client->share, request);
+}
+
+// Drops the requests that have no op.
+static void release_unstarted(struct client *client)
+{
+    if (client->held != NULL) {
+        request_release(client, client->held);
+        client->held = NULL;
+    }
+    if (client->receiving != NULL) {
+        request_release(client, client->receiving);
+        client->receiving = NULL;
+    }
+}
+
+void client_abandon(struct client *client)
+{
+    session_free(client->session);
+    client->session = NULL;
+    client->state = CLIENT_BROKEN;
+    release_unstarted(client);
+}
+
+void client_free(struct client *client)
+{
+    assert(client->in_flight == 0);
+    client_abandon(client);
+    assert(client->requests == 0 && client->share.used == 0);
+    free(client);
+}
+
+// ---- Replies ------------------------------------------------------------------------------------
+
+static void on_payload_sent(struct session_payload_ref *ref)
+{
+    struct client_request *request =
+        (struct client_request *)((char *)ref - offsetof(struct client_request, ref));
+    struct client *client = request->owner;
+
+    client->payload_unsent -= request->data_bytes;
+    request_release(client, request);
+}
+
+// Answers without an op. error is a positive errno or 0.
+static void reply_at_once(struct client *client, struct client_request *request, int error)
+{
+    session_reply(client->session, &request->request, error, error != 0 ? strerror(error) : NULL);
+    request_release(client, request);
+}
+
+static void log_failure(struct client *client, const struct client_request *request)
+{
+    const struct session_request *wire = &request->request;
+    struct log *log = client->shared->log;
+    unsigned skipped;
+
+    // That it would not be fast is an answer, no failure.
+    if (request->op.result == -ENOTSUP || !log_limit_pass(&client->shared->failures, &skipped)) {
+        return;
+    }
+    if (skipped > 0) {
+        log_line(log, LOG_LEVEL_WARNING, "%u more requests failed", skipped);
+    }
+    log_line(log, LOG_LEVEL_WARNING, "%s: export '%s': %s of %llu bytes at offset %llu failed: %s",
+             client->name, client->export->name, request_name(request),
+             (unsigned long long)wire->length, (unsigned long long)wire->offset,
+             strerror(-request->op.result));
+}
+
+static void on_op_done(struct op *op)
+{
+    struct client_request *request =
+        (struct client_request *)((char *)op - offsetof(struct client_request, op));
+    struct client *client = request->owner;
+
+    client->in_flight--;
+    client->export->ops--;
+    if (op->result < 0) {
+        log_failure(client, request);
+    }
+    if (client->session == NULL || !request_reply(client->shared->requests, client->session,
+                                                  request, &client->payload_unsent)) {
+        request_release(client, request);
+    }
+    client->changed(client->context);
+}
+
+// ---- Requests -----------------------------------------------------------------------------------
+
+static void start(struct client *client, struct client_request *request)
+{
+    if (client->stopping) {
+        reply_at_once(client, request, ESHUTDOWN);
+        return;
+    }
+    if (request_is_void(request, client->export)) {
+        reply_at_once(client, request, 0);
+        return;
+    }
+    request_prepare(request, client->export);
+    request->op.done = on_op_done;
+    request->ref.release = on_payload_sent;
+    client->in_flight++;
+    client->export->ops++;
+    client->export->writes += request_writes(request);
+    op_start(client->export->image, &request->op);
+}
+
+// A request, before there is memory for it. NULL when there is not even memory for that.
+static struct client_request *request_new(struct client *client, const struct session_request *wire)
+{
+    struct client_request *request = request_get(client->shared->requests);
+
+    if (request != NULL) {
+        request->request = *wire;
+        request->owner = client;
+        client->requests++;
+        client->request_count++;
+    }
+    return request;
+}
+
+// Goes on with the request that is held: gets its memory and starts it, or its payload. Returns
+// false while there is no room in the share.
+static bool held_proceed(struct client *client)
+{
+    struct client_request *request = client->held;
+    bool holes = request->request.type == NBD_CMD_READ &&
+                 session_read_holes(client->session, &request->request);
+    int result = 0;
+
+    // While stopping no memory is needed, but a WRITE that has begun must be taken in.
+    if (!client->stopping || client->held_payload) {
+        result = request_reserve(client->shared->requests, &client->share, request, holes);
+    }
+    if (result == -EAGAIN) {
+        return false;
+    }
+    client->held = NULL;
+    if (client->held_payload) {
+        // Without memory the session throws the payload away and answers ENOMEM itself.
+        session_payload(client->session, request->buffer);
+        if (result == 0) {
+            client->receiving = request;
+        } else {
+            request_release(client, request);
+        }
+    } else if (result < 0) {
+        reply_at_once(client, request, -result);
+    } else {
+        start(client, request);
+    }
+    return true;
+}
+
+// Holds a request until held_proceed() lets it go.
+static void hold(struct client *client, const struct session_request *wire, bool payload)
+{
+    client->held = request_new(client, wire);
+    client->held_payload = payload;
+    if (client->held == NULL) {
+        if (payload) {
+            session_payload(client->session, NULL);
+        } else {
+            session_reply(client->session, wire, ENOMEM, strerror(ENOMEM));
+        }
+    }
+}
+
+static void take_request(struct client *client, const struct session_request *wire)
+{
+    if (client->receiving != NULL) {
+        struct client_request *request = client->receiving;
+
+        assert(wire->payload == request->buffer);
+        client->receiving = NULL;
+        start(client, request);
+        return;
+    }
+    // A WRITE without a buffer of ours was answered by the session.
+    assert(wire->type != NBD_CMD_WRITE);
+    hold(client, wire, false);
+}
+
+// ---- Events -------------------------------------------------------------------------------------
+
+static void negotiated(struct client *client)
+{
+    client->export = exports_chosen(client->shared->exports, session_chosen(client->session));
+    assert(client->export != NULL);
+    log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s", client->name,
+             client->export->name,
+             session_structured(client->session) ? ", structured replies" : "",
+             session_contexts(client->session) != 0 ? ", base:allocation" : "");
+}
+
+// Acts on one event. Returns false when there is none.
+static bool take_event(struct client *client)
+{
+    struct session_request wire;
+
+    switch (session_next(client->session, &wire)) {
+    case SESSION_MORE:
+        if (client->eof) {
+            client->reason = client->receiving != NULL ? "closed by the client inside a request"
+                                                       : "closed by the client";
+            client->state = CLIENT_ENDING;
+        }
+        return false;
+    case SESSION_NEGOTIATED:
+        negotiated(client);
+        return true;
+    case SESSION_PAYLOAD:
+        hold(client, &wire, true);
+        return true;
+    case SESSION_REQUEST:
+        take_request(client, &wire);
+        return true;
+    case SESSION_DISCONNECT:
+        client->reason = "disconnected by the client";
+        client->state = CLIENT_ENDING;
+        return false;
+    case SESSION_CLOSE:
+        client->reason = "negotiation ended";
+        client->state = CLIENT_ENDING;
+        return false;
+    case SESSION_BAD:
+        client->reason = session_reason(client->session);
+        client->state = CLIENT_BROKEN;
+        return false;
+    }
+    return false;
+}
+
+// Whether the client has taken so much that replies must go out first.
+static bool client_full(const struct client *client)
+{
+    size_t bytes = session_output_bytes(client->session);
+
+    // Payload that was sent in part makes the estimate low by that part; it stays bounded.
+    return client->requests >= CLIENT_REQUESTS_MAX ||
+           (bytes > client->payload_unsent && bytes - client->payload_unsent > CLIENT_UNSENT_MAX);
+}
+
+enum client_state client_run(struct client *client)
+{
+    unsigned left = CLIENT_RUN_REQUESTS;
+
+    while (client->state < CLIENT_ENDING) {
+        if (client->held != NULL && !held_proceed(client)) {
+            return client->state = CLIENT_STALLED;
+        }
+        if (client_full(client)) {
+            return client->state = CLIENT_STALLED;
+        }
+        if (left-- == 0) {
+            return client->state = CLIENT_YIELDED;
+        }
+        client->state = CLIENT_OPEN;
+        if (!take_event(client)) {
+            break;
+        }
+    }
+    if (client->state >= CLIENT_ENDING) {
+        release_unstarted(client);
+    }
+    return client->state;
+}
+
+void client_stop(struct client *client)
+{
+    client->stopping = true;
+}
+
+int client_input(struct client *client, struct iovec iov[2])
+{
+    return client->state == CLIENT_OPEN && !client->eof ? session_input(client->session, iov) : 0;
+}
+
+void client_received(struct client *client, size_t bytes)
+{
+    session_received(client->session, bytes);
+}
+
+void client_eof(struct client *client)
+{
+    client->eof = true;
+}
+
+size_t client_output_bytes(const struct client *client)
+{
+    return client->session != NULL ? session_output_bytes(client->session) : 0;
+}
+
+int client_output(struct client *client, struct iovec *iov, int max)
+{
+    return client->session != NULL ? session_output(client->session, iov, max) : 0;
+}
+
+void client_sent(struct client *client, size_t bytes)
+{
+    session_sent(client->session, bytes);
+}
+
+bool client_ending(const struct client *client)
+{
+    return client->state == CLIENT_ENDING;
+}
+
+bool client_idle(const struct client *client)
+{
+    return client->in_flight == 0;
+}
+
+bool client_drained(const struct client *client)
+{
+    return client_idle(client) && client_output_bytes(client) == 0;
+}
+
+bool client_starved(const struct client *client)
+{
+    return client->held != NULL && client->share.used == 0;
+}
+
+bool client_negotiated(const struct client *client)
+{
+    return client->export != NULL;
+}
+
+const char *client_reason(const struct client *client)
+{
+    return client->reason;
+}
+
+uint64_t client_request_count(const struct client *client)
+{
+    return client->request_count;
+}

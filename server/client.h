@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// client.h: the bridge between one NBD session and the engine: events become ops, ops done become
+// replies. It knows nothing of sockets and loops: bytes are brought to it and taken from it.
+//
+// The owner's part, whenever bytes came, output was sent, or client_run() said to come again:
+//   client_input(), client_received()   bytes in
+//   client_run()                        acts on them; says what the client is to do next
+//   client_output(), client_sent()      bytes out
+// Ops finish from the run queue; the client then calls `changed`.
+#ifndef LAZYCOW_SERVER_CLIENT_H
+#define LAZYCOW_SERVER_CLIENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "protocol/session.h"
+#include "server/budget.h"
+#include "server/client_request.h"
+#include "server/export.h"
+#include "server/log.h"
+
+// Payload memory of one connection, in bytes: two requests of the largest size, or 256 of 256 KiB.
+#define CLIENT_SHARE (64u << 20)
+// Payload memory of all connections, in bytes, and what is kept for connections that have nothing
+// in flight when the rest is taken: again two of the largest requests, with what comes with them.
+#define CLIENTS_BUDGET (512u << 20)
+#define CLIENTS_RESERVE (72u << 20)
+// Requests of one connection that are in flight or whose replies were not sent; eight times the
+// deepest queue that clients use (the Linux client: 128).
+#define CLIENT_REQUESTS_MAX 1024u
+// Unsent bytes besides payload (headers, block status, error texts) above which no request is
+// taken: a client that does not take its replies must not pile them up.
+#define CLIENT_UNSENT_MAX (1u << 20)
+// Requests that one call of client_run() takes, so that a client with a full pipe does not keep
+// the others waiting: a millisecond's worth at most.
+#define CLIENT_RUN_REQUESTS 256u
+
+// What the clients of a server have in common; it outlives them.
+struct client_shared {
+    struct session_host session_host;
+    struct exports *exports;
+    struct request_pool *requests;
+    struct budget budget;
+    struct log *log;
+    struct log_limit failures; // lines about failed requests
+};
+
+enum client_state {
+    CLIENT_OPEN,    // wants bytes
+    CLIENT_YIELDED, // has bytes to act on; run it again when others had their turn
+    CLIENT_STALLED, // takes nothing before replies were sent or memory came back; do not read
+    CLIENT_ENDING,  // takes nothing any more; close it when client_drained() says so, too
+    CLIENT_BROKEN,  // close at once
+};
+
+struct client;
+
+// Fills the shared part but log. exports and log are borrowed. Returns 0 or -ENOMEM.
+int client_shared_init(struct client_shared *shared, struct exports *exports, struct log *log);
+void client_shared_destroy(struct client_shared *shared);
+// To be called about once a second; returns whether it wants to be called again.
+bool client_shared_tick(struct client_shared *shared);
+
+// name is for the log; it is borrowed. changed runs when an op is done: there may be output, and
+// client_drained() may have become true. Never called from inside the functions below, but from the
+// run queue. Returns NULL when there is no memory.
+struct client *client_new(struct client_shared *shared, const char *name,
+                          void (*changed)(void *context), void *context);
+
+// Frees the client; none of its ops may be in flight.
+void client_free(struct client *client);
+
+// Where to receive: fills iov, returns its length; 0: nothing can be taken now.
+int client_input(struct client *client, struct iovec iov[2]);
+void client_received(struct client *client, size_t bytes);
+
+// The client will send no more. What it asked for before is still done and answered.
+void client_eof(struct client *client);
+
+// Acts on what was received. CLIENT_BROKEN and CLIENT_ENDING are final.
+enum client_state client_run(struct client *client);
+
+// Requests that come from now on, or that wait for memory, are answered with ESHUTDOWN.
+void client_stop(struct client *client);
+
+// Drops the session: nothing more is received or sent. Ops in flight go on; CLIENT_BROKEN.
+void client_abandon(struct client *client);
+
+size_t client_output_bytes(const struct client *client);
+int client_output(struct client *client, struct iovec *iov, int max);
+void client_sent(struct client *client, size_t bytes);
+
+// The last client_run() said CLIENT_ENDING.
+bool client_ending(const struct client *client);
+// No op is in flight.
+bool client_idle(const struct client *client);
+// No op is in flight and all output was sent.
+bool client_drained(const struct client *client);
+// It holds no payload memory, and waits for some: others have it all.
+bool client_starved(const struct client *client);
+bool client_negotiated(const struct client *client);
+// Why the client ended, for the log. Good until client_abandon() or client_free().
+const char *client_reason(const struct client *client);
+// Requests that were taken, over its life.
+uint64_t client_request_count(const struct client *client);
+
+#endif

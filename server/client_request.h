@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// client_request.h: one request of a client on its way: memory for it, its engine op, its reply.
+#ifndef LAZYCOW_SERVER_CLIENT_REQUEST_H
+#define LAZYCOW_SERVER_CLIENT_REQUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "protocol/session.h"
+#include "qcow2/op.h"
+#include "server/budget.h"
+#include "server/buffer_pool.h"
+#include "server/export.h"
+
+// Extents that a request can hold without memory of its own: a read of up to 1 MiB.
+#define CLIENT_REQUEST_FEW_EXTENTS 16
+// A read tells about one extent for so many bytes, the default cluster size; what is in finer
+// pieces is sent as data.
+#define CLIENT_REQUEST_BYTES_PER_EXTENT (64u << 10)
+// Requests that are kept for use again, about 600 bytes each: four connections at their limit.
+#define REQUEST_POOL_KEEP 4096u
+
+struct client_request {
+    struct op op; // op.done is set by the client
+    struct session_request request;
+    struct session_payload_ref ref; // ref.release is set by the client
+    void *owner;                    // the client
+    size_t taken;                   // bytes of the client's share
+    void *buffer;                   // payload, of buffer_bytes; NULL where it takes none
+    size_t buffer_bytes;
+    struct extent *extents; // few, or extents_bytes of a buffer
+    size_t extents_bytes;   // 0: few
+    size_t data_bytes;      // payload that went into the output
+    SLIST_ENTRY(client_request) link;
+    struct extent few[CLIENT_REQUEST_FEW_EXTENTS]; // last, for it is not cleared
+};
+
+// Memory for the requests of all clients; one a server.
+struct request_pool {
+    struct buffer_pool buffers;
+    SLIST_HEAD(, client_request) unused;
+    size_t unused_count;
+    size_t unused_low; // fewest since the last tick
+    // Room to translate extents in; used only inside request_reply.
+    struct session_read_part parts[OP_EXTENTS_MAX];
+    struct session_status_extent status[OP_EXTENTS_MAX];
+};
+
+// Returns NULL when there is no memory.
+struct request_pool *request_pool_new(void);
+// All requests must have been put back.
+void request_pool_free(struct request_pool *pool);
+// To be called about once a second: gives memory back that nobody needed since. Returns whether it
+// wants to be called again.
+bool request_pool_tick(struct request_pool *pool);
+
+// A cleared request, or NULL when there is no memory.
+struct client_request *request_get(struct request_pool *pool);
+// Takes the request and its memory back.
+void request_put(struct request_pool *pool, struct share *share, struct client_request *request);
+
+// Gets the memory that the request needs. holes: a read whose reply can tell holes. Returns 0,
+// -EAGAIN while the share has no room, or -ENOMEM.
+int request_reserve(struct request_pool *pool, struct share *share, struct client_request *request,
+                    bool holes);
+
+// Whether the answer is success without anything being done: a hint that we do not take, or a trim
+// where the command line says to ignore them.
+bool request_is_void(const struct client_request *request, const struct export *export);
+
+// Sets up the engine op that the request asks for.
+void request_prepare(struct client_request *request, const struct export *export);
+
+// Whether the request may change the image.
+bool request_writes(const struct client_request *request);
+
+// Answers a request whose op is done. Returns whether the session holds a reference to its payload:
+// then request->ref is released later, or was already, and request is not to be touched. The
+// payload's request->data_bytes are added to *unsent before.
+bool request_reply(struct request_pool *pool, struct session *session,
+                   struct client_request *request, size_t *unsent);
+
+// "read", "write" and so on, for the log.
+const char *request_name(const struct client_request *request);
+
+#endif

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// cmd_serve.c: `lazycow serve`, from the command line to the exit code.
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "server/cmd.h"
+#include "server/export.h"
+#include "server/listen.h"
+#include "server/loop.h"
+#include "server/notify.h"
+#include "server/serve_options.h"
+#include "server/server.h"
+
+// What is open while serving, in the order of opening.
+struct serve {
+    const struct serve_options *options;
+    struct log log;
+    struct runq runq;
+    struct backend *backend;
+    struct exports exports;
+    struct listeners listeners;
+};
+
+// Each connection takes a descriptor, each image of a backing chain one or more.
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static int open_listeners(struct serve *serve, unsigned activated, struct error *err)
+{
+    const struct serve_options *options = serve->options;
+
+    if (activated > 0) {
+        if (options->socket != NULL || options->bind != NULL || options->port_given) {
+            return error_set(err, EINVAL,
+                             "--socket, --bind and --port do not go with socket activation; "
+                             "remove them");
+        }
+        return listen_take(&serve->listeners, activated, err);
+    }
+    if (options->socket != NULL) {
+        return listen_unix(&serve->listeners, options->socket, err);
+    }
+    return listen_tcp(&serve->listeners, options->bind, options->port, err);
+}
+
+static int write_pid_file(const char *path, struct error *err)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    bool written;
+
+    if (fd < 0) {
+        return error_set(err, errno, "'%s': cannot write the pid file: %s", path, strerror(errno));
+    }
+    written = dprintf(fd, "%ld\n", (long)getpid()) > 0;
+    if (close(fd) < 0 || !written) {
+        unlink(path);
+        return error_set(err, EIO, "'%s': cannot write the pid file", path);
+    }
+    return 0;
+}
+
+// Tells the world that connections are answered from now on.
+static void on_ready(void *context)
+{
+    struct serve *serve = context;
+
+    log_line(&serve->log, LOG_LEVEL_DEBUG, "files are served with %s",
+             backend_name(serve->backend));
+    for (size_t i = 0; i < serve->listeners.count; i++) {
+        const struct listener *listener = &serve->listeners.list[i];
+        char *uri;
+
+        if (!listener->announce) {
+            continue;
+        }
+        uri = listen_uri(listener, serve->exports.list[0].name);
+        if (uri != NULL) {
+            printf("listening on %s\n", uri);
+        } else {
+            printf("listening on descriptor %d\n", listener->fd);
+        }
+        free(uri);
+    }
+    fflush(stdout);
+    notify("READY=1");
+}
+
+// Serves with everything open. Returns the exit code.
+static int run(struct serve *serve, int signal_fd)
+{
+    const struct server_options server_options = {
+        .exports = &serve->exports,
+        .listeners = &serve->listeners,
+        .runq = &serve->runq,
+        .backend = serve->backend,
+        .log = &serve->log,
+        .signal_fd = signal_fd,
+        .connections_max = serve->options->connections_max,
+        .ready = on_ready,
+        .context = serve,
+    };
+    const char *pid_file = serve->options->pid_file;
+    struct error err;
+    int code = 0;
+
+    if (pid_file != NULL && write_pid_file(pid_file, &err) < 0) {
+        return cmd_fail("%s", err.text);
+    }
+    if (server_run(&server_options, &err) < 0) {
+        code = cmd_fail("%s", err.text);
+    }
+    if (exports_finish(&serve->exports) < 0) {
+        code = 1; // the log has said why
+    }
+    if (pid_file != NULL) {
+        unlink(pid_file);
+    }
+    return code;
+}
+
+// Opens everything, serves, closes everything. Returns the exit code.
+static int serve(const struct serve_options *options, unsigned activated, int signal_fd)
+{
+    struct serve serve = {.options = options};
+    struct error err;
+    int code;
+
+    log_init(&serve.log, options->log_level, STDERR_FILENO);
+    runq_init(&serve.runq);
+    serve.backend = backend_new(options->aio, &serve.runq, &err);
+    if (serve.backend == NULL) {
+        return cmd_fail("%s", err.text);
+    }
+    if (exports_open(&serve.exports, &options->exports, serve.backend, &serve.log, options->images,
+                     options->image_count, &err) < 0) {
+        backend_free(serve.backend);
+        return cmd_fail("%s", err.text);
+    }
+    if (open_listeners(&serve, activated, &err) < 0) {
+        code = cmd_fail("%s", err.text);
+    } else {
+        code = run(&serve, signal_fd);
+        listen_close(&serve.listeners);
+    }
+    exports_close(&serve.exports);
+    backend_free(serve.backend);
+    return code;
+}
+
+int cmd_serve(int argc, char **argv)
+{
+    // First of all: a signal that comes from now on stops the server in good order.
+    int signal_fd = loop_block_signals();
+    unsigned activated = listen_activated();
+    struct serve_options options;
+    int code;
+
+    if (signal_fd < 0) {
+        return cmd_fail("cannot receive signals: %s", strerror(-signal_fd));
+    }
+    // A client that goes away is noticed by what send and write return.
+    signal(SIGPIPE, SIG_IGN);
+    switch (serve_options_parse(&options, argc, argv)) {
+    case SERVE_PARSE_RUN:
+        raise_descriptor_limit();
+        code = serve(&options, activated, signal_fd);
+        break;
+    case SERVE_PARSE_DONE:
+        code = 0;
+        break;
+    default:
+        code = 1;
+        break;
+    }
+    close(signal_fd);
+    return code;
+}

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE // struct ucred
+#include "server/connection.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+// Iovecs of one sendmsg: 64 replies to reads, each a header and its data, and as many again where
+// they tell holes. The kernel takes 1024.
+#define CONNECTION_IOV_MAX 256
+// Calls of sendmsg for one connection in one turn, so that a fast receiver of large reads does not
+// keep the others waiting.
+#define CONNECTION_SEND_ROUNDS 4
+// Send buffer of a Unix socket, in bytes: the replies to 32 reads of 4 KiB, or two of 256 KiB, with
+// the kernel's overhead. It takes less where net.core.wmem_max is smaller. TCP sizes its buffers
+// itself.
+#define CONNECTION_UNIX_SEND_BUFFER (1 << 20)
+
+static void on_poll(uv_poll_t *handle, int status, int events);
+
+// ---- Life ---------------------------------------------------------------------------------------
+
+static void mark_dirty(struct connection *connection)
+{
+    if (!connection->dirty) {
+        connection->dirty = true;
+        TAILQ_INSERT_TAIL(&connection->set->dirty, connection, dirty_link);
+    }
+}
+
+static void free_if_done(struct connection *connection)
+{
+    struct connection_set *set = connection->set;
+
+    if (connection->closed && connection->handle_closed && client_idle(connection->client)) {
+        client_free(connection->client);
+        free(connection);
+        set->alive--;
+        if (set->alive == 0) {
+            set->emptied(set->context);
+        }
+    }
+}
+
+static void on_handle_closed(uv_handle_t *handle)
+{
+    struct connection *connection = handle->data;
+
+    connection->handle_closed = true;
+    if (!connection->dirty) {
+        free_if_done(connection);
+    }
+}
+
+static void set_waiting(struct connection *connection, bool waiting)
+{
+    if (connection->waiting == waiting) {
+        return;
+    }
+    connection->waiting = waiting;
+    if (waiting) {
+        TAILQ_INSERT_TAIL(&connection->set->waiting, connection, waiting_link);
+    } else {
+        TAILQ_REMOVE(&connection->set->waiting, connection, waiting_link);
+    }
+}
+
+void connection_close(struct connection *connection, const char *reason)
+{
+    struct connection_set *set = connection->set;
+
+    assert(!connection->closed);
+    log_line(set->log, connection->negotiated ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG,
+             "%s: %s, after %llu requests", connection->name, reason,
+             (unsigned long long)client_request_count(connection->client));
+    set_waiting(connection, false);
+    TAILQ_REMOVE(&set->open, connection, open_link);
+    if (connection->negotiated) {
+        set->negotiated--;
+    } else {
+        set->half_open--;
+    }
+    connection->closed = true;
+    client_abandon(connection->client);
+    uv_close((uv_handle_t *)&connection->poll, on_handle_closed);
+    close(connection->fd);
+}
+
+// Closes after the last reply was sent. Data that the peer has sent and nobody has read would make
+// the kernel reset the connection, and a reset overtakes replies that are still on their way.
+static void close_gently(struct connection *connection)
+{
+    char sink[4096];
+
+    shutdown(connection->fd, SHUT_WR);
+    for (int i = 0; i < CONNECTION_SEND_ROUNDS; i++) {
+        if (recv(connection->fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0) {
+            break;
+        }
+    }
+    connection_close(connection, connection->set->stopping ? "server is stopping"
+                                                           : client_reason(connection->client));
+}
+
+static void on_client_changed(void *context)
+{
+    mark_dirty(context);
+}
+
+// "127.0.0.1:1234", or for a Unix socket who is behind it.
+static void name_peer(int fd, char *name, size_t size)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_storage storage;
+    } address;
+    socklen_t length = sizeof(address);
+    struct ucred peer;
+    char host[NI_MAXHOST];
+    char port[8];
+
+    if (getpeername(fd, &address.any, &length) < 0) {
+        snprintf(name, size, "gone");
+        return;
+    }
+    if (address.any.sa_family == AF_UNIX) {
+        length = sizeof(peer);
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0) {
+            snprintf(name, size, "process %ld of user %ld", (long)peer.pid, (long)peer.uid);
+        } else {
+            snprintf(name, size, "unix");
+        }
+        return;
+    }
+    if (getnameinfo(&address.any, length, host, sizeof(host), port, sizeof(port),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        snprintf(name, size, "unknown address");
+        return;
+    }
+    snprintf(name, size, address.any.sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+}
+
+static void tune_socket(int fd)
+{
+    const int on = 1;
+    const int bytes = CONNECTION_UNIX_SEND_BUFFER;
+    int domain = 0;
+    socklen_t length = sizeof(domain);
+
+    (void)getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
+    if (domain == AF_UNIX) {
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+    } else {
+        // "Protocol phases": no waiting for more to put into a packet.
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+        // So that a peer that vanished does not keep its place for ever.
+        (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    }
+}
+
+void connection_open(struct connection_set *set, int fd)
+{
+    struct connection *connection = calloc(1, sizeof(*connection));
+    char peer[CONNECTION_NAME_MAX / 2 + 16];
+
+    if (connection != NULL) {
+        name_peer(fd, peer, sizeof(peer));
+        snprintf(connection->name, sizeof(connection->name), "connection %llu (%s)",
+                 (unsigned long long)++set->next_number, peer);
+        connection->client =
+            client_new(set->shared, connection->name, on_client_changed, connection);
+    }
+    if (connection == NULL || connection->client == NULL ||
+        uv_poll_init(set->uv, &connection->poll, fd) < 0) {
+        log_line(set->log, LOG_LEVEL_WARNING, "no memory for a connection");
+        if (connection != NULL && connection->client != NULL) {
+            client_free(connection->client);
+        }
+        free(connection);
+        close(fd);
+        return;
+    }
+    tune_socket(fd);
+    connection->set = set;
+    connection->fd = fd;
+    connection->poll.data = connection;
+    connection->accepted = uv_now(set->uv);
+    connection->progress = connection->accepted;
+    TAILQ_INSERT_TAIL(&set->open, connection, open_link);
+    set->half_open++;
+    set->alive++;
+    log_line(set->log, LOG_LEVEL_DEBUG, "%s: accepted", connection->name);
+    connection_run(connection);
+}
+
+// ---- Events -------------------------------------------------------------------------------------
+
+// Waits for the events that are wanted. Events that are not wanted any more are left until one of
+// them comes (`strictly`): changing what a descriptor is polled for costs two system calls, and
+// what is not wanted now is often wanted again right away.
+static void poll_update(struct connection *connection, bool strictly)
+{
+    struct iovec iov[2];
+    int wanted = 0;
+
+    if (connection->closed) {
+        return;
+    }
+    if (client_input(connection->client, iov) > 0) {
+        wanted |= UV_READABLE;
+    }
+    if (connection->blocked) {
+        wanted |= UV_WRITABLE;
+    }
+    if (strictly ? wanted != connection->polled : (wanted & ~connection->polled) != 0) {
+        // What stays wanted lazily comes along.
+        connection->polled = strictly ? wanted : wanted | connection->polled;
+        if (connection->polled == 0) {
+            uv_poll_stop(&connection->poll);
+        } else {
+            uv_poll_start(&connection->poll, connection->polled, on_poll);
+        }
+    }
+}
+
+void connection_run(struct connection *connection)
+{
+    struct connection_set *set = connection->set;
+    enum client_state state = client_run(connection->client);
+    struct iovec iov[2];
+
+    if (!connection->negotiated && client_negotiated(connection->client)) {
+        if (set->negotiated >= set->negotiated_max) {
+            connection_close(connection, "refused, too many connections (--max-connections)");
+            return;
+        }
+        connection->negotiated = true;
+        set->half_open--;
+        set->negotiated++;
+    }
+    if (state == CLIENT_BROKEN) {
+        connection_close(connection, client_reason(connection->client));
+        return;
+    }
+    if (state == CLIENT_YIELDED) {
+        set->progress = true;
+    }
+    // An open client that can take nothing has its output full.
+    set_waiting(connection, state == CLIENT_YIELDED || state == CLIENT_STALLED ||
+                                (state == CLIENT_OPEN && !connection->eof &&
+                                 client_input(connection->client, iov) == 0));
+    if (client_output_bytes(connection->client) > 0 || state == CLIENT_ENDING) {
+        mark_dirty(connection);
+    }
+    poll_update(connection, false);
+}
+
+void connection_receive(struct connection *connection)
+{
+    struct iovec iov[2];
+    int count = client_input(connection->client, iov);
+    ssize_t n;
+
+    if (count == 0) {
+        poll_update(connection, true);
+        return;
+    }
+    do {
+        n = readv(connection->fd, iov, count);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        if (errno != EAGAIN) {
+            connection_close(connection, strerror(errno));
+        }
+        return;
+    }
+    if (n == 0) {
+        connection->eof = true;
+        client_eof(connection->client);
+        poll_update(connection, true);
+    } else {
+        client_received(connection->client, (size_t)n);
+    }
+    connection_run(connection);
+}
+
+void connection_stop(struct connection *connection)
+{
+    client_stop(connection->client);
+    // What waits for memory is answered at once, and makes room for what has come behind it.
+    connection_run(connection);
+    if (!connection->closed) {
+        connection_receive(connection);
+    }
+    if (!connection->closed) {
+        mark_dirty(connection);
+    }
+}
+
+static void on_poll(uv_poll_t *handle, int status, int events)
+{
+    struct connection *connection = handle->data;
+
+    if (status < 0) {
+        int error = 0;
+        socklen_t length = sizeof(error);
+
+        (void)getsockopt(connection->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+        connection_close(connection, error != 0 ? strerror(error) : "connection lost");
+        return;
+    }
+    if (events & UV_WRITABLE) {
+        connection->blocked = false;
+        if (client_output_bytes(connection->client) > 0) {
+            mark_dirty(connection);
+        } else {
+            poll_update(connection, true);
+        }
+    }
+    if (events & UV_READABLE) {
+        connection_receive(connection);
+    }
+}
+
+// ---- Output -------------------------------------------------------------------------------------
+
+// Sends until the socket is full, all is sent, or it is the others' turn. Returns false when the
+// connection is lost.
+static bool send_output(struct connection *connection)
+{
+    struct iovec iov[CONNECTION_IOV_MAX];
+
+    for (int i = 0; i < CONNECTION_SEND_ROUNDS && !connection->blocked; i++) {
+        struct msghdr message = {.msg_iov = iov};
+        size_t total = 0;
+        ssize_t n;
+
+        message.msg_iovlen = (size_t)client_output(connection->client, iov, CONNECTION_IOV_MAX);
+        if (message.msg_iovlen == 0) {
+            return true;
+        }
+        for (size_t k = 0; k < message.msg_iovlen; k++) {
+            total += iov[k].iov_len;
+        }
+        do {
+            n = sendmsg(connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        } while (n < 0 && errno == EINTR);
+        if (n < 0 && errno != EAGAIN) {
+            connection_close(connection, strerror(errno));
+            return false;
+        }
+        connection->progress = uv_now(connection->set->uv);
+        if (n > 0) {
+            connection->set->progress = true;
+            client_sent(connection->client, (size_t)n);
+        }
+        // A socket that took less is full.
+        connection->blocked = n < 0 || (size_t)n < total;
+    }
+    return true;
+}
+
+void connection_flush(struct connection *connection)
+{
+    TAILQ_REMOVE(&connection->set->dirty, connection, dirty_link);
+    connection->dirty = false;
+    if (connection->closed) {
+        free_if_done(connection);
+        return;
+    }
+    if (!send_output(connection)) {
+        return;
+    }
+    if (client_drained(connection->client) &&
+        (client_ending(connection->client) || connection->set->stopping)) {
+        close_gently(connection);
+        return;
+    }
+    if (!connection->blocked && client_output_bytes(connection->client) > 0) {
+        mark_dirty(connection);
+    }
+    poll_update(connection, false);
+}

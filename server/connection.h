@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// connection.h: a socket and its client (client.h): bytes from the one to the other and back.
+#ifndef LAZYCOW_SERVER_CONNECTION_H
+#define LAZYCOW_SERVER_CONNECTION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <uv.h>
+
+#include "server/client.h"
+#include "server/log.h"
+
+// "connection 1234567 ([2001:db8::1]:65535)", or the process and user behind a Unix socket.
+#define CONNECTION_NAME_MAX 128
+
+struct connection;
+TAILQ_HEAD(connection_list, connection);
+
+// All connections of a server.
+struct connection_set {
+    uv_loop_t *uv;
+    struct client_shared *shared;
+    struct log *log;
+    unsigned negotiated_max;     // connections that are past negotiation
+    struct connection_list open; // in the order of arrival
+    unsigned negotiated;         // of these
+    unsigned half_open;          // the others of these
+    unsigned alive;              // open ones, and closed ones whose ops have not finished
+    uint64_t next_number;
+    struct connection_list dirty;   // with output to send or an end to make
+    struct connection_list waiting; // whose client is to run again
+    uint64_t returned;              // budget.returned when those last ran
+    bool progress;                  // since then: some output was sent, or a client has yielded
+    struct log_limit refusals;      // lines about connections over the limit
+    bool stopping;
+    uint64_t stop_time;             // milliseconds
+    void (*emptied)(void *context); // runs when alive has become 0
+    void *context;
+};
+
+struct connection {
+    struct connection_set *set;
+    TAILQ_ENTRY(connection) open_link;
+    TAILQ_ENTRY(connection) dirty_link;
+    TAILQ_ENTRY(connection) waiting_link;
+    bool dirty;
+    bool waiting;
+
+    uv_poll_t poll;
+    int polled; // events that the handle waits for
+    int fd;
+    bool eof;           // the peer sends no more
+    bool blocked;       // the socket takes no more at the moment
+    bool closed;        // the socket is closed, the client abandoned
+    bool handle_closed; // libuv is done with the handle
+
+    struct client *client;
+    bool negotiated;   // counted as such
+    uint64_t accepted; // milliseconds
+    uint64_t progress; // when output was last sent or got blocked, milliseconds
+    char name[CONNECTION_NAME_MAX];
+};
+
+// Takes over an accepted, non-blocking socket; closes it when there is no memory.
+void connection_open(struct connection_set *set, int fd);
+
+// Closes the socket and drops the client. The connection is freed when its last op has finished;
+// that may be at once. reason is for the log.
+void connection_close(struct connection *connection, const char *reason);
+
+// Receives once and acts on it.
+void connection_receive(struct connection *connection);
+
+// Lets the client go on with what it has.
+void connection_run(struct connection *connection);
+
+// The server stops: answers what has come with ESHUTDOWN, and ends the connection when the requests
+// in flight are done and their replies sent.
+void connection_stop(struct connection *connection);
+
+// Takes the connection from the list of dirty ones: sends output, ends it when its time has come.
+void connection_flush(struct connection *connection);
+
+#endif

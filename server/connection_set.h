@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// connection_set.h: what is done for all connections together: their turns, limits and end.
+#ifndef LAZYCOW_SERVER_CONNECTION_SET_H
+#define LAZYCOW_SERVER_CONNECTION_SET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "server/connection.h"
+
+// Connections that are negotiating. A negotiation takes a few round trips; when more than these are
+// at it, the oldest gives way: so clients that say nothing cannot keep others out.
+#define HALF_OPEN_MAX 32u
+// Milliseconds for the negotiation, as in QEMU since CVE-2024-7409.
+#define HANDSHAKE_DEADLINE_MS 10000u
+// A connection that has taken none of its replies for so many milliseconds is closed if another
+// one cannot get memory: by then it is stuck or hostile.
+#define STUCK_MS 30000u
+// Milliseconds that clients have to take their last replies when the server stops.
+#define STOP_DEADLINE_MS 3000u
+
+// uv, shared and log are borrowed. emptied runs when the last connection of a stopping set, or of
+// one that is not, was freed.
+void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct client_shared *shared,
+                         struct log *log, unsigned negotiated_max, void (*emptied)(void *context),
+                         void *context);
+
+// Takes over a socket that was accepted. Closes it at once where there are too many.
+void connection_set_add(struct connection_set *set, int fd);
+
+// Sends all output, and lets clients go on that it made room for. Returns whether there is more to
+// do now.
+bool connection_set_turn(struct connection_set *set);
+
+// About once a second: deadlines. Returns whether there are connections.
+bool connection_set_tick(struct connection_set *set, uint64_t now);
+
+// Answers what has come, and what comes until then, with ESHUTDOWN; closes each connection when its
+// requests are done and their replies sent.
+void connection_set_stop(struct connection_set *set);
+
+#endif

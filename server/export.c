@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/export.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "protocol/wire.h"
+
+// Block size that we ask clients to prefer, in bytes: the page of their caches, and small enough
+// for clients that take it for a sector size. Any offset and length is served.
+#define EXPORT_BLOCK_PREFERRED 4096u
+
+static void log_from_image(void *context, const char *line)
+{
+    const struct export *export = context;
+
+    log_line(export->exports->log, LOG_LEVEL_WARNING, "export '%s': %s", export->name, line);
+}
+
+static int open_backing(void *context, const char *path, struct file **out, struct error *err)
+{
+    const struct exports *exports = ((const struct export *)context)->exports;
+    const struct file_open_options options = {
+        .read_only = true,
+        .direct = exports->options.direct,
+        .no_flush = exports->options.no_flush,
+        .lock = true,
+        .force_share = exports->options.force_share,
+    };
+
+    return backend_open_file(exports->backend, path, &options, out, err);
+}
+
+// Whether the text is well-formed UTF-8 ("Syntax of UTF-8 Byte Sequences" in RFC 3629).
+static bool utf8_valid(const char *text)
+{
+    // For each length of a sequence: the lead byte's mask and value, the least code point.
+    static const struct {
+        unsigned char mask, lead;
+        uint32_t least;
+    } forms[] = {{0x80, 0x00, 0}, {0xe0, 0xc0, 0x80}, {0xf0, 0xe0, 0x800}, {0xf8, 0xf0, 0x10000}};
+    const unsigned char *p = (const unsigned char *)text;
+
+    while (*p != '\0') {
+        uint32_t point;
+        size_t more = 0; // continuation bytes
+
+        while (more < 4 && (*p & forms[more].mask) != forms[more].lead) {
+            more++;
+        }
+        if (more == 4) {
+            return false;
+        }
+        point = *p & (unsigned char)~forms[more].mask;
+        for (size_t i = 1; i <= more; i++) {
+            if ((p[i] & 0xc0) != 0x80) {
+                return false;
+            }
+            point = point << 6 | (p[i] & 0x3f);
+        }
+        if (point < forms[more].least || point > 0x10ffff || (point >= 0xd800 && point < 0xe000)) {
+            return false;
+        }
+        p += more + 1;
+    }
+    return true;
+}
+
+// The name for an image that was given without one: the last part of its path without its
+// extension. Returns NULL when there is no memory.
+static char *name_from_path(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *base = slash != NULL ? slash + 1 : path;
+    const char *dot = strrchr(base, '.');
+
+    // A leading dot begins a hidden file's name, not an extension.
+    return dot != NULL && dot != base ? strndup(base, (size_t)(dot - base)) : strdup(base);
+}
+
+// Splits [NAME=]IMAGE. *name is allocated, *path points into the argument.
+static int parse_argument(const char *argument, const char *default_name, char **name,
+                          const char **path, struct error *err)
+{
+    const char *equals = strchr(argument, '=');
+    const char *slash = strchr(argument, '/');
+
+    if (equals != NULL && (slash == NULL || equals < slash)) {
+        *name = strndup(argument, (size_t)(equals - argument));
+        *path = equals + 1;
+    } else {
+        *name = default_name != NULL ? strdup(default_name) : name_from_path(argument);
+        *path = argument;
+    }
+    if (*name == NULL) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    if (**path == '\0') {
+        return error_set(err, EINVAL, "'%s' names no image; write NAME=IMAGE or IMAGE", argument);
+    }
+    // Protocol, "Conventions": strings are UTF-8 of at most 4096 bytes.
+    if (strlen(*name) > SESSION_STRING_MAX || !utf8_valid(*name)) {
+        return error_set(err, EINVAL,
+                         "'%s': an export's name must be UTF-8 of at most %d bytes; give another "
+                         "with NAME=IMAGE",
+                         *path, SESSION_STRING_MAX);
+    }
+    return 0;
+}
+
+static uint16_t transmission_flags(bool read_only)
+{
+    unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
+                     NBD_FLAG_SEND_CACHE | NBD_FLAG_CAN_MULTI_CONN;
+
+    // CAN_MULTI_CONN holds for writers too: all connections share one engine, in which a flush
+    // covers the writes of all of them.
+    if (read_only) {
+        flags |= NBD_FLAG_READ_ONLY;
+    } else {
+        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
+    }
+    return (uint16_t)flags;
+}
+
+static int open_image(struct exports *exports, struct export *export, const char *path,
+                      struct error *err)
+{
+    const struct export_options *options = &exports->options;
+    const struct file_open_options file_options = {
+        .read_only = options->read_only,
+        .direct = options->direct,
+        .no_flush = options->no_flush,
+        .lock = true,
+        .force_share = options->force_share,
+    };
+    const struct image_options image_options = {
+        .format = options->format,
+        .backing_format = options->backing_format,
+        .read_only = options->read_only,
+        .unmap = options->unmap,
+        .lazy_refcounts = options->lazy_refcounts,
+        .cache_bytes = options->cache_bytes,
+    };
+    const struct image_host host = {
+        .context = export,
+        .open_backing = open_backing,
+        .log = log_from_image,
+    };
+    struct file *file;
+    int result;
+
+    result = backend_open_file(exports->backend, path, &file_options, &file, err);
+    if (result < 0) {
+        return result;
+    }
+    result = image_open(&export->image, file, &image_options, &host, err);
+    if (result < 0) {
+        file_close(file);
+        return result;
+    }
+    export->session = (struct session_export){
+        .name = export->name,
+        .description = options->description,
+        .size = image_size(export->image),
+        .flags = transmission_flags(image_read_only(export->image)),
+        .block_min = 1,
+        .block_preferred = EXPORT_BLOCK_PREFERRED,
+        .block_max = SESSION_PAYLOAD_MAX,
+    };
+    return 0;
+}
+
+static int open_export(struct exports *exports, const char *argument, struct error *err)
+{
+    struct export *export = &exports->list[exports->count];
+    const char *path;
+    int result;
+
+    *export = (struct export){.exports = exports};
+    result = parse_argument(argument, exports->options.default_name, &export->name, &path, err);
+    for (size_t i = 0; result == 0 && i < exports->count; i++) {
+        if (strcmp(exports->list[i].name, export->name) == 0) {
+            result = error_set(err, EINVAL,
+                               "'%s': there is an export '%s' already; give another name with "
+                               "NAME=IMAGE",
+                               path, export->name);
+        }
+    }
+    if (result == 0) {
+        result = open_image(exports, export, path, err);
+    }
+    if (result < 0) {
+        free(export->name);
+        return result;
+    }
+    exports->count++;
+    return 0;
+}
+
+int exports_open(struct exports *exports, const struct export_options *options,
+                 struct backend *backend, struct log *log, char *const *arguments, size_t count,
+                 struct error *err)
+{
+    assert(count > 0 && count <= EXPORTS_MAX);
+    *exports = (struct exports){.options = *options, .backend = backend, .log = log};
+    exports->list = calloc(count, sizeof(*exports->list));
+    if (exports->list == NULL) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        int result = open_export(exports, arguments[i], err);
+
+        if (result < 0) {
+            exports_close(exports);
+            return result;
+        }
+    }
+    return 0;
+}
+
+int exports_finish(struct exports *exports)
+{
+    int first = 0;
+
+    for (size_t i = 0; i < exports->count; i++) {
+        struct error err;
+        int result;
+
+        assert(exports->list[i].ops == 0 && !exports->list[i].cleaning);
+        result = image_finish(exports->list[i].image, &err);
+        if (result < 0) {
+            log_line(exports->log, LOG_LEVEL_ERROR, "%s", err.text);
+            first = first == 0 ? result : first;
+        }
+    }
+    return first;
+}
+
+void exports_close(struct exports *exports)
+{
+    for (size_t i = 0; i < exports->count; i++) {
+        image_close(exports->list[i].image);
+        free(exports->list[i].name);
+    }
+    free(exports->list);
+    exports->list = NULL;
+    exports->count = 0;
+}
+
+size_t exports_session_count(void *context)
+{
+    const struct exports *exports = context;
+
+    return exports->count;
+}
+
+const struct session_export *exports_session_at(void *context, size_t index)
+{
+    const struct exports *exports = context;
+
+    assert(index < exports->count);
+    return &exports->list[index].session;
+}
+
+struct export *exports_chosen(struct exports *exports, const struct session_export *chosen)
+{
+    for (size_t i = 0; i < exports->count; i++) {
+        if (&exports->list[i].session == chosen) {
+            return &exports->list[i];
+        }
+    }
+    return NULL;
+}
+
+static void on_cleaned(void *context, int result)
+{
+    struct export *export = context;
+    struct log *log = export->exports->log;
+
+    export->cleaning = false;
+    if (result == 0) {
+        log_line(log, LOG_LEVEL_DEBUG, "export '%s': idle, image made clean", export->name);
+    } else if (result != -EBUSY) {
+        export->clean_failed = true;
+        log_line(log, LOG_LEVEL_WARNING,
+                 "export '%s': the idle image could not be made clean: %s; it stays marked dirty",
+                 export->name, strerror(-result));
+    }
+}
+
+bool exports_tick(struct exports *exports, uint64_t now)
+{
+    bool again = false;
+
+    if (exports->options.clean_after == 0) {
+        return false;
+    }
+    for (size_t i = 0; i < exports->count; i++) {
+        struct export *export = &exports->list[i];
+
+        if (export->writes != export->writes_seen) {
+            export->writes_seen = export->writes;
+            export->idle_since = now;
+            export->clean_failed = false;
+        }
+        if (export->cleaning || export->clean_failed || !image_needs_clean(export->image)) {
+            continue;
+        }
+        again = true;
+        if (export->ops == 0 &&
+            now - export->idle_since >= exports->options.clean_after * 1000ull) {
+            export->cleaning = true;
+            image_clean(export->image, on_cleaned, export);
+        }
+    }
+    return again;
+}
+
+bool exports_quiet(const struct exports *exports)
+{
+    for (size_t i = 0; i < exports->count; i++) {
+        if (exports->list[i].cleaning) {
+            return false;
+        }
+    }
+    return true;
+}

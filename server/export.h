@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// export.h: the images that are served, each under its name.
+#ifndef LAZYCOW_SERVER_EXPORT_H
+#define LAZYCOW_SERVER_EXPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "protocol/session.h"
+#include "qcow2/error.h"
+#include "qcow2/image.h"
+#include "server/file_backend.h"
+#include "server/log.h"
+
+// How many images one server takes: more than anybody names on a command line, and few enough for a
+// LIST reply of names of 4096 bytes to stay small.
+#define EXPORTS_MAX 1024
+
+enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
+
+// How all images of a server are opened and served; from the command line.
+struct export_options {
+    bool read_only;
+    bool force_share; // no locks; only with read_only
+    bool direct;      // O_DIRECT
+    bool no_flush;    // flushes are not passed to the host
+    bool force_fua;   // every write is durable before it is answered
+    bool unmap;       // discards give space back
+    enum detect_zeroes detect_zeroes;
+    enum image_format format;
+    enum image_format backing_format;
+    enum lazy_refcounts lazy_refcounts;
+    size_t cache_bytes;       // 0: the engine's default
+    unsigned clean_after;     // seconds without a write until an image is made clean; 0: never
+    const char *description;  // of all exports, may be NULL; borrowed
+    const char *default_name; // of a single image given without a name, may be NULL; borrowed
+};
+
+struct export
+{
+    struct session_export session; // what the protocol says of it
+    const struct exports *exports; // that it is one of
+    char *name;
+    struct image *image;
+    unsigned ops;    // in flight
+    uint64_t writes; // ops that may have changed the image, started so far
+
+    // For making the image clean when it is idle.
+    uint64_t writes_seen; // writes at the last tick that saw a new one
+    uint64_t idle_since;  // that tick's time, milliseconds
+    bool cleaning;        // image_clean is under way
+    bool clean_failed;    // not tried again before the next write
+};
+
+struct exports {
+    struct export *list;
+    size_t count;
+    struct export_options options;
+    struct backend *backend; // borrowed
+    struct log *log;         // borrowed
+};
+
+// Opens the images, in order. Each argument is IMAGE or NAME=IMAGE; what stands before the first
+// `=` is a name if it has no slash in it. A name that is not given is the file's name without its
+// extension. Nothing is written. backend and log are borrowed and outlive exports. Returns 0, or a
+// negative errno with a message; nothing is open then.
+int exports_open(struct exports *exports, const struct export_options *options,
+                 struct backend *backend, struct log *log, char *const *arguments, size_t count,
+                 struct error *err);
+
+// Makes everything durable and the images clean, after the last op. Blocking. Tries each image;
+// logs each failure and returns the first, or 0.
+int exports_finish(struct exports *exports);
+
+// Closes the images. After exports_finish, or when no op was ever started.
+void exports_close(struct exports *exports);
+
+// For struct session_host; context is the struct exports.
+size_t exports_session_count(void *context);
+const struct session_export *exports_session_at(void *context, size_t index);
+
+// The export that a session chose.
+struct export *exports_chosen(struct exports *exports, const struct session_export *chosen);
+
+// To be called about once a second with the time in milliseconds: starts to make images clean that
+// nobody has written to for a while. Returns whether it wants to be called again.
+bool exports_tick(struct exports *exports, uint64_t now);
+
+// Whether no image is being made clean at the moment.
+bool exports_quiet(const struct exports *exports);
+
+#endif

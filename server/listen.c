@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE // asprintf
+#include "server/listen.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "server/listen_unix.h"
+
+// Connections that may wait to be accepted: as many as the kernel is set to allow.
+#define LISTEN_BACKLOG SOMAXCONN
+// With port 0 the kernel picks a port for the first address, which may be taken on the second.
+#define LISTEN_PORT_TRIES 16
+
+static struct listener *listener_add(struct listeners *listeners, int fd)
+{
+    struct listener *listener = &listeners->list[listeners->count++];
+
+    *listener = (struct listener){.fd = fd, .announce = true};
+    return listener;
+}
+
+void listen_close(struct listeners *listeners)
+{
+    for (size_t i = 0; i < listeners->count; i++) {
+        struct listener *listener = &listeners->list[i];
+
+        if (listener->fd >= 0) {
+            if (listener->unlink) {
+                listen_unix_remove(listener);
+            }
+            close(listener->fd);
+            listener->fd = -1;
+        }
+        free(listener->authority);
+        free(listener->path);
+        listener->authority = NULL;
+        listener->path = NULL;
+    }
+    listeners->count = 0;
+}
+
+// ---- Socket activation --------------------------------------------------------------------------
+
+unsigned listen_activated(void)
+{
+    const char *pid = getenv("LISTEN_PID");
+    const char *fds = getenv("LISTEN_FDS");
+    unsigned count = 0;
+
+    if (pid != NULL && fds != NULL && strtoul(pid, NULL, 10) == (unsigned long)getpid()) {
+        unsigned long n = strtoul(fds, NULL, 10);
+
+        count = n > LISTEN_MAX ? LISTEN_MAX + 1 : (unsigned)n;
+    }
+    // Meant for this process alone.
+    unsetenv("LISTEN_PID");
+    unsetenv("LISTEN_FDS");
+    unsetenv("LISTEN_FDNAMES");
+    return count;
+}
+
+// Names the listener after the address that its socket is bound to.
+static int name_from_socket(struct listener *listener, struct error *err)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_storage storage;
+    } address;
+    socklen_t length = sizeof(address);
+    char host[NI_MAXHOST];
+    char port[NI_MAXSERV];
+
+    if (getsockname(listener->fd, &address.any, &length) < 0) {
+        return error_set(err, errno, "descriptor %d: %s", listener->fd, strerror(errno));
+    }
+    if (address.any.sa_family == AF_UNIX) {
+        return listen_unix_name(listener, err);
+    }
+    if (getnameinfo(&address.any, length, host, sizeof(host), port, sizeof(port),
+                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        return 0; // some other family: it can be served, but no URI names it
+    }
+    if (asprintf(&listener->authority, address.any.sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s",
+                 host, port) < 0) {
+        listener->authority = NULL;
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+int listen_take(struct listeners *listeners, unsigned count, struct error *err)
+{
+    listeners->count = 0;
+    if (count > LISTEN_MAX) {
+        return error_set(err, EINVAL, "LISTEN_FDS hands over more than %d sockets", LISTEN_MAX);
+    }
+    for (unsigned i = 0; i < count; i++) {
+        int fd = LISTEN_FDS_START + (int)i;
+        int listening = 0;
+        int type = 0;
+        socklen_t length = sizeof(int);
+        int result;
+
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || type != SOCK_STREAM ||
+            getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) < 0 || !listening) {
+            listen_close(listeners);
+            return error_set(err, EINVAL,
+                             "descriptor %d of LISTEN_FDS is no listening stream socket; the "
+                             "socket unit needs ListenStream= and Accept=no",
+                             fd);
+        }
+        result = listen_prepare(fd);
+        if (result < 0) {
+            listen_close(listeners);
+            return error_set(err, -result, "descriptor %d: %s", fd, strerror(-result));
+        }
+        result = name_from_socket(listener_add(listeners, fd), err);
+        if (result < 0) {
+            listen_close(listeners);
+            return result;
+        }
+    }
+    return 0;
+}
+
+// ---- TCP ----------------------------------------------------------------------------------------
+
+static uint16_t address_port(const struct sockaddr *address)
+{
+    return ntohs(address->sa_family == AF_INET6
+                     ? ((const struct sockaddr_in6 *)(const void *)address)->sin6_port
+                     : ((const struct sockaddr_in *)(const void *)address)->sin_port);
+}
+
+static void address_set_port(struct sockaddr *address, uint16_t port)
+{
+    if (address->sa_family == AF_INET6) {
+        ((struct sockaddr_in6 *)(void *)address)->sin6_port = htons(port);
+    } else {
+        ((struct sockaddr_in *)(void *)address)->sin_port = htons(port);
+    }
+}
+
+static uint16_t bound_port(int fd)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_storage storage;
+    } address;
+    socklen_t length = sizeof(address);
+
+    return getsockname(fd, &address.any, &length) == 0 ? address_port(&address.any) : 0;
+}
+
+// Returns a listening socket or a negative errno.
+static int open_address(const struct addrinfo *info, bool alone)
+{
+    const int on = 1;
+    const int v6only = !alone; // `::` by itself takes IPv4, too
+    int fd;
+    int result = 0;
+
+    fd = socket(info->ai_family, info->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC,
+                info->ai_protocol);
+    if (fd < 0) {
+        return -errno;
+    }
+    // Without it a server cannot start again while connections of the last one are in TIME_WAIT.
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (info->ai_family == AF_INET6) {
+        (void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6only, sizeof(v6only));
+    }
+    if (bind(fd, info->ai_addr, info->ai_addrlen) < 0 || listen(fd, LISTEN_BACKLOG) < 0) {
+        result = -errno;
+        close(fd);
+        return result;
+    }
+    return fd;
+}
+
+// Opens each address. Addresses of families that this host does not speak are left out, unless none
+// is left. Returns 0 or a negative errno.
+static int open_addresses(struct listeners *listeners, struct addrinfo *addresses, uint16_t port)
+{
+    int last = -EADDRNOTAVAIL;
+
+    for (struct addrinfo *info = addresses; info != NULL; info = info->ai_next) {
+        struct listener *listener;
+        int fd;
+
+        if ((info->ai_family != AF_INET && info->ai_family != AF_INET6) ||
+            listeners->count == LISTEN_MAX) {
+            continue;
+        }
+        address_set_port(info->ai_addr, port);
+        fd = open_address(info, addresses->ai_next == NULL);
+        if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) {
+            last = fd;
+            continue;
+        }
+        if (fd < 0) {
+            listen_close(listeners);
+            return fd;
+        }
+        listener = listener_add(listeners, fd);
+        listener->announce = listeners->count == 1;
+        port = bound_port(fd);
+    }
+    return listeners->count > 0 ? 0 : last;
+}
+
+// The name that clients on this host use.
+static int name_tcp(struct listeners *listeners, const char *host, struct error *err)
+{
+    struct listener *first = &listeners->list[0];
+    uint16_t port = bound_port(first->fd);
+    bool any = strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
+    bool numeric6 = strchr(host, ':') != NULL && !any;
+
+    if (asprintf(&first->authority, numeric6 ? "[%s]:%u" : "%s:%u", any ? "localhost" : host,
+                 (unsigned)port) < 0) {
+        first->authority = NULL;
+        listen_close(listeners);
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, struct error *err)
+{
+    const struct addrinfo hints = {
+        .ai_family = AF_UNSPEC,
+        .ai_socktype = SOCK_STREAM,
+        .ai_flags = AI_PASSIVE,
+    };
+    struct addrinfo *addresses;
+    int result;
+
+    listeners->count = 0;
+    host = host != NULL ? host : "localhost";
+    result = getaddrinfo(host, NULL, &hints, &addresses);
+    if (result != 0) {
+        return error_set(err, EADDRNOTAVAIL, "--bind '%s': %s; give a name or address of this host",
+                         host, gai_strerror(result));
+    }
+    for (int i = 0; i < LISTEN_PORT_TRIES; i++) {
+        result = open_addresses(listeners, addresses, port);
+        if (result != -EADDRINUSE || port != 0) {
+            break;
+        }
+    }
+    freeaddrinfo(addresses);
+    if (result == -EADDRINUSE) {
+        return error_set(err, EADDRINUSE,
+                         "'%s' port %u: in use by another server; stop that or choose another "
+                         "with --port",
+                         host, (unsigned)port);
+    }
+    if (result < 0) {
+        return error_set(err, -result, "'%s' port %u: %s; choose others with --bind and --port",
+                         host, (unsigned)port, strerror(-result));
+    }
+    return name_tcp(listeners, host, err);
+}
+
+// ---- URI ----------------------------------------------------------------------------------------
+
+// Appends text, percent-encoded but for the unreserved characters (RFC 3986, section 2.3) and those
+// in also.
+static char *append_encoded(char *to, const char *text, const char *also)
+{
+    static const char unreserved[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~";
+
+    for (; *text != '\0'; text++) {
+        if (strchr(unreserved, *text) != NULL || strchr(also, *text) != NULL) {
+            *to++ = *text;
+        } else {
+            to += sprintf(to, "%%%02X", (unsigned)(unsigned char)*text);
+        }
+    }
+    *to = '\0';
+    return to;
+}
+
+char *listen_uri(const struct listener *listener, const char *export_name)
+{
+    const char *where = listener->authority != NULL ? listener->authority : listener->path;
+    char *uri;
+    char *to;
+
+    if (where == NULL) {
+        return NULL;
+    }
+    uri = malloc(sizeof("nbd+unix:///?socket=") + 3 * (strlen(where) + strlen(export_name)));
+    if (uri == NULL) {
+        return NULL;
+    }
+    if (listener->authority != NULL) {
+        // The brackets of an IPv6 address and the colon before the port belong to the syntax.
+        to = append_encoded(stpcpy(uri, "nbd://"), where, "[]:");
+        *to++ = '/';
+        append_encoded(to, export_name, "");
+    } else {
+        to = append_encoded(stpcpy(uri, "nbd+unix:///"), export_name, "");
+        append_encoded(stpcpy(to, "?socket="), where, "/");
+    }
+    return uri;
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/loop.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+// How often the queue and the backend are run before descriptors are looked at again, so that ops
+// that keep completing at once cannot keep new requests out.
+#define LOOP_DRAIN_ROUNDS 64
+// How often replies are sent, and what they made room for is started, before the same.
+#define LOOP_TURN_ROUNDS 4
+
+int loop_block_signals(void)
+{
+    sigset_t set;
+    int fd;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
+        return -errno;
+    }
+    fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    return fd >= 0 ? fd : -errno;
+}
+
+// Runs the queue and the backend until nothing more happens by itself. Returns whether that point
+// was reached.
+static bool drain(struct loop *loop)
+{
+    for (int i = 0; i < LOOP_DRAIN_ROUNDS; i++) {
+        runq_run(loop->runq);
+        backend_turn(loop->backend);
+        if (runq_empty(loop->runq)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void on_again(uv_idle_t *handle)
+{
+    // The handle being active is what counts.
+    (void)handle;
+}
+
+static void on_check(uv_check_t *handle)
+{
+    struct loop *loop = handle->data;
+
+    for (int i = 0; i < LOOP_TURN_ROUNDS; i++) {
+        bool quiet = drain(loop);
+        bool more = loop->owner.turn(loop->owner.context);
+
+        if (quiet && !more) {
+            uv_idle_stop(&loop->again);
+            return;
+        }
+    }
+    uv_idle_start(&loop->again, on_again);
+}
+
+static void on_backend(uv_poll_t *handle, int status, int events)
+{
+    // What completed is reaped by the turn that follows.
+    (void)handle;
+    (void)status;
+    (void)events;
+}
+
+static void on_signal(uv_poll_t *handle, int status, int events)
+{
+    struct loop *loop = handle->data;
+    struct signalfd_siginfo info;
+    bool came = false;
+
+    (void)status;
+    (void)events;
+    while (read(loop->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
+        came = true;
+    }
+    if (came) {
+        loop->owner.signalled(loop->owner.context);
+    }
+}
+
+static void on_timer(uv_timer_t *handle)
+{
+    struct loop *loop = handle->data;
+
+    if (!loop->owner.tick(loop->owner.context, uv_now(&loop->uv))) {
+        uv_timer_stop(handle);
+    }
+    // The tick may have started something, and timers run before the poll: it must not wait.
+    uv_idle_start(&loop->again, on_again);
+}
+
+int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int signal_fd,
+              const struct loop_owner *owner, struct error *err)
+{
+    int result = uv_loop_init(&loop->uv);
+
+    if (result < 0) {
+        return error_set(err, -result, "cannot make the event loop: %s", uv_strerror(result));
+    }
+    loop->runq = runq;
+    loop->backend = backend;
+    loop->owner = *owner;
+    loop->signal_fd = signal_fd;
+    uv_check_init(&loop->uv, &loop->check);
+    uv_idle_init(&loop->uv, &loop->again);
+    uv_timer_init(&loop->uv, &loop->timer);
+    loop->check.data = loop;
+    loop->timer.data = loop;
+
+    result = uv_poll_init(&loop->uv, &loop->backend_poll, backend_fd(backend));
+    if (result == 0) {
+        result = uv_poll_init(&loop->uv, &loop->signal_poll, signal_fd);
+        if (result < 0) {
+            uv_close((uv_handle_t *)&loop->backend_poll, NULL);
+        }
+    }
+    if (result < 0) {
+        uv_close((uv_handle_t *)&loop->check, NULL);
+        uv_close((uv_handle_t *)&loop->again, NULL);
+        uv_close((uv_handle_t *)&loop->timer, NULL);
+        uv_run(&loop->uv, UV_RUN_NOWAIT);
+        uv_loop_close(&loop->uv);
+        return error_set(err, -result, "cannot poll: %s", uv_strerror(result));
+    }
+    loop->signal_poll.data = loop;
+    uv_check_start(&loop->check, on_check);
+    uv_poll_start(&loop->backend_poll, UV_READABLE, on_backend);
+    uv_poll_start(&loop->signal_poll, UV_READABLE, on_signal);
+    return 0;
+}
+
+void loop_run(struct loop *loop)
+{
+    uv_run(&loop->uv, UV_RUN_DEFAULT);
+}
+
+void loop_stop(struct loop *loop)
+{
+    uv_stop(&loop->uv);
+}
+
+void loop_close(struct loop *loop)
+{
+    int result;
+
+    uv_close((uv_handle_t *)&loop->check, NULL);
+    uv_close((uv_handle_t *)&loop->again, NULL);
+    uv_close((uv_handle_t *)&loop->timer, NULL);
+    uv_close((uv_handle_t *)&loop->backend_poll, NULL);
+    uv_close((uv_handle_t *)&loop->signal_poll, NULL);
+    uv_run(&loop->uv, UV_RUN_DEFAULT); // the callbacks of closing handles
+    result = uv_loop_close(&loop->uv);
+    assert(result == 0);
+    (void)result;
+}
+
+void loop_want_tick(struct loop *loop)
+{
+    if (!uv_is_active((uv_handle_t *)&loop->timer)) {
+        uv_timer_start(&loop->timer, on_timer, LOOP_TICK_MS, LOOP_TICK_MS);
+    }
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// loop.h: the one thread's loop. A turn: wait for descriptors, let their callbacks start ops, run
+// the engine's queue and the file backend until both are quiet, then let the owner send replies.
+// So whatever came in one turn goes to the kernel together, and so do the answers.
+#ifndef LAZYCOW_SERVER_LOOP_H
+#define LAZYCOW_SERVER_LOOP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "qcow2/error.h"
+#include "qcow2/runq.h"
+#include "server/file_backend.h"
+
+// Milliseconds between ticks; nothing that is done by ticks needs to be more exact.
+#define LOOP_TICK_MS 1000
+
+struct loop_owner {
+    void *context;
+    // Sends what is to be sent. Returns whether it started something, or has more to do.
+    bool (*turn)(void *context);
+    // SIGTERM, SIGINT or SIGHUP came.
+    void (*signalled)(void *context);
+    // About once a second; now is in milliseconds. Returns whether it wants to be called again.
+    bool (*tick)(void *context, uint64_t now);
+};
+
+struct loop {
+    uv_loop_t uv;
+    struct runq *runq;
+    struct backend *backend;
+    struct loop_owner owner;
+    uv_poll_t backend_poll;
+    uv_poll_t signal_poll;
+    uv_check_t check; // runs the turn, behind the poll
+    uv_idle_t again;  // active while work is left, so that the poll does not wait
+    uv_timer_t timer;
+    int signal_fd;
+};
+
+// Blocks the signals that stop the server, for this thread and those it starts, and returns a
+// descriptor that they are read from; a negative errno on failure. To be called before anything
+// else, so that a signal at any moment is neither lost nor fatal.
+int loop_block_signals(void);
+
+// All are borrowed; signal_fd is what loop_block_signals() returned. Returns 0, or a negative errno
+// with a message.
+int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int signal_fd,
+              const struct loop_owner *owner, struct error *err);
+
+// Runs until loop_stop().
+void loop_run(struct loop *loop);
+void loop_stop(struct loop *loop);
+
+// Closes the handles; those of others on loop->uv must be closing or closed.
+void loop_close(struct loop *loop);
+
+// Starts the ticks, if they do not run.
+void loop_want_tick(struct loop *loop);
+
+#endif

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// main.c: finds the subcommand.
+#include <stdio.h>
+#include <string.h>
+
+#include "server/cmd.h"
+
+static const struct command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+} commands[] = {
+    {"serve", cmd_serve, "serve images over NBD"},
+    {"create", cmd_create, "create an image"},
+    {"info", cmd_info, "tell about an image"},
+    {"check", cmd_check, "check an image's consistency"},
+};
+
+#define COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+static void print_help(FILE *to)
+{
+    fputs("Usage: lazycow COMMAND [OPTION...] ...\n"
+          "An NBD server for qcow2 images.\n"
+          "\n",
+          to);
+    for (size_t i = 0; i < COMMANDS; i++) {
+        fprintf(to, "  lazycow %-8s %s\n", commands[i].name, commands[i].summary);
+    }
+    fputs("\n"
+          "  -h, --help     print this and exit\n"
+          "  -V, --version  print the version and exit\n"
+          "\n"
+          "'lazycow COMMAND --help' tells about a command.\n",
+          to);
+}
+
+static int is_option(const char *argument, const char *letter, const char *name)
+{
+    return strcmp(argument, letter) == 0 || strcmp(argument, name) == 0;
+}
+
+static int print_version(void)
+{
+    printf("lazycow %s\n", PACKAGE_VERSION);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stderr);
+        return 1;
+    }
+    for (size_t i = 0; i < COMMANDS; i++) {
+        if (strcmp(argv[1], commands[i].name) == 0) {
+            if (argc == 3 && is_option(argv[2], "-V", "--version")) {
+                return print_version();
+            }
+            return commands[i].run(argc - 1, argv + 1);
+        }
+    }
+    if (is_option(argv[1], "-h", "--help")) {
+        print_help(stdout);
+        return 0;
+    }
+    if (is_option(argv[1], "-V", "--version")) {
+        return print_version();
+    }
+    return cmd_fail("unknown %s '%s'; see 'lazycow --help'",
+                    argv[1][0] == '-' ? "option" : "command", argv[1]);
+}

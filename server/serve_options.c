@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/serve_options.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "server/cmd.h"
+#include "server/listen.h"
+
+// qemu-nbd's default is one, which leaves a client that opens several to wait for ever; this is
+// what QEMU's built-in server allows.
+#define CONNECTIONS_MAX_DEFAULT 100
+// A connection takes about 200 KiB when idle; beyond this the descriptors of a process run out on
+// common systems.
+#define CONNECTIONS_MAX_LIMIT 16384
+// Seconds without a write before an image is made clean.
+#define CLEAN_AFTER_DEFAULT 10
+#define CLEAN_AFTER_LIMIT (7 * 24 * 3600)
+// Bytes of metadata cache: enough for a few slices of the largest tables; more than the largest
+// image's tables is waste.
+#define CACHE_SIZE_MIN (64ull << 10)
+#define CACHE_SIZE_MAX (64ull << 30)
+
+static const char help[] =
+    "Usage: lazycow serve [OPTION...] [NAME=]IMAGE...\n"
+    "Serves qcow2 images over NBD until SIGTERM or SIGINT. NAME is the export's name; without it,\n"
+    "the file's name without its extension. Clients that ask for no name get the first image.\n"
+    "\n"
+    "Where to listen (default: localhost port 10809; or the sockets of systemd):\n"
+    "  -k, --socket=PATH           listen on a Unix socket\n"
+    "  -b, --bind=ADDRESS          listen on this address\n"
+    "  -p, --port=PORT             listen on this TCP port; 0: any free one\n"
+    "  -e, --max-connections=N     serve at most N connections at once (default: 100)\n"
+    "\n"
+    "How to serve:\n"
+    "  -r, --read-only             refuse writes\n"
+    "  -x, --export-name=NAME      name of a single image, as NAME=\n"
+    "  -D, --description=TEXT      a description for clients that ask\n"
+    "      --cache=MODE            writeback (default), writethrough, none, directsync, unsafe\n"
+    "  -n, --nocache               same as --cache=none\n"
+    "      --aio=MODE              auto (default), io_uring, threads\n"
+    "      --discard=MODE          unmap (default): give space back; ignore\n"
+    "      --detect-zeroes=MODE    off (default), on, unmap: store written zeros as such\n"
+    "      --lazy-refcounts=on|off override the image's own setting while serving\n"
+    "      --cache-size=SIZE       memory for each image's tables (default: 32M)\n"
+    "      --clean-after=SECONDS   write refcounts after so long without a write (default: 10;\n"
+    "                              0: only at the end)\n"
+    "  -f, --format=FORMAT         of the images: qcow2 (default) or raw\n"
+    "      --backing-format=FORMAT of backing files whose format the image does not tell\n"
+    "  -U, --force-share           with --read-only: open images that others write to\n"
+    "  -t, --persistent            accepted for qemu-nbd's sake: it is always so\n"
+    "\n"
+    "Running:\n"
+    "      --pid-file=PATH         write the process's number there while running\n"
+    "      --log-level=LEVEL       error, warning, info (default), debug\n"
+    "  -v, --verbose               same as --log-level=debug\n"
+    "  -h, --help                  print this and exit\n"
+    "  -V, --version               print the version and exit\n";
+
+// Finds a value in a list of names, which ends with NULL. Returns its index, or -1.
+static int choice(const char *value, const char *const names[])
+{
+    for (int i = 0; names[i] != NULL; i++) {
+        if (strcmp(value, names[i]) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+// A decimal number from least to most.
+static bool number(const char *value, unsigned long least, unsigned long most, unsigned long *out)
+{
+    char *end;
+
+    if (value[0] < '0' || value[0] > '9') {
+        return false;
+    }
+    *out = strtoul(value, &end, 10);
+    return *end == '\0' && *out >= least && *out <= most;
+}
+
+// ---- One function an option: false for a value that is not among those allowed ------------------
+
+static bool set_socket(struct serve_options *o, const char *value)
+{
+    o->socket = value;
+    return value[0] != '\0';
+}
+
+static bool set_bind(struct serve_options *o, const char *value)
+{
+    o->bind = value;
+    return value[0] != '\0';
+}
+
+static bool set_port(struct serve_options *o, const char *value)
+{
+    unsigned long port;
+
+    o->port_given = true;
+    if (!number(value, 0, UINT16_MAX, &port)) {
+        return false;
+    }
+    o->port = (uint16_t)port;
+    return true;
+}
+
+static bool set_max_connections(struct serve_options *o, const char *value)
+{
+    unsigned long n;
+
+    if (!number(value, 1, CONNECTIONS_MAX_LIMIT, &n)) {
+        return false;
+    }
+    o->connections_max = (unsigned)n;
+    return true;
+}
+
+static bool set_read_only(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->exports.read_only = true;
+    return true;
+}
+
+static bool set_export_name(struct serve_options *o, const char *value)
+{
+    o->exports.default_name = value;
+    return true;
+}
+
+static bool set_description(struct serve_options *o, const char *value)
+{
+    o->exports.description = value;
+    return strlen(value) <= SESSION_STRING_MAX;
+}
+
+static bool set_cache(struct serve_options *o, const char *value)
+{
+    static const char *const names[] = {"writeback",  "writethrough", "none",
+                                        "directsync", "unsafe",       NULL};
+    int mode = choice(value, names);
+
+    o->exports.direct = mode == 2 || mode == 3;
+    o->exports.force_fua = mode == 1 || mode == 3;
+    o->exports.no_flush = mode == 4;
+    return mode >= 0;
+}
+
+static bool set_nocache(struct serve_options *o, const char *value)
+{
+    (void)value;
+    return set_cache(o, "none");
+}
+
+static bool set_aio(struct serve_options *o, const char *value)
+{
+    static const char *const names[] = {[BACKEND_AUTO] = "auto",
+                                        [BACKEND_IO_URING] = "io_uring",
+                                        [BACKEND_THREADS] = "threads",
+                                        NULL};
+    int mode = choice(value, names);
+
+    o->aio = mode >= 0 ? (enum backend_kind)mode : BACKEND_AUTO;
+    return mode >= 0;
+}
+
+static bool set_discard(struct serve_options *o, const char *value)
+{
+    // The second pair are qemu-nbd's other names for the same.
+    static const char *const names[] = {"ignore", "unmap", "off", "on", NULL};
+    int mode = choice(value, names);
+
+    o->exports.unmap = mode == 1 || mode == 3;
+    return mode >= 0;
+}
+
+static bool set_detect_zeroes(struct serve_options *o, const char *value)
+{
+    static const char *const names[] = {[DETECT_ZEROES_OFF] = "off",
+                                        [DETECT_ZEROES_ON] = "on",
+                                        [DETECT_ZEROES_UNMAP] = "unmap",
+                                        NULL};
+    int mode = choice(value, names);
+
+    o->exports.detect_zeroes = mode >= 0 ? (enum detect_zeroes)mode : DETECT_ZEROES_OFF;
+    return mode >= 0;
+}
+
+static bool set_lazy_refcounts(struct serve_options *o, const char *value)
+{
+    static const char *const names[] = {"off", "on", NULL};
+    int mode = choice(value, names);
+
+    o->exports.lazy_refcounts = mode == 1 ? LAZY_ON : LAZY_OFF;
+    return mode >= 0;
+}
+
+static bool set_cache_size(struct serve_options *o, const char *value)
+{
+    uint64_t bytes;
+
+    if (!cmd_parse_size(value, &bytes) || bytes < CACHE_SIZE_MIN || bytes > CACHE_SIZE_MAX) {
+        return false;
+    }
+    o->exports.cache_bytes = (size_t)bytes;
+    return true;
+}
+
+static bool set_clean_after(struct serve_options *o, const char *value)
+{
+    unsigned long seconds;
+
+    if (!number(value, 0, CLEAN_AFTER_LIMIT, &seconds)) {
+        return false;
+    }
+    o->exports.clean_after = (unsigned)seconds;
+    return true;
+}
+
+static bool set_format(struct serve_options *o, const char *value)
+{
+    o->exports.format = image_format_parse(value);
+    return o->exports.format != IMAGE_FORMAT_UNKNOWN;
+}
+
+static bool set_backing_format(struct serve_options *o, const char *value)
+{
+    o->exports.backing_format = image_format_parse(value);
+    return o->exports.backing_format != IMAGE_FORMAT_UNKNOWN;
+}
+
+static bool set_force_share(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->exports.force_share = true;
+    return true;
+}
+
+static bool set_persistent(struct serve_options *o, const char *value)
+{
+    (void)o;
+    (void)value;
+    return true;
+}
+
+static bool set_pid_file(struct serve_options *o, const char *value)
+{
+    o->pid_file = value;
+    return value[0] != '\0';
+}
+
+static bool set_log_level(struct serve_options *o, const char *value)
+{
+    return log_level_parse(value, &o->log_level);
+}
+
+static bool set_verbose(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->log_level = LOG_LEVEL_DEBUG;
+    return true;
+}
+
+// ---- Parsing ------------------------------------------------------------------------------------
+
+static const struct setting {
+    const char *name;
+    char letter; // 0: none
+    bool (*set)(struct serve_options *options, const char *value);
+    const char *allowed; // what the value may be; NULL: the option takes none
+} settings[] = {
+    {"socket", 'k', set_socket, "a path"},
+    {"bind", 'b', set_bind, "an address or host name"},
+    {"port", 'p', set_port, "0 to 65535"},
+    {"max-connections", 'e', set_max_connections, "1 to 16384"},
+    {"shared", 0, set_max_connections, "1 to 16384"}, // qemu-nbd's name for it
+    {"read-only", 'r', set_read_only, NULL},
+    {"export-name", 'x', set_export_name, "a name"},
+    {"description", 'D', set_description, "a text of at most 4096 bytes"},
+    {"cache", 0, set_cache, "writeback, writethrough, none, directsync or unsafe"},
+    {"nocache", 'n', set_nocache, NULL},
+    {"aio", 0, set_aio, "auto, io_uring or threads"},
+    {"discard", 0, set_discard, "unmap or ignore"},
+    {"detect-zeroes", 0, set_detect_zeroes, "off, on or unmap"},
+    {"lazy-refcounts", 0, set_lazy_refcounts, "on or off"},
+    {"cache-size", 0, set_cache_size, "a size from 64k to 64G"},
+    {"clean-after", 0, set_clean_after, "0 to 604800 seconds"},
+    {"format", 'f', set_format, "qcow2 or raw"},
+    {"backing-format", 0, set_backing_format, "qcow2 or raw"},
+    {"force-share", 'U', set_force_share, NULL},
+    {"persistent", 't', set_persistent, NULL},
+    {"pid-file", 0, set_pid_file, "a path"},
+    {"log-level", 0, set_log_level, "error, warning, info or debug"},
+    {"verbose", 'v', set_verbose, NULL},
+};
+
+#define SETTINGS (sizeof(settings) / sizeof(settings[0]))
+// What getopt_long returns: an index into settings, away from the letters and its own '?' and ':'.
+#define VALUE_SETTING 1000
+#define VALUE_HELP 'h'
+#define VALUE_VERSION 'V'
+
+// The table as getopt_long wants it. Room: every option, help, version, and the end.
+static void make_getopt_tables(struct option long_options[SETTINGS + 3],
+                               char short_options[2 * SETTINGS + 4])
+{
+    char *letter = short_options;
+    size_t i;
+
+    *letter++ = ':'; // a missing value is told from an unknown option
+    *letter++ = 'h';
+    *letter++ = 'V';
+    for (i = 0; i < SETTINGS; i++) {
+        int argument = settings[i].allowed != NULL ? required_argument : no_argument;
+
+        long_options[i] = (struct option){settings[i].name, argument, NULL, VALUE_SETTING + (int)i};
+        if (settings[i].letter != 0) {
+            *letter++ = settings[i].letter;
+            if (argument == required_argument) {
+                *letter++ = ':';
+            }
+        }
+    }
+    *letter = '\0';
+    long_options[i++] = (struct option){"help", no_argument, NULL, VALUE_HELP};
+    long_options[i++] = (struct option){"version", no_argument, NULL, VALUE_VERSION};
+    long_options[i] = (struct option){0};
+}
+
+// The setting that getopt_long's value stands for.
+static const struct setting *setting_of(int value)
+{
+    if (value >= VALUE_SETTING) {
+        return &settings[value - VALUE_SETTING];
+    }
+    for (size_t i = 0; i < SETTINGS; i++) {
+        if (settings[i].letter == value) {
+            return &settings[i];
+        }
+    }
+    return NULL;
+}
+
+// What does not go together.
+static bool check(const struct serve_options *options)
+{
+    const struct export_options *exports = &options->exports;
+
+    if (options->image_count == 0) {
+        cmd_fail("serve: no image; say which, or see 'lazycow serve --help'");
+    } else if (options->image_count > EXPORTS_MAX) {
+        cmd_fail("serve: %zu images are too many, at most %d", options->image_count, EXPORTS_MAX);
+    } else if (options->socket != NULL && (options->bind != NULL || options->port_given)) {
+        cmd_fail("serve: --socket goes with neither --bind nor --port; choose one");
+    } else if (exports->default_name != NULL && options->image_count > 1) {
+        cmd_fail("serve: --export-name is for a single image; write NAME=IMAGE for each");
+    } else if (exports->force_share && !exports->read_only) {
+        cmd_fail("serve: --force-share is for --read-only; give both or neither");
+    } else if (exports->detect_zeroes == DETECT_ZEROES_UNMAP && !exports->unmap) {
+        cmd_fail("serve: --detect-zeroes=unmap needs --discard=unmap");
+    } else {
+        return true;
+    }
+    return false;
+}
+
+static enum serve_parse wrong_option(int value, char **argv)
+{
+    cmd_fail("serve: %s '%s'; see 'lazycow serve --help'",
+             value == ':' ? "a value is missing after" : "unknown option", argv[optind - 1]);
+    return SERVE_PARSE_WRONG;
+}
+
+enum serve_parse serve_options_parse(struct serve_options *options, int argc, char **argv)
+{
+    struct option long_options[SETTINGS + 3];
+    char short_options[2 * SETTINGS + 4];
+    int value;
+
+    *options = (struct serve_options){
+        .exports = {.unmap = true,
+                    .format = IMAGE_FORMAT_QCOW2,
+                    .clean_after = CLEAN_AFTER_DEFAULT},
+        .port = LISTEN_PORT_DEFAULT,
+        .connections_max = CONNECTIONS_MAX_DEFAULT,
+        .log_level = LOG_LEVEL_INFO,
+    };
+    make_getopt_tables(long_options, short_options);
+    opterr = 0;
+    while ((value = getopt_long(argc, argv, short_options, long_options, NULL)) != -1) {
+        const struct setting *setting;
+
+        if (value == VALUE_HELP) {
+            fputs(help, stdout);
+            return SERVE_PARSE_DONE;
+        }
+        if (value == VALUE_VERSION) {
+            printf("lazycow %s\n", PACKAGE_VERSION);
+            return SERVE_PARSE_DONE;
+        }
+        if (value == '?' || value == ':') {
+            return wrong_option(value, argv);
+        }
+        setting = setting_of(value);
+        if (!setting->set(options, optarg)) {
+            cmd_fail("serve: --%s: '%s' is not %s", setting->name, optarg, setting->allowed);
+            return SERVE_PARSE_WRONG;
+        }
+    }
+    options->images = argv + optind;
+    options->image_count = (size_t)(argc - optind);
+    return check(options) ? SERVE_PARSE_RUN : SERVE_PARSE_WRONG;
+}

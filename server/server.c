@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE // accept4
+#include "server/server.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <uv.h>
+
+#include "server/client.h"
+#include "server/connection_set.h"
+#include "server/loop.h"
+#include "server/notify.h"
+
+// Connections accepted from one socket in one turn, so that a flood of them does not keep those
+// that are served waiting.
+#define SERVER_ACCEPT_ROUND 16
+
+struct server {
+    const struct server_options *options;
+    struct loop loop;
+    struct client_shared shared;
+    struct connection_set connections;
+    uv_poll_t accept_polls[LISTEN_MAX];
+    struct log_limit accept_failures;
+    bool accept_paused;
+    bool stopping;
+};
+
+static void on_acceptable(uv_poll_t *handle, int status, int events);
+
+static void accept_start(struct server *server)
+{
+    for (size_t i = 0; i < server->options->listeners->count; i++) {
+        uv_poll_start(&server->accept_polls[i], UV_READABLE, on_acceptable);
+    }
+    server->accept_paused = false;
+}
+
+// No descriptor or memory for a further connection: waits until the next tick, since the socket
+// would report itself readable all the time.
+static void accept_pause(struct server *server, int error)
+{
+    unsigned skipped;
+
+    for (size_t i = 0; i < server->options->listeners->count; i++) {
+        uv_poll_stop(&server->accept_polls[i]);
+    }
+    server->accept_paused = true;
+    loop_want_tick(&server->loop);
+    if (log_limit_pass(&server->accept_failures, &skipped)) {
+        log_line(server->options->log, LOG_LEVEL_WARNING,
+                 "cannot accept connections: %s; trying again", strerror(error));
+    }
+}
+
+static void on_acceptable(uv_poll_t *handle, int status, int events)
+{
+    struct server *server = handle->data;
+    const struct listener *listener =
+        &server->options->listeners->list[handle - server->accept_polls];
+
+    (void)status;
+    (void)events;
+    for (int i = 0; i < SERVER_ACCEPT_ROUND; i++) {
+        int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd >= 0) {
+            connection_set_add(&server->connections, fd);
+            loop_want_tick(&server->loop);
+        } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+            accept_pause(server, errno);
+            return;
+        } else if (errno == EAGAIN || errno == EINVAL) {
+            return;
+        }
+        // Other errors are about the one connection, which is gone (accept(2), "Error handling").
+    }
+}
+
+// ---- What the loop asks for ---------------------------------------------------------------------
+
+static void stop_if_done(struct server *server)
+{
+    if (server->stopping && server->connections.alive == 0 &&
+        exports_quiet(server->options->exports)) {
+        loop_stop(&server->loop);
+    }
+}
+
+static bool on_turn(void *context)
+{
+    struct server *server = context;
+    bool more = connection_set_turn(&server->connections);
+
+    stop_if_done(server);
+    return more;
+}
+
+static void on_connections_emptied(void *context)
+{
+    stop_if_done(context);
+}
+
+static void on_signalled(void *context)
+{
+    struct server *server = context;
+
+    if (server->stopping) {
+        return;
+    }
+    server->stopping = true;
+    notify("STOPPING=1");
+    log_line(server->options->log, LOG_LEVEL_INFO, "stopping");
+    for (size_t i = 0; i < server->options->listeners->count; i++) {
+        uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
+    }
+    listen_close(server->options->listeners);
+    connection_set_stop(&server->connections);
+    loop_want_tick(&server->loop);
+    stop_if_done(server);
+}
+
+static bool on_tick(void *context, uint64_t now)
+{
+    struct server *server = context;
+    bool again = server->stopping || server->accept_paused;
+
+    if (server->accept_paused && !server->stopping) {
+        accept_start(server);
+    }
+    again |= connection_set_tick(&server->connections, now);
+    again |= client_shared_tick(&server->shared);
+    if (!server->stopping) {
+        again |= exports_tick(server->options->exports, now);
+    }
+    return again;
+}
+
+// ---- Life ---------------------------------------------------------------------------------------
+
+static int begin(struct server *server, struct error *err)
+{
+    const struct server_options *options = server->options;
+    struct listeners *listeners = options->listeners;
+    const struct loop_owner owner = {
+        .context = server,
+        .turn = on_turn,
+        .signalled = on_signalled,
+        .tick = on_tick,
+    };
+    int result;
+
+    result = client_shared_init(&server->shared, options->exports, options->log);
+    if (result < 0) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    result =
+        loop_init(&server->loop, options->runq, options->backend, options->signal_fd, &owner, err);
+    if (result < 0) {
+        client_shared_destroy(&server->shared);
+        return result;
+    }
+    connection_set_init(&server->connections, &server->loop.uv, &server->shared, options->log,
+                        options->connections_max, on_connections_emptied, server);
+    for (size_t i = 0; i < listeners->count; i++) {
+        result = uv_poll_init(&server->loop.uv, &server->accept_polls[i], listeners->list[i].fd);
+        if (result < 0) {
+            while (i-- > 0) {
+                uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
+            }
+            loop_close(&server->loop);
+            client_shared_destroy(&server->shared);
+            return error_set(err, -result, "cannot poll a listening socket: %s",
+                             uv_strerror(result));
+        }
+        server->accept_polls[i].data = server;
+    }
+    accept_start(server);
+    return 0;
+}
+
+int server_run(const struct server_options *options, struct error *err)
+{
+    struct server server = {.options = options};
+    int result = begin(&server, err);
+
+    if (result < 0) {
+        return result;
+    }
+    options->ready(options->context);
+    loop_run(&server.loop);
+    loop_close(&server.loop);
+    client_shared_destroy(&server.shared);
+    return 0;
+}

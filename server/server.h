@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// server.h: the running server: accepts connections, has their turns run, and stops in good order.
+#ifndef LAZYCOW_SERVER_SERVER_H
+#define LAZYCOW_SERVER_SERVER_H
+
+#include "qcow2/error.h"
+#include "qcow2/runq.h"
+#include "server/export.h"
+#include "server/file_backend.h"
+#include "server/listen.h"
+#include "server/log.h"
+
+struct server_options {
+    struct exports *exports;
+    struct listeners *listeners;
+    struct runq *runq;
+    struct backend *backend;
+    struct log *log;
+    int signal_fd;                // of loop_block_signals()
+    unsigned connections_max;     // past negotiation
+    void (*ready)(void *context); // runs once, when connections will be answered
+    void *context;
+};
+
+// Serves until a signal comes; then finishes what is in flight and closes listeners and
+// connections. All pointers are borrowed. Returns 0 after a stop in good order, or a negative errno
+// with a message if it could not begin.
+int server_run(const struct server_options *options, struct error *err);
+
+#endif

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting, reaching and stopping the server under test.
+
+Environment:
+  LAZYCOW            the binary, default build/lazycow at the root of the tree
+  LAZYCOW_PLAIN      a binary without sanitizers, for what is counted or measured; default LAZYCOW
+  LAZYCOW_REFERENCE  "qemu-nbd": run it in place of lazycow, with the options that mean the same.
+                     A test that it fails as well asks for more than the interface promises.
+"""
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+import urllib.parse
+
+import nbd
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BINARY = os.path.abspath(os.environ.get("LAZYCOW", os.path.join(ROOT, "build", "lazycow")))
+PLAIN_BINARY = os.path.abspath(os.environ.get("LAZYCOW_PLAIN", BINARY))
+REFERENCE = os.environ.get("LAZYCOW_REFERENCE", "") == "qemu-nbd"
+
+# A sanitized server on a busy machine of two cores is up within a second; more means that it hangs.
+START_SECONDS = 30
+# The stop writes every refcount and runs the leak checker.
+STOP_SECONDS = 60
+
+SANITIZER = re.compile(
+    r"(AddressSanitizer|LeakSanitizer|UndefinedBehaviorSanitizer|ThreadSanitizer|runtime error:)")
+
+# Every server that runs, so that a test which hangs can be ended without leaving one behind.
+running = set()
+
+
+def sanitizer_environment(extra=None):
+    environment = dict(os.environ)
+    environment["ASAN_OPTIONS"] = "exitcode=99:detect_stack_use_after_return=1"
+    environment["UBSAN_OPTIONS"] = "print_stacktrace=1:halt_on_error=1"
+    environment.pop("LISTEN_FDS", None)
+    environment.pop("NOTIFY_SOCKET", None)
+    environment.update(extra or {})
+    return environment
+
+
+def default_name(image):
+    """The export name of an image that was given none: the file's name without its extension."""
+    return os.path.splitext(os.path.basename(image))[0]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A running server; a context manager that stops it cleanly and checks that it was clean."""
+
+    count = 0
+
+    def __init__(self, directory, *images, tcp=False, options=(), cache=None, aio=None,
+                 read_only=False, discard="unmap", detect_zeroes=None, lazy_refcounts=None,
+                 image_format=None, backing_format=None, max_connections=None, wrapper=(),
+                 plain=False, environment=None, pass_fds=(), socket_path=None, wait=True):
+        """images: paths, or (name, path) pairs. wrapper: words before the command (strace)."""
+        Server.count += 1
+        self.directory = str(directory)
+        self.images = [image if isinstance(image, tuple) else (None, str(image))
+                       for image in images]
+        self.socket = socket_path or os.path.join(self.directory, f"s{Server.count}")
+        self.port = None
+        self.tcp = tcp
+        self.lines = []
+        self.stderr_path = os.path.join(self.directory, f"stderr{Server.count}")
+        self.binary = PLAIN_BINARY if plain else BINARY
+        if REFERENCE:
+            command = self._reference_command(cache, aio, read_only, discard, detect_zeroes,
+                                              lazy_refcounts, image_format, max_connections)
+        else:
+            command = self._command(cache, aio, read_only, discard, detect_zeroes, lazy_refcounts,
+                                    image_format, backing_format, max_connections)
+        command += list(options)
+        command += [f"{name}={path}" if name and not REFERENCE else str(path)
+                    for name, path in self.images]
+        self.command = list(wrapper) + command
+        with open(self.stderr_path, "wb") as stderr:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+                pass_fds=pass_fds, env=sanitizer_environment(environment))
+        running.add(self)
+        self.pid = self.process.pid
+        if wait:
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.kill()
+                raise
+
+    def _command(self, cache, aio, read_only, discard, detect_zeroes, lazy_refcounts, image_format,
+                 backing_format, max_connections):
+        command = [self.binary, "serve"]
+        if self.tcp:
+            command += ["--bind", "127.0.0.1", "--port", "0"]
+        elif self.socket:
+            command += ["--socket", self.socket]
+        for option, value in (("cache", cache), ("aio", aio), ("discard", discard),
+                              ("detect-zeroes", detect_zeroes),
+                              ("lazy-refcounts", lazy_refcounts), ("format", image_format),
+                              ("backing-format", backing_format),
+                              ("max-connections", max_connections)):
+            if value is not None:
+                command.append(f"--{option}={value}")
+        if read_only:
+            command.append("--read-only")
+        return command
+
+    def _reference_command(self, cache, aio, read_only, discard, detect_zeroes, lazy_refcounts,
+                           image_format, max_connections):
+        name, path = self.images[0]
+        command = ["qemu-nbd", "-t", "-x", name or default_name(path),
+                   "-e", str(max_connections or 0)]
+        if self.tcp:
+            self.port = free_port()
+            command += ["-b", "127.0.0.1", "-p", str(self.port)]
+        else:
+            command += ["-k", self.socket]
+        for option, value in (("cache", cache), ("aio", aio), ("discard", discard),
+                              ("detect-zeroes", detect_zeroes)):
+            if value is not None:
+                command.append(f"--{option}={value}")
+        if read_only:
+            command.append("-r")
+        if lazy_refcounts:
+            self.images = [(None, f"driver=qcow2,lazy-refcounts={lazy_refcounts},"
+                                  f"file.driver=file,file.filename={path}")]
+            command.append("--image-opts")
+        else:
+            command += ["-f", image_format or "qcow2"]
+        self.reference_name = name or default_name(path)
+        return command
+
+    def wait_ready(self):
+        deadline = time.monotonic() + START_SECONDS
+        if REFERENCE:
+            self._wait_reference(deadline)
+            return
+        line = self._read_line(deadline)
+        assert line.startswith("listening on "), f"first line of standard output: {line!r}"
+        self.lines.append(line)
+        self.uri = line[len("listening on "):]
+        if self.tcp:
+            self.port = urllib.parse.urlsplit(self.uri).port
+            assert self.port, f"no port in {self.uri}"
+
+    def _read_line(self, deadline):
+        data = b""
+        while not data.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self.process.stdout], [], [], max(left, 0))
+            assert ready, f"not ready after {START_SECONDS} s: {self.command}\n{self.stderr()}"
+            byte = os.read(self.process.stdout.fileno(), 1)
+            if not byte:
+                code = self.process.wait(STOP_SECONDS)
+                raise AssertionError(f"ended with {code} before it was ready: {self.command}\n"
+                                     f"{self.stderr()}")
+            data += byte
+        return data.decode().rstrip("\n")
+
+    def _wait_reference(self, deadline):
+        # The greeting is sent by the main loop, so a stop after it is not lost.
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.stderr()
+            try:
+                with self.raw_socket() as probe:
+                    if probe.recv(18):
+                        break
+            except OSError:
+                time.sleep(0.01)
+        name = urllib.parse.quote(self.reference_name)
+        self.uri = (f"nbd://127.0.0.1:{self.port}/{name}" if self.tcp
+                    else f"nbd+unix:///{name}?socket={self.socket}")
+
+    # ---- Reaching it ----------------------------------------------------------------------------
+
+    def name(self, index=0):
+        if REFERENCE:
+            return self.reference_name
+        name, path = self.images[index]
+        return name or default_name(path)
+
+    def uri_of(self, name):
+        name = urllib.parse.quote(name, safe="")
+        return (f"nbd://127.0.0.1:{self.port}/{name}" if self.tcp
+                else f"nbd+unix:///{name}?socket={self.socket}")
+
+    def raw_socket(self, timeout=20):
+        if self.tcp:
+            return socket.create_connection(("127.0.0.1", self.port), timeout)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(self.socket)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def connect(self, name=None, structured=True, contexts=("base:allocation",), strict=True):
+        """A libnbd handle on an export, default the first."""
+        handle = nbd.NBD()
+        handle.set_request_structured_replies(structured)
+        if structured:
+            for context in contexts:
+                handle.add_meta_context(context)
+        if not strict:
+            handle.set_strict_mode(0)
+        handle.set_export_name(self.name() if name is None else name)
+        if self.tcp:
+            handle.connect_tcp("127.0.0.1", str(self.port))
+        else:
+            handle.connect_unix(self.socket)
+        return handle
+
+    # ---- Looking at it --------------------------------------------------------------------------
+
+    def stderr(self):
+        with open(self.stderr_path, encoding="utf-8", errors="replace") as stderr:
+            return stderr.read()
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def resident_bytes(self):
+        with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+        raise AssertionError("no VmRSS")
+
+    def alive(self):
+        return self.process.poll() is None
+
+    # ---- Stopping it ----------------------------------------------------------------------------
+
+    def check_sanitizers(self):
+        text = self.stderr()
+        assert not SANITIZER.search(text), text
+
+    def wait_exit(self, timeout=STOP_SECONDS):
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(
+                f"did not stop within {timeout} s: {self.command}\n{self.stderr()}") from None
+        finally:
+            running.discard(self)
+        rest = self.process.stdout.read().decode()
+        self.process.stdout.close()
+        self.lines += rest.splitlines()
+        return code
+
+    def stop(self, number=signal.SIGTERM, codes=(0,), timeout=STOP_SECONDS):
+        """Stops it as an operator would; it must end with one of codes and no sanitizer report."""
+        if self.process.returncode is not None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.wait_exit(timeout)
+        self.check_sanitizers()
+        assert code in codes, f"exit code {code}: {self.command}\n{self.stderr()}"
+        if not REFERENCE:
+            other = [line for line in self.lines if not line.startswith("listening on ")]
+            assert not other, f"on standard output: {other}"
+
+    def kill(self):
+        """As a crash would; nothing is checked."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if not self.process.stdout.closed:
+            self.process.stdout.close()
+        running.discard(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        if kind is None:
+            self.stop()
+        else:
+            self.kill()
+            text = self.stderr()
+            if text:
+                print(f"standard error of {self.command}:\n{text}")
+
+
+def refused(directory, *arguments, timeout=STOP_SECONDS, environment=None):
+    """Runs `lazycow serve` with arguments that it must refuse; returns its one line of error."""
+    result = subprocess.run([BINARY, "serve", *map(str, arguments)], stdin=subprocess.DEVNULL,
+                            capture_output=True, timeout=timeout, cwd=str(directory), check=False,
+                            env=sanitizer_environment(environment))
+    text = result.stderr.decode(errors="replace")
+    assert not SANITIZER.search(text), text
+    assert result.returncode == 1, f"exit code {result.returncode}: {arguments}\n{text}"
+    assert result.stdout == b"", result.stdout
+    lines = text.splitlines()
+    assert len(lines) == 1, f"not one line: {text!r}"
+    return lines[0]

@@ -62,8 +62,9 @@ check_head() { # FILE
         echo "$1:1: does not begin with the license line"
     case $1 in
     *.h)
-        guard=LAZYCOW_$(echo "$1" | tr 'a-z/.' 'A-Z__')
-        grep -q "^#define $guard\$" "$1" || echo "$1: has no include guard $guard"
+        guard=$(basename "$1" | tr 'a-z.' 'A-Z_')
+        grep -q "^#define LAZYCOW_[A-Z0-9_]*$guard\$" "$1" ||
+            echo "$1: has no include guard LAZYCOW_..._$guard"
         ;;
     esac
 }

@@ -3,19 +3,22 @@
 // clock, no image. Protocol: doc/proto.md of NetworkBlockDevice/nbd, newstyle negotiation only.
 //
 // The owner's loop:
-//   session_input()    where the next bytes go (up to two iovecs: the payload being received, then
-//   the
-//                      input buffer); read from the socket into them
-//   session_received() says how many came
-//   session_next()     until it says SESSION_MORE: each event is acted on before the next is asked
-//   for session_output()   iovecs to send; session_sent() says how many bytes went
+//   session_input()     where the next bytes go (up to two iovecs: the payload being received, then
+//                       the input buffer); read from the socket into them
+//   session_received()  says how many came
+//   session_next()      until it says SESSION_MORE: each event is acted on before the next is asked
+//                       for. Once more after session_sent(): the session takes nothing in while too
+//                       much output waits, and says SESSION_MORE then, too
+//   session_output()    iovecs to send; session_sent() says how many bytes went
+//
+// Output that the session makes by itself is bounded: OUTPUT_HELD_MAX (state.h) plus one answer.
+// What the owner answers is bounded by the requests that it takes and leaves outstanding.
 #ifndef LAZYCOW_PROTOCOL_SESSION_H
 #define LAZYCOW_PROTOCOL_SESSION_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/queue.h>
 #include <sys/uio.h>
 
 // Largest request with a payload, in bytes; advertised as the maximum block size. READ and WRITE
@@ -49,14 +52,14 @@ struct session_host {
 #define SESSION_CONTEXT_BASE_ALLOCATION 1u // bit in a set of contexts
 
 // A request of the transmission phase, validated: a known command, flags that go with it, a range
-// inside the export, a writable export where it writes. The session has answered every other one
-// itself.
+// inside the export, a writable export where it writes, a length that is not 0 (but for FLUSH). The
+// session has answered every other one itself. Plain data: copy it to keep it.
 struct session_request {
     uint16_t type;   // NBD_CMD_*
     uint16_t flags;  // NBD_CMD_FLAG_*
     uint64_t cookie; // echoed in the reply
     uint64_t offset; // bytes
-    uint64_t length; // bytes
+    uint64_t length; // bytes; READ and WRITE at most SESSION_PAYLOAD_MAX; 0 for FLUSH
     void *payload;   // NBD_CMD_WRITE: what session_payload() gave, now full
 };
 
@@ -65,10 +68,13 @@ enum session_event {
     SESSION_NEGOTIATED, // transmission phase begins; session_chosen() tells the export
     SESSION_PAYLOAD, // a WRITE of request->length bytes begins: answer with session_payload(), or
                      // do so later and leave session_next() alone until then (back-pressure)
-    SESSION_REQUEST,    // *request is complete; reply to it sooner or later, in any order
+    SESSION_REQUEST, // *request is complete; reply to it sooner or later, in any order
+    // The last three end the conversation: nothing is taken in any more, and session_next() says
+    // the same again.
     SESSION_DISCONNECT, // NBD_CMD_DISC: finish what is outstanding, send it, close
     SESSION_CLOSE,      // NBD_OPT_ABORT or EXPORT_NAME refused: send the output, close
-    SESSION_BAD,        // the client broke the protocol: close at once; session_reason() says how
+    SESSION_BAD,        // the client broke the protocol, or memory ran out: close at once;
+                        // session_reason() says how
 };
 
 // Returns NULL when there is no memory. host is borrowed.
@@ -76,28 +82,38 @@ struct session *session_new(const struct session_host *host);
 // Releases output that was not sent (its release functions run) and frees the session.
 void session_free(struct session *s);
 
-// Where to receive: fills iov[0..n) and returns n, 1 or 2; 0 when events must be taken or a payload
-// given first (the input buffer is full).
+// Where to receive: fills iov[0..n) and returns n, 1 or 2; 0 when events must be taken, a payload
+// given or output sent first (then do not receive), or the conversation has ended. Good until the
+// next session_received() or session_next().
 int session_input(struct session *s, struct iovec iov[2]);
 void session_received(struct session *s, size_t bytes);
 
 enum session_event session_next(struct session *s, struct session_request *request);
-// Buffer for the payload announced by SESSION_PAYLOAD; request->length bytes, the caller's.
+// Buffer for the payload announced by SESSION_PAYLOAD; request->length bytes, the caller's until
+// SESSION_REQUEST comes with it (or the session is freed). NULL: the session throws the payload
+// away and answers NBD_ENOMEM.
 void session_payload(struct session *s, void *buffer);
 
-bool session_in_transmission(const struct session *s);
+bool session_in_transmission(const struct session *s); // negotiated, and not ended yet
+// The export that was negotiated; NULL before.
 const struct session_export *session_chosen(const struct session *s);
-bool session_structured(const struct session *s);    // replies are structured
-unsigned session_contexts(const struct session *s);  // SESSION_CONTEXT_* negotiated
-const char *session_reason(const struct session *s); // one line, for the log
+bool session_structured(const struct session *s);   // replies are structured
+unsigned session_contexts(const struct session *s); // SESSION_CONTEXT_* negotiated
+// Why the conversation ended: a constant string of one line, for the log; "" before.
+const char *session_reason(const struct session *s);
+// True once memory ran out while output was queued: there is a gap in the stream, session_output()
+// gives nothing more, close. session_next() says SESSION_BAD.
+bool session_failed(const struct session *s);
 
 // ---- Replies ------------------------------------------------------------------------------------
 
-// Payload that is sent by reference. Embedded in the owner's request; release runs once, when the
-// last byte of it was sent or the session is freed. It must stay valid until then.
+// Payload that is sent by reference. Embedded in the owner's request; release runs once, from
+// session_sent() when the last byte of it was sent, or from session_free(); never inside a reply
+// function. The bytes and the reference must stay valid until then.
 struct session_payload_ref {
     void (*release)(struct session_payload_ref *ref);
-    uint32_t pieces; // private
+    uint32_t pieces; // private, both
+    struct session_payload_ref *next;
 };
 
 // A part of a read's data, in order from the request's offset.
@@ -107,13 +123,14 @@ struct session_read_part {
 };
 
 // Answers everything that carries no data: error is 0 or a positive errno, mapped to the wire's
-// set. message (may be NULL) goes along where the reply is structured.
+// set. message (may be NULL: the session has one for each error) goes along where the reply is
+// structured. A READ or BLOCK_STATUS that succeeded has its own function below.
 void session_reply(struct session *s, const struct session_request *request, int error,
                    const char *message);
 
 // Answers a READ that succeeded. data holds request->length bytes. parts (count 0: one data part)
-// tell the holes; they may be given only if session_read_holes() says that the reply can carry
-// them.
+// tell the holes, their lengths sum to request->length; they may be given only if
+// session_read_holes() says that the reply can carry them. parts are not looked at afterwards.
 void session_reply_read(struct session *s, const struct session_request *request, const void *data,
                         const struct session_read_part *parts, size_t count,
                         struct session_payload_ref *ref);
@@ -124,8 +141,9 @@ struct session_status_extent {
     uint64_t length; // bytes
     uint32_t flags;  // NBD_STATE_HOLE | NBD_STATE_ZERO
 };
-// Extents from the request's offset, in order, at least one. The session merges equal neighbours,
-// cuts what the command's flags and the 32-bit fields ask for.
+// Extents from the request's offset, in order, at least one; they may end early or reach beyond the
+// request. The session merges equal neighbours and cuts what the request's end, the command's flags
+// and the 32-bit fields ask for.
 void session_reply_status(struct session *s, const struct session_request *request,
                           const struct session_status_extent *extents, size_t count);
 
@@ -133,6 +151,7 @@ void session_reply_status(struct session *s, const struct session_request *reque
 size_t session_output_bytes(const struct session *s);
 // Fills at most max iovecs with queued output; returns how many.
 int session_output(struct session *s, struct iovec *iov, int max);
+// bytes of the output were sent, from its front. Release functions run from here; they may reply.
 void session_sent(struct session *s, size_t bytes);
 
 #endif

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// input.h: bytes received and not yet understood.
+#ifndef LAZYCOW_PROTOCOL_INPUT_H
+#define LAZYCOW_PROTOCOL_INPUT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// Bytes of the buffer. 32 writes of 4 KiB with their headers, a usual queue depth, come in one
+// receive call and still leave most of a level-2 cache to their payload buffers. It must hold the
+// largest option (OPTION_DATA_MAX) with its header.
+#define INPUT_SIZE (132u << 10)
+
+struct input {
+    uint8_t *buffer;
+    size_t size;  // of the buffer
+    size_t start; // bytes [start, end) of the buffer are waiting
+    size_t end;
+};
+
+// False when there is no memory.
+bool input_init(struct input *in);
+void input_free(struct input *in);
+
+static inline size_t input_length(const struct input *in)
+{
+    return in->end - in->start;
+}
+
+// The waiting bytes, input_length() of them.
+static inline const uint8_t *input_data(const struct input *in)
+{
+    return in->buffer + in->start;
+}
+
+static inline void input_consume(struct input *in, size_t bytes)
+{
+    in->start += bytes;
+}
+
+// Room for what comes next; returns how many bytes, 0 when the buffer is full. Moves the waiting
+// bytes: pointers from input_data() end here.
+size_t input_space(struct input *in, uint8_t **space);
+
+// bytes of that room were filled.
+void input_received(struct input *in, size_t bytes);
+
+#endif

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// request.c: requests decoded and checked ("Request message", "Request types"). What passes here is
+// not checked again anywhere.
+#include "protocol/request.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <string.h>
+
+#include "protocol/reply.h"
+#include "protocol/wire.h"
+
+// Payload that is refused is taken in and thrown away up to this many bytes, so that the connection
+// lives on. A request that announces more is taken for a stream out of step: eight times the
+// largest payload is more than any client sends.
+#define REQUEST_SKIP_MAX (8ull * SESSION_PAYLOAD_MAX)
+
+struct command {
+    bool known;
+    bool writes;      // fails on a read-only export
+    bool data;        // its length is that of a payload, in one direction or the other
+    bool ranged;      // offset and length mean something
+    uint16_t needs;   // transmission flags without which it was not offered
+    uint16_t flags;   // command flags that go with it, beside FUA
+    int beyond_error; // for a range that does not end inside the export
+};
+
+// By NBD_CMD_*.
+static const struct command commands[] = {
+    [NBD_CMD_READ] = {.known = true,
+                      .data = true,
+                      .ranged = true,
+                      .flags = NBD_CMD_FLAG_DF,
+                      .beyond_error = EINVAL},
+    [NBD_CMD_WRITE] =
+        {.known = true, .writes = true, .data = true, .ranged = true, .beyond_error = ENOSPC},
+    [NBD_CMD_FLUSH] = {.known = true, .needs = NBD_FLAG_SEND_FLUSH},
+    [NBD_CMD_TRIM] = {.known = true,
+                      .writes = true,
+                      .ranged = true,
+                      .needs = NBD_FLAG_SEND_TRIM,
+                      .beyond_error = EINVAL},
+    [NBD_CMD_CACHE] = {.known = true,
+                       .ranged = true,
+                       .needs = NBD_FLAG_SEND_CACHE,
+                       .beyond_error = EINVAL},
+    [NBD_CMD_WRITE_ZEROES] = {.known = true,
+                              .writes = true,
+                              .ranged = true,
+                              .needs = NBD_FLAG_SEND_WRITE_ZEROES,
+                              .flags = NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+                              .beyond_error = ENOSPC},
+    [NBD_CMD_BLOCK_STATUS] = {.known = true,
+                              .ranged = true,
+                              .flags = NBD_CMD_FLAG_REQ_ONE,
+                              .beyond_error = EINVAL},
+};
+
+// Command flags that mean something only where a transmission flag offered them.
+static const struct {
+    uint16_t command_flag;
+    uint16_t transmission_flag;
+} offered_flags[] = {
+    {NBD_CMD_FLAG_FUA, NBD_FLAG_SEND_FUA},
+    {NBD_CMD_FLAG_DF, NBD_FLAG_SEND_DF},
+    {NBD_CMD_FLAG_FAST_ZERO, NBD_FLAG_SEND_FAST_ZERO},
+};
+
+static bool flags_valid(const struct session *s, const struct command *command, uint16_t flags)
+{
+    if (flags == 0)
+        return true;
+    if ((flags & ~(command->flags | NBD_CMD_FLAG_FUA)) != 0)
+        return false;
+    for (size_t i = 0; i < sizeof(offered_flags) / sizeof(offered_flags[0]); i++)
+        if ((flags & offered_flags[i].command_flag) != 0 &&
+            (s->flags & offered_flags[i].transmission_flag) == 0)
+            return false;
+    return true;
+}
+
+// Largest payload of a request, in bytes.
+static uint64_t payload_max(const struct session *s)
+{
+    uint32_t max = s->chosen->block_max;
+    return max > 0 && max < SESSION_PAYLOAD_MAX ? max : SESSION_PAYLOAD_MAX;
+}
+
+// Returns 0, or the errno to answer with and *message.
+static int check(const struct session *s, const struct session_request *request,
+                 const char **message)
+{
+    static const struct command unknown;
+    const struct command *command = request->type < sizeof(commands) / sizeof(commands[0])
+                                        ? &commands[request->type]
+                                        : &unknown;
+    if (!command->known) {
+        *message = "unknown command";
+        return EINVAL;
+    }
+    if (command->writes && (s->flags & NBD_FLAG_READ_ONLY) != 0) {
+        *message = "the export is read-only";
+        return EPERM;
+    }
+    if ((command->needs & ~s->flags) != 0) {
+        *message = "the export does not offer this command";
+        return EINVAL;
+    }
+    if (!flags_valid(s, command, request->flags)) {
+        *message = "a flag that does not go with this command";
+        return EINVAL;
+    }
+    if (request->type == NBD_CMD_BLOCK_STATUS && (s->contexts == 0 || request->length == 0)) {
+        *message = s->contexts == 0 ? "no metadata context was negotiated" : "length is zero";
+        return EINVAL;
+    }
+    if (command->ranged && (request->offset > s->chosen->size ||
+                            request->length > s->chosen->size - request->offset)) {
+        *message = "the range ends beyond the export";
+        return command->beyond_error;
+    }
+    if (command->data && request->length > payload_max(s)) {
+        *message = "longer than the largest block";
+        return EINVAL;
+    }
+    return 0;
+}
+
+// Answers a request with an errno, after its payload has come.
+static enum step refuse(struct session *s, const struct session_request *request,
+                        uint64_t payload_length, int error, const char *message)
+{
+    if (payload_length == 0) {
+        session_reply(s, request, error, message);
+        return STEP_AGAIN;
+    }
+    if (payload_length > REQUEST_SKIP_MAX)
+        return session_end(s, SESSION_BAD, "a payload far beyond the largest block");
+    s->request = *request;
+    s->error = error;
+    s->refusal = message;
+    s->skip = payload_length;
+    s->phase = PHASE_PAYLOAD_SKIP;
+    return STEP_AGAIN;
+}
+
+// Takes the header from the input, if all of it is there.
+static enum step decode(struct session *s, struct session_request *request)
+{
+    struct nbd_request wire;
+    if (input_length(&s->input) < sizeof(wire))
+        return STEP_MORE;
+    memcpy(&wire, input_data(&s->input), sizeof(wire));
+    if (be32toh(wire.magic) != NBD_REQUEST_MAGIC)
+        return session_end(s, SESSION_BAD, "a request without its magic");
+    input_consume(&s->input, sizeof(wire));
+    *request = (struct session_request){
+        .type = be16toh(wire.type),
+        .flags = be16toh(wire.flags),
+        .cookie = be64toh(wire.cookie),
+        .offset = be64toh(wire.offset),
+        .length = be32toh(wire.length),
+    };
+    return STEP_EVENT;
+}
+
+enum step request_take(struct session *s, struct session_request *request,
+                       enum session_event *event)
+{
+    enum step step = decode(s, request);
+    if (step != STEP_EVENT)
+        return step;
+    if (request->type == NBD_CMD_DISC)
+        return session_end(s, SESSION_DISCONNECT, "the client disconnected");
+
+    uint64_t payload_length = request->type == NBD_CMD_WRITE ? request->length : 0;
+    const char *message = NULL;
+    int error = check(s, request, &message);
+    if (error != 0)
+        return refuse(s, request, payload_length, error, message);
+    if (request->type == NBD_CMD_FLUSH) {
+        // Reserved fields; some clients leave something there.
+        request->offset = 0;
+        request->length = 0;
+    } else if (request->length == 0) {
+        // Unspecified by the protocol: nothing is done, successfully.
+        session_reply(s, request, 0, NULL);
+        return STEP_AGAIN;
+    }
+    if (payload_length > 0) {
+        s->request = *request;
+        s->phase = PHASE_PAYLOAD_WANTED;
+        *event = SESSION_PAYLOAD;
+    } else {
+        *event = SESSION_REQUEST;
+    }
+    return STEP_EVENT;
+}

@@ -65,19 +65,22 @@ struct op {
     int result;          // 0 or a negative errno: EIO, ENOSPC, EPERM, EINVAL, ENOMEM, ENOTSUP
     size_t extent_count; // OP_REPORT_HOLES: cover the whole range. OP_BLOCK_STATUS: may end early
 
-    // Private to the engine (see engine.h).
+    // Private to the engine (engine.h).
     struct image *image;
     struct task task;
-    int state;
-    uint64_t pos;   // guest bytes done so far are [offset, pos)
-    uint64_t begun; // position in the order in which ops began
+    void (*step)(struct op *op); // runs in each of its turns until op_finish
+    int state;                   // of the step function
+    int wait_result;             // how the last wait or I/O ended
+    uint64_t pos;                // [offset, pos) is done
+    uint64_t step_length;        // bytes from pos that the I/O in flight is about
+    uint64_t begun;              // place in the order in which plans were made
+    bool active;                 // in the image's list of ops that may use host clusters
+    bool scanned;                // has loaded a refcount page to look for free clusters
     TAILQ_ENTRY(op) active_link;
     TAILQ_ENTRY(op) wait_link;
-    void *waiting_on;
-    struct op_work *work; // what needs more than a plain read or write in place
+    struct op_work *work; // what is more than a read or write in place
     struct file_io io;
     struct iovec iov;
-    uint64_t step_length;
 };
 
 // Largest payload of one read or write: what the NBD server admits, and the most a plan has to

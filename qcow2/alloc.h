@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// alloc.h: where new clusters come from. Two sources: free clusters known from the refcounts,
+// longest runs first; and fresh space beyond every cluster that was ever used, which reads as zeros
+// and is reserved from the host file system ahead in large steps.
+#ifndef LAZYCOW_QCOW2_ALLOC_H
+#define LAZYCOW_QCOW2_ALLOC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/file.h"
+#include "qcow2/waitq.h"
+
+struct image;
+struct op;
+
+// Host space is reserved in steps of an eighth of the file, between these: one extent instead of
+// thousands, and a reservation every few thousand requests; what is left over is given back at the
+// end.
+#define ALLOC_RESERVE_MIN (1u << 20)
+#define ALLOC_RESERVE_MAX (64u << 20)
+
+struct alloc {
+    uint64_t fresh;        // first cluster of the fresh space
+    uint64_t reserved_end; // bytes of the file that the host has space for
+    uint64_t search;       // where to look for free clusters next
+    unsigned
+        empty_passes; // how often the search came to the end since something was found or freed
+    uint64_t unknown_page; // pages below this are known
+    bool reuse;            // refcounts are right: free clusters may be used
+    bool reserve;          // the host can reserve space
+    bool reserving;
+    bool reserve_exact; // the last large step failed
+    struct image *image;
+    struct file_io io;
+    struct waitq waiters; // for the reservation
+};
+
+// Clusters that were taken: refcount 1, not referenced by any table yet.
+struct alloc_run {
+    uint64_t first;
+    uint64_t count;
+    bool zero; // they read as zeros, also after a power cut
+};
+
+// fresh: first cluster beyond everything that was ever used; file_bytes: size of the file now.
+void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes);
+
+// Takes one run of 1 to want clusters. Returns 0, OP_PARKED (plan again) or a negative errno
+// (-ENOSPC, -EFBIG as -ENOSPC, -EIO, -ENOMEM). fresh_only: for tables, which rely on reading as
+// zeros.
+int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run);
+
+// A cluster below the fresh space became free.
+void alloc_freed(struct alloc *alloc);
+
+// Exactly count contiguous clusters of fresh space, which may span pages.
+int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first);
+
+#endif

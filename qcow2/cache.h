@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// cache.h: slices of L2 tables in memory, at most so many. A slice is one piece of metadata
+// (geometry.h), aligned in the file. Only sync.c writes slices back.
+#ifndef LAZYCOW_QCOW2_CACHE_H
+#define LAZYCOW_QCOW2_CACHE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "qcow2/file.h"
+#include "qcow2/waitq.h"
+
+struct image;
+struct op;
+
+// Dirty slices are copied when a sync starts; this bounds the copies (4 MiB) and what a crash may
+// lose.
+#define CACHE_DIRTY_MAX 1024
+// One slice that changes and one that is looked at: with fewer the engine cannot move.
+#define CACHE_SLICES_MIN 2
+
+struct slice {
+    uint64_t offset;   // in the file, a multiple of the piece size
+    uint64_t *entries; // big-endian, as on disk
+    bool loading;
+    bool dirty;
+    bool writing;         // a sync is writing a copy; the slice stays until that is done
+    bool referenced;      // looked at since the clock hand last passed
+    struct waitq waiters; // for loading to end
+    struct image *image;
+    struct file_io io;
+    struct iovec iov;
+    LIST_ENTRY(slice) hash_link;
+    TAILQ_ENTRY(slice) clock_link;
+    TAILQ_ENTRY(slice) dirty_link;
+};
+
+struct cache {
+    LIST_HEAD(slice_bucket, slice) * buckets;
+    size_t bucket_mask;
+    TAILQ_HEAD(, slice) clock; // the first is the next candidate to leave
+    TAILQ_HEAD(, slice) dirty; // in the order in which they became dirty
+    size_t count;
+    size_t max;
+    size_t dirty_count;
+    size_t dirty_max;
+    struct waitq room; // ops that found every slice busy
+};
+
+// bytes is the memory for slice contents. Returns 0 or -ENOMEM.
+int cache_init(struct cache *cache, size_t bytes, size_t slice_bytes);
+// No slice may be loading.
+void cache_free(struct cache *cache);
+
+// Returns 0 and the slice at offset (valid until the op returns to the run queue), OP_PARKED when
+// the op has to wait for it and plan again, or a negative errno.
+int cache_get(struct op *op, uint64_t offset, struct slice **out);
+
+// As cache_get, for slices that will be changed: there is room for one more dirty slice.
+int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out);
+// After a change.
+void cache_mark_dirty(struct cache *cache, struct slice *slice);
+
+// For sync.c: the copy of a dirty slice is taken; its write ended (failed: it is dirty again).
+void cache_write_begins(struct cache *cache, struct slice *slice);
+void cache_write_ended(struct cache *cache, struct slice *slice, bool failed);
+
+// The slice at offset if it is in memory and loaded, else NULL.
+struct slice *cache_peek(struct cache *cache, uint64_t offset, unsigned piece_bits);
+
+#endif

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/change.h"
+
+#include <errno.h>
+
+#include "qcow2/engine.h"
+
+int change_prepare(struct op *op)
+{
+    struct image *image = op->image;
+
+    if (image->latched_error < 0)
+        return image->latched_error;
+    if (!image->guard.ready) {
+        int result = guard_init(image);
+
+        if (result < 0)
+            return result;
+    }
+    if (image->header.autoclear != 0 || image->sync.drop_autoclear) {
+        image->sync.drop_autoclear = true;
+        return sync_wait(op);
+    }
+    return 0;
+}
+
+int change_mapping(struct op *op)
+{
+    struct image *image = op->image;
+    int result = recover_wait(op);
+
+    if (result != 0 || !quarantine_full(&image->quarantine))
+        return result;
+    sync_request(image);
+    return waitq_park(&image->quarantine.room, op);
+}
+
+bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length)
+{
+    const char *what = guard_hit(image, host_offset, length);
+
+    if (what)
+        image_mark_corrupt(image, what, host_offset);
+    return what != NULL;
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/compress.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "qcow2/engine.h"
+#include "qcow2/map.h"
+
+// Window of the deflate streams in qcow2, 4 KiB; negative: no zlib header.
+#define WINDOW_BITS (-12)
+
+void compress_init(struct compress *c)
+{
+    *c = (struct compress){0};
+    waitq_init(&c->room);
+}
+
+void compress_free(struct compress *c)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        free(c->kept[i].bytes);
+        free(c->kept[i].packed);
+    }
+    free(c->kept);
+    compress_init(c);
+}
+
+static int inflate_cluster(const unsigned char *packed, size_t packed_length, unsigned char *bytes,
+                           size_t length)
+{
+    z_stream stream = {.next_in = (unsigned char *)(uintptr_t)packed,
+                       .avail_in = (uInt)packed_length,
+                       .next_out = bytes,
+                       .avail_out = (uInt)length};
+
+    if (inflateInit2(&stream, WINDOW_BITS) != Z_OK)
+        return -ENOMEM;
+
+    // The length counts whole sectors, so that other data may follow the stream.
+    int status = inflate(&stream, Z_FINISH);
+    bool full = stream.avail_out == 0 && (status == Z_STREAM_END || status == Z_BUF_ERROR);
+    inflateEnd(&stream);
+    return full ? 0 : -EIO;
+}
+
+static void load_ended(struct file_io *io)
+{
+    struct inflated *entry = (struct inflated *)((char *)io - offsetof(struct inflated, io));
+    struct image *image = entry->image;
+    int result = io->result;
+
+    if (result == 0)
+        result = inflate_cluster(entry->packed, entry->host_length, entry->bytes,
+                                 image->geometry.cluster_size);
+    if (result < 0)
+        image_log(image, "cannot read the compressed cluster at offset %llu: %s",
+                  (unsigned long long)entry->host_offset, strerror(-result));
+    free(entry->packed);
+    entry->packed = NULL;
+    entry->loading = false;
+    if (result < 0)
+        entry->host_offset = 0;
+    waitq_wake(&entry->waiters, result);
+    waitq_wake(&image->compress.room, 0);
+}
+
+static int make_room(struct image *image)
+{
+    struct compress *c = &image->compress;
+    size_t count = COMPRESS_KEPT_BYTES >> image->geometry.cluster_bits;
+
+    if (c->kept)
+        return 0;
+    if (count < COMPRESS_KEPT_MIN)
+        count = COMPRESS_KEPT_MIN;
+    if (count > COMPRESS_KEPT_MAX)
+        count = COMPRESS_KEPT_MAX;
+    c->kept = calloc(count, sizeof(*c->kept));
+    if (!c->kept)
+        return -ENOMEM;
+    c->count = count;
+    for (size_t i = 0; i < count; i++) {
+        c->kept[i].image = image;
+        waitq_init(&c->kept[i].waiters);
+    }
+    return 0;
+}
+
+// The entry that was not looked at for the longest time; NULL when all are loading.
+static struct inflated *oldest(struct compress *c)
+{
+    struct inflated *best = NULL;
+
+    for (size_t i = 0; i < c->count; i++) {
+        if (!c->kept[i].loading && (!best || c->kept[i].used < best->used))
+            best = &c->kept[i];
+    }
+    return best;
+}
+
+static int start_load(struct image *image, struct inflated *entry, const struct mapping *m)
+{
+    if (!entry->bytes && !(entry->bytes = malloc(image->geometry.cluster_size)))
+        return -ENOMEM;
+    if (posix_memalign((void **)&entry->packed, 4096, m->host_length) != 0) {
+        entry->packed = NULL;
+        return -ENOMEM;
+    }
+    entry->host_offset = m->host_offset;
+    entry->host_length = m->host_length;
+    entry->loading = true;
+    entry->iov = (struct iovec){.iov_base = entry->packed, .iov_len = m->host_length};
+    entry->io = (struct file_io){.kind = FILE_READ,
+                                 .offset = m->host_offset,
+                                 .length = m->host_length,
+                                 .iov = &entry->iov,
+                                 .iovcnt = 1,
+                                 .done = load_ended};
+    file_submit(image->file, &entry->io);
+    return 0;
+}
+
+int compress_get(struct op *op, const struct mapping *m, const unsigned char **bytes)
+{
+    struct image *image = op->image;
+    struct compress *c = &image->compress;
+    int result = make_room(image);
+
+    if (result < 0)
+        return result;
+    for (size_t i = 0; i < c->count; i++) {
+        struct inflated *entry = &c->kept[i];
+
+        if (entry->host_offset != m->host_offset || entry->host_length != m->host_length)
+            continue;
+        entry->used = ++c->looks;
+        if (entry->loading)
+            return waitq_park(&entry->waiters, op);
+        *bytes = entry->bytes;
+        return 0;
+    }
+
+    struct inflated *entry = oldest(c);
+    if (!entry)
+        return waitq_park(&c->room, op);
+    entry->used = ++c->looks;
+    result = start_load(image, entry, m);
+    if (result < 0)
+        return result;
+    return waitq_park(&entry->waiters, op);
+}

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/image.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2/backing_name.h"
+#include "qcow2/engine.h"
+
+// Images in a chain: more than anybody stacks; a chain that names itself ends here.
+#define BACKING_DEPTH_MAX 200
+
+// The size of a raw image counts whole sectors, as elsewhere; zeros are behind the file's end.
+#define RAW_SECTOR 512u
+#define RAW_BLOCK_SIZE 4096u
+
+enum image_format image_format_parse(const char *name)
+{
+    if (strcmp(name, "qcow2") == 0)
+        return IMAGE_FORMAT_QCOW2;
+    if (strcmp(name, "raw") == 0)
+        return IMAGE_FORMAT_RAW;
+    return IMAGE_FORMAT_UNKNOWN;
+}
+
+void image_log(struct image *image, const char *format, ...)
+{
+    char text[ERROR_TEXT_MAX];
+    char line[2 * ERROR_TEXT_MAX];
+    va_list args;
+
+    if (!image->host.log)
+        return;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    snprintf(line, sizeof(line), "'%s': %s", image->file->name, text);
+    image->host.log(image->host.context, line);
+}
+
+void image_mark_corrupt(struct image *image, const char *what, uint64_t host_offset)
+{
+    if (image->latched_error < 0)
+        return;
+    image->latched_error = -EIO;
+    image_log(
+        image,
+        "a write to host offset %llu would have overwritten %s: the image is corrupt, writes are "
+        "refused from now on; run 'lazycow check'",
+        (unsigned long long)host_offset, what);
+    sync_mark_corrupt(image);
+}
+
+// ---- Opening
+// -------------------------------------------------------------------------------------------
+
+static int open_at_depth(struct image **out, struct file *file, const struct image_options *options,
+                         const struct image_host *host, unsigned depth, struct error *err);
+
+static int read_refcount_table(struct image *image, struct error *err)
+{
+    const struct header *header = &image->header;
+    size_t bytes = (size_t)header->refcount_table_clusters << header->cluster_bits;
+    uint64_t *table = malloc(bytes);
+
+    if (!table)
+        return error_set(err, ENOMEM, "'%s': no memory for the refcount table", image->file->name);
+
+    int result = file_read_blocking(image->file, table, header->refcount_table_offset, bytes);
+    if (result < 0) {
+        free(table);
+        return error_set(err, -result, "'%s': cannot read the refcount table: %s",
+                         image->file->name, strerror(-result));
+    }
+    for (size_t i = 0; i < bytes / FORMAT_ENTRY_BYTES; i++)
+        table[i] = be64toh(table[i]) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
+    if (refcounts_init(&image->refcounts, &image->geometry, table, bytes / FORMAT_ENTRY_BYTES) < 0)
+        return error_set(err, ENOMEM, "'%s': no memory for refcounts", image->file->name);
+    return 0;
+}
+
+// What only an image that is written needs.
+static int prepare_writing(struct image *image, struct error *err)
+{
+    int64_t size = file_size(image->file);
+    int result = read_refcount_table(image, err);
+
+    if (result < 0)
+        return result;
+    if (size < 0)
+        return error_set(err, (int)-size, "'%s': cannot tell its size: %s", image->file->name,
+                         strerror((int)-size));
+    if (image->options.lazy_refcounts == LAZY_ON && image->header.version < 3)
+        return error_set(err, ENOTSUP,
+                         "'%s': lazy refcounts need version 3 (compat=1.1); serve it without "
+                         "--lazy-refcounts=on, or convert it",
+                         image->file->name);
+    image->lazy = image->options.lazy_refcounts == LAZY_FROM_HEADER
+                      ? (image->header.compatible & HEADER_COMPATIBLE_LAZY_REFCOUNTS) != 0
+                      : image->options.lazy_refcounts == LAZY_ON;
+    alloc_init(&image->alloc, image, geometry_clusters(&image->geometry, (uint64_t)size),
+               (uint64_t)size);
+    image->alloc.reuse = true;
+    if (image->sync.dirty_bit) {
+        // Until recovery knows better nothing is beyond the end.
+        image->alloc.fresh = UINT64_MAX;
+        return recover_start(image, err);
+    }
+    return 0;
+}
+
+static int open_backing(struct image *image, unsigned depth, struct error *err)
+{
+    const struct header *header = &image->header;
+    struct image_options options = image->options;
+    struct file *file = NULL;
+
+    if (header->backing_name[0] == '\0')
+        return 0;
+    options.format = header->backing_format[0] ? image_format_parse(header->backing_format)
+                                               : image->options.backing_format;
+    if (options.format == IMAGE_FORMAT_UNKNOWN && header->backing_format[0])
+        return error_set(err, ENOTSUP,
+                         "'%s': backing format '%s' is not supported, only qcow2 and raw",
+                         image->file->name, header->backing_format);
+    if (options.format == IMAGE_FORMAT_UNKNOWN)
+        return error_set(
+            err, EINVAL,
+            "'%s': the header names the backing file '%s' but not its format; say it with "
+            "--backing-format, or store it with 'qemu-img rebase -u -F'",
+            image->file->name, header->backing_name);
+    if (!backing_name_is_local(header->backing_name))
+        return error_set(err, ENOTSUP, "'%s': the backing file '%s' is not a local file",
+                         image->file->name, header->backing_name);
+
+    char *path = backing_name_resolve(image->file->name, header->backing_name);
+    if (!path)
+        return error_set(err, ENOMEM, "'%s': no memory", image->file->name);
+    int result = image->host.open_backing(image->host.context, path, &file, err);
+    free(path);
+    if (result < 0) {
+        error_prefix(err, "'%s': backing file", image->file->name);
+        return result;
+    }
+    options.read_only = true;
+    result = open_at_depth(&image->backing, file, &options, &image->host, depth + 1, err);
+    if (result < 0)
+        file_close(file);
+    return result;
+}
+
+static int open_qcow2(struct image *image, unsigned depth, struct error *err)
+{
+    int result = header_read(image->file, &image->header, err);
+
+    if (result < 0)
+        return result;
+    image->geometry = geometry_from_header(&image->header);
+    image->size = image->header.size;
+    inflight_init(&image->inflight);
+    LIST_INIT(&image->table_copies);
+    compress_init(&image->compress);
+    sync_init(image);
+    quarantine_init(&image->quarantine, image);
+    image->alloc.fresh = UINT64_MAX;
+    if (cache_init(&image->cache, image->options.cache_bytes, image->geometry.piece_bytes) < 0)
+        return error_set(err, ENOMEM, "'%s': no memory for the cache", image->file->name);
+    if ((image->header.incompatible & HEADER_INCOMPATIBLE_CORRUPT) && !image->read_only) {
+        image_log(image, "is marked corrupt: served read-only; run 'lazycow check'");
+        image->read_only = true;
+    }
+    result = l1_read(&image->l1, image->file, &image->header, &image->geometry, err);
+    if (result == 0 && !image->read_only)
+        result = snapshot_table_read(image->file, &image->header, &image->snapshots, err);
+    if (result == 0)
+        result = open_backing(image, depth, err);
+    if (result == 0 && !image->read_only)
+        result = prepare_writing(image, err);
+    return result;
+}
+
+static int open_raw(struct image *image, struct error *err)
+{
+    int64_t size = file_size(image->file);
+
+    if (size < 0)
+        return error_set(err, (int)-size, "'%s': cannot tell its size: %s", image->file->name,
+                         strerror((int)-size));
+    if (!image->read_only)
+        return error_set(err, ENOTSUP, "'%s': raw images are served read-only; use --read-only",
+                         image->file->name);
+    image->size = ((uint64_t)size + RAW_SECTOR - 1) / RAW_SECTOR * RAW_SECTOR;
+    image->geometry.cluster_size = RAW_BLOCK_SIZE;
+    return 0;
+}
+
+// Frees what the image holds but not its file.
+static void release(struct image *image)
+{
+    struct op_work *work;
+
+    while ((work = SLIST_FIRST(&image->spare_work)) != NULL) {
+        SLIST_REMOVE_HEAD(&image->spare_work, spare_link);
+        free(work);
+    }
+    if (image->backing)
+        image_close(image->backing);
+    if (image->format == IMAGE_FORMAT_QCOW2) {
+        snapshot_table_free(&image->snapshots);
+        l1_free(&image->l1);
+        cache_free(&image->cache);
+        refcounts_free(&image->refcounts);
+        quarantine_free(&image->quarantine);
+        guard_free(&image->guard);
+        sync_free(&image->sync);
+        recover_free(&image->recovery);
+        compress_free(&image->compress);
+    }
+    free(image);
+}
+
+static int open_at_depth(struct image **out, struct file *file, const struct image_options *options,
+                         const struct image_host *host, unsigned depth, struct error *err)
+{
+    if (depth > BACKING_DEPTH_MAX)
+        return error_set(
+            err, ELOOP,
+            "'%s': more than %d images in the backing chain, or it names itself; look with "
+            "'qemu-img info --backing-chain'",
+            file->name, BACKING_DEPTH_MAX);
+
+    struct image *image = calloc(1, sizeof(*image));
+    if (!image)
+        return error_set(err, ENOMEM, "'%s': no memory", file->name);
+    image->file = file;
+    image->runq = file->runq;
+    image->host = *host;
+    image->options = *options;
+    image->read_only = options->read_only;
+    if (image->options.cache_bytes == 0)
+        image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
+    TAILQ_INIT(&image->active);
+    SLIST_INIT(&image->spare_work);
+    TAILQ_INIT(&image->quarantine.durable);
+    image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;
+
+    int result =
+        image->format == IMAGE_FORMAT_RAW ? open_raw(image, err) : open_qcow2(image, depth, err);
+    if (result < 0) {
+        release(image);
+        return result;
+    }
+    *out = image;
+    return 0;
+}
+
+int image_open(struct image **out, struct file *file, const struct image_options *options,
+               const struct image_host *host, struct error *err)
+{
+    return open_at_depth(out, file, options, host, 0, err);
+}
+
+uint64_t image_size(const struct image *image)
+{
+    return image->size;
+}
+
+uint64_t image_cluster_size(const struct image *image)
+{
+    return image->geometry.cluster_size;
+}
+
+bool image_read_only(const struct image *image)
+{
+    return image->read_only;
+}
+
+const char *image_name(const struct image *image)
+{
+    return image->file->name;
+}
+
+// ---- Clean points
+// --------------------------------------------------------------------------------------
+
+// What a clean point takes: sync, let the quarantine empty, write refcounts. A refcount table that
+// moved leaves its old clusters to quarantine, hence more rounds.
+#define CLEAN_ROUNDS 3
+
+enum { CLEAN_SYNC, CLEAN_RELEASE, CLEAN_REFCOUNTS, CLEAN_ROUND_ENDED };
+
+struct cleaner {
+    struct op op; // internal
+    int rounds;
+    image_clean_done *done;
+    void *context;
+};
+
+static void end_clean(struct cleaner *cleaner, int result)
+{
+    cleaner->done(cleaner->context, result);
+    free(cleaner);
+}
+
+static void clean_step(struct op *op)
+{
+    struct cleaner *cleaner = (struct cleaner *)((char *)op - offsetof(struct cleaner, op));
+    struct image *image = op->image;
+    int result = op->wait_result;
+
+    while (result == 0) {
+        switch (op->state) {
+        case CLEAN_SYNC:
+            op->state = CLEAN_RELEASE;
+            result = sync_flush(op);
+            break;
+        case CLEAN_RELEASE:
+            op->state = CLEAN_REFCOUNTS;
+            quarantine_kick(image);
+            if (!quarantine_empty(&image->quarantine))
+                result = waitq_park(&image->quarantine.empty, op);
+            break;
+        case CLEAN_REFCOUNTS:
+            op->state = CLEAN_ROUND_ENDED;
+            result = sync_clean(op);
+            break;
+        default:
+            if (quarantine_empty(&image->quarantine) || ++cleaner->rounds == CLEAN_ROUNDS) {
+                end_clean(cleaner, 0);
+                return;
+            }
+            op->state = CLEAN_SYNC;
+            break;
+        }
+    }
+    if (result < 0)
+        end_clean(cleaner, result);
+}
+
+void image_clean(struct image *image, image_clean_done *done, void *context)
+{
+    struct cleaner *cleaner = calloc(1, sizeof(*cleaner));
+
+    if (!cleaner) {
+        done(context, -ENOMEM);
+        return;
+    }
+    cleaner->done = done;
+    cleaner->context = context;
+    op_init_internal(&cleaner->op, image, clean_step);
+    cleaner->op.state = CLEAN_SYNC;
+    op_post(&cleaner->op);
+}
+
+bool image_needs_clean(const struct image *image)
+{
+    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2 || image->latched_error < 0)
+        return false;
+    return image->sync.dirty_bit || image->refcounts.dirty_pages > 0 ||
+           image->refcounts.table_any_dirty || !quarantine_empty(&image->quarantine) ||
+           sync_needed(image);
+}
+
+// ---- The end
+// -------------------------------------------------------------------------------------------
+
+struct finish {
+    bool ended;
+    int result;
+};
+
+static void finish_ended(void *context, int result)
+{
+    struct finish *finish = context;
+
+    finish->ended = true;
+    finish->result = result;
+}
+
+// Runs what is queued, and waits for I/O while there is none.
+static void run_until(struct image *image, const bool *stop)
+{
+    while (!*stop) {
+        if (!runq_run(image->runq))
+            image->file->ops->wait(image->file);
+    }
+}
+
+// Host space behind the last cluster goes back; a file that ends inside it is filled up.
+static int fit_file(struct image *image)
+{
+    uint64_t end = refcounts_end(&image->refcounts, image->alloc.fresh)
+                   << image->geometry.cluster_bits;
+    int64_t size = file_size(image->file);
+
+    if (end == 0 || size < 0 || (uint64_t)size == end || !image->file->fresh_is_zero)
+        return 0;
+    return file_do_blocking(image->file, FILE_TRUNCATE, end, 0);
+}
+
+static bool corrupt_pending(const struct image *image)
+{
+    return image->sync.corrupt_busy;
+}
+
+int image_finish(struct image *image, struct error *err)
+{
+    struct finish finish = {0};
+
+    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
+        return 0;
+    while (image->recovery.running || corrupt_pending(image)) {
+        if (!runq_run(image->runq))
+            image->file->ops->wait(image->file);
+    }
+    if (image->latched_error < 0)
+        return error_set(err, -image->latched_error,
+                         "'%s': an earlier error left it as after a crash; run 'lazycow check'",
+                         image->file->name);
+    image->sync.clean_final = true;
+    if (image_needs_clean(image)) {
+        image_clean(image, finish_ended, &finish);
+        run_until(image, &finish.ended);
+    }
+    if (finish.result == 0 && image->alloc.fresh != UINT64_MAX)
+        finish.result = fit_file(image);
+    if (finish.result < 0)
+        return error_set(
+            err, -finish.result,
+            "'%s': cannot write the refcounts: %s; the image is sound but not clean, and will "
+            "be when it was served once more",
+            image->file->name, strerror(-finish.result));
+    return 0;
+}
+
+void image_close(struct image *image)
+{
+    struct file *file = image->file;
+
+    assert(image->op_count == 0);
+    release(image);
+    file_close(file);
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/quarantine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "qcow2/engine.h"
+
+enum { RELEASE_NEXT, RELEASE_PUNCHED };
+
+static void release_step(struct op *op);
+
+void quarantine_init(struct quarantine *q, struct image *image)
+{
+    TAILQ_INIT(&q->pending);
+    TAILQ_INIT(&q->syncing);
+    TAILQ_INIT(&q->durable);
+    waitq_init(&q->empty);
+    waitq_init(&q->room);
+    q->punch = image->options.unmap;
+    op_init_internal(&q->releaser, image, release_step);
+}
+
+static void free_list(struct quarantine_list *list)
+{
+    struct quarantined *extent;
+
+    while ((extent = TAILQ_FIRST(list)) != NULL) {
+        TAILQ_REMOVE(list, extent, link);
+        free(extent);
+    }
+}
+
+void quarantine_free(struct quarantine *q)
+{
+    free_list(&q->pending);
+    free_list(&q->syncing);
+    free_list(&q->durable);
+}
+
+bool quarantine_full(const struct quarantine *q)
+{
+    return q->count >= QUARANTINE_MAX;
+}
+
+bool quarantine_empty(const struct quarantine *q)
+{
+    return q->count == 0;
+}
+
+void quarantine_add(struct image *image, uint64_t first, uint64_t count)
+{
+    struct quarantine *q = &image->quarantine;
+    struct quarantined *last = TAILQ_LAST(&q->pending, quarantine_list);
+
+    if (last && last->first + last->count == first) {
+        last->count += count;
+        last->stamp = image->next_begun;
+        return;
+    }
+    struct quarantined *extent = malloc(sizeof(*extent));
+    if (!extent) {
+        image_log(image, "out of memory: %llu freed clusters leak until the next check",
+                  (unsigned long long)count);
+        return;
+    }
+    *extent = (struct quarantined){.first = first, .count = count, .stamp = image->next_begun};
+    TAILQ_INSERT_TAIL(&q->pending, extent, link);
+    q->count++;
+}
+
+void quarantine_sync_begins(struct image *image)
+{
+    TAILQ_CONCAT(&image->quarantine.syncing, &image->quarantine.pending, link);
+}
+
+void quarantine_sync_ended(struct image *image, bool failed)
+{
+    struct quarantine *q = &image->quarantine;
+
+    if (failed) {
+        TAILQ_CONCAT(&q->syncing, &q->pending, link);
+        TAILQ_CONCAT(&q->pending, &q->syncing, link);
+    } else {
+        TAILQ_CONCAT(&q->durable, &q->syncing, link);
+        quarantine_kick(image);
+    }
+}
+
+// The first durable extent if no op is left that may use it.
+static struct quarantined *next_extent(const struct image *image)
+{
+    struct quarantined *extent = TAILQ_FIRST(&image->quarantine.durable);
+    const struct op *oldest = TAILQ_FIRST(&image->active);
+
+    if (extent && oldest && oldest->begun < extent->stamp)
+        return NULL;
+    return extent;
+}
+
+void quarantine_kick(struct image *image)
+{
+    struct quarantine *q = &image->quarantine;
+
+    if (q->releasing || !next_extent(image))
+        return;
+    q->releasing = true;
+    q->releaser.state = RELEASE_NEXT;
+    q->releaser.wait_result = 0;
+    op_post(&q->releaser);
+}
+
+static void drop_front(struct quarantine *q, struct quarantined *extent, uint64_t count)
+{
+    extent->first += count;
+    extent->count -= count;
+    if (extent->count > 0)
+        return;
+    TAILQ_REMOVE(&q->durable, extent, link);
+    free(extent);
+    q->count--;
+    waitq_wake(&q->room, 0);
+    if (q->count == 0)
+        waitq_wake(&q->empty, 0);
+}
+
+static void leak(struct image *image, struct quarantined *extent, int error)
+{
+    image_log(image, "%llu freed clusters leak until the next check: error %d",
+              (unsigned long long)extent->count, -error);
+    drop_front(&image->quarantine, extent, extent->count);
+}
+
+// Clusters at the front of the extent, inside one page, whose last reference this is.
+static uint64_t last_references(const struct refcounts *rc, const struct quarantined *extent)
+{
+    uint64_t page_end = (refcounts_page_index(rc, extent->first) + 1) << rc->geometry.block_bits;
+    uint64_t run = 0;
+
+    while (run < extent->count && extent->first + run < page_end &&
+           refcounts_get(rc, extent->first + run) == 1)
+        run++;
+    return run;
+}
+
+static void lower(struct image *image, uint64_t first, uint64_t run)
+{
+    for (uint64_t i = 0; i < run; i++) {
+        uint64_t count = refcounts_get(&image->refcounts, first + i);
+
+        // A refcount of 0 under a reference: an inconsistent image; nothing to lower.
+        if (count > 0)
+            refcounts_set(&image->refcounts, first + i, count - 1);
+    }
+    alloc_freed(&image->alloc);
+}
+
+// One more step of the first extent: 0, or OP_PARKED when the releaser's next turn comes by itself.
+static int release_front(struct op *op, struct quarantined *extent)
+{
+    struct image *image = op->image;
+    struct quarantine *q = &image->quarantine;
+    unsigned bits = image->geometry.cluster_bits;
+
+    // Beyond the fresh boundary nothing was ever counted: an entry of a broken image pointed there.
+    if (extent->first >= image->alloc.fresh) {
+        drop_front(q, extent, extent->count);
+        return 0;
+    }
+    int result = refcounts_load(op, extent->first);
+    if (result == OP_PARKED)
+        return OP_PARKED;
+    if (result < 0) {
+        leak(image, extent, result);
+        return 0;
+    }
+    q->run = last_references(&image->refcounts, extent);
+    if (q->run > 0 && q->punch) {
+        op->state = RELEASE_PUNCHED;
+        op_submit(op, FILE_PUNCH, extent->first << bits, q->run << bits, NULL, 0);
+        return OP_PARKED;
+    }
+    if (q->run == 0)
+        q->run = 1;
+    lower(image, extent->first, q->run);
+    drop_front(q, extent, q->run);
+    return 0;
+}
+
+static void release_step(struct op *op)
+{
+    struct image *image = op->image;
+    struct quarantine *q = &image->quarantine;
+    struct quarantined *extent = TAILQ_FIRST(&q->durable);
+
+    if (op->state == RELEASE_PUNCHED) {
+        if (op->wait_result == -EOPNOTSUPP)
+            q->punch = false;
+        lower(image, extent->first, q->run);
+        drop_front(q, extent, q->run);
+        op->state = RELEASE_NEXT;
+    } else if (op->wait_result < 0) {
+        leak(image, extent, op->wait_result);
+    }
+    op->wait_result = 0;
+    while ((extent = next_extent(image)) != NULL) {
+        if (release_front(op, extent) == OP_PARKED)
+            return;
+    }
+    q->releasing = false;
+}

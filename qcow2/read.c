@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+//   plan ── data ──────────> read the file ──┐
+//    ^  ├── backing ───────> child op ───────┤
+//    │  ├── zeros: at once ──────────────────┤
+//    │  └── compressed: at once, if kept ────┤
+//    └────────────── advance ────────────────┘ ──> done
+//
+// What is not in memory (an L2 slice, an inflated cluster) parks the op; it then plans again.
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/engine.h"
+#include "qcow2/map.h"
+
+enum { READ_PLAN, READ_DATA };
+
+// Notes a part for OP_REPORT_HOLES. Returns whether a hole could be noted; else its bytes are data.
+static bool note_part(struct op *op, uint64_t length, bool hole)
+{
+    struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
+
+    if (!(op->flags & OP_REPORT_HOLES))
+        return false;
+    // The last place is for data, which all that follows can be joined to.
+    if (hole && op->extent_count + 1 >= op->max_extents && !(last && last->zero))
+        hole = false;
+    if (last && last->zero == hole)
+        last->length += length;
+    else
+        op->extents[op->extent_count++] =
+            (struct extent){.length = length, .hole = hole, .zero = hole};
+    return hole;
+}
+
+static void advance(struct op *op, uint64_t length, bool zero)
+{
+    if (!note_part(op, length, zero) && zero)
+        memset((char *)op->buf + (op->pos - op->offset), 0, length);
+    op->pos += length;
+}
+
+static int read_data(struct op *op, const struct mapping *m)
+{
+    op->state = READ_DATA;
+    op->step_length = m->length;
+    op->iov =
+        (struct iovec){.iov_base = (char *)op->buf + (op->pos - op->offset), .iov_len = m->length};
+    op_submit(op, FILE_READ, m->host_offset, m->length, &op->iov, 1);
+    return OP_PARKED;
+}
+
+static int read_backing(struct op *op, const struct mapping *m)
+{
+    struct image *backing = op->image->backing;
+    uint64_t length = m->length;
+
+    if (!backing || op->pos >= backing->size) {
+        advance(op, length, true);
+        return 0;
+    }
+    if (length > backing->size - op->pos)
+        length = backing->size - op->pos;
+    if (op_need_work(op) < 0)
+        return -ENOMEM;
+    op->state = READ_DATA;
+    op->step_length = length;
+    op_start_child(op, backing,
+                   &(struct op){.kind = OP_READ,
+                                .offset = op->pos,
+                                .length = length,
+                                .buf = (char *)op->buf + (op->pos - op->offset)});
+    return OP_PARKED;
+}
+
+static int read_compressed(struct op *op, const struct mapping *m)
+{
+    const unsigned char *bytes;
+    int result = compress_get(op, m, &bytes);
+
+    if (result != 0)
+        return result;
+    memcpy((char *)op->buf + (op->pos - op->offset),
+           bytes + geometry_in_cluster(&op->image->geometry, op->pos), m->length);
+    advance(op, m->length, false);
+    return 0;
+}
+
+static int plan(struct op *op)
+{
+    struct mapping m;
+
+    op_replan(op);
+    int result = map_lookup(op, op->pos, op->offset + op->length - op->pos, &m);
+    if (result != 0)
+        return result;
+    switch (m.kind) {
+    case ENTRY_DATA:
+        return read_data(op, &m);
+    case ENTRY_UNALLOCATED:
+        return read_backing(op, &m);
+    case ENTRY_COMPRESSED:
+        return read_compressed(op, &m);
+    default:
+        advance(op, m.length, true);
+        return 0;
+    }
+}
+
+void read_step(struct op *op)
+{
+    int result = op->wait_result;
+
+    if (result == 0 && op->state == READ_DATA) {
+        advance(op, op->step_length, false);
+        op->state = READ_PLAN;
+    }
+    while (result == 0 && op->pos < op->offset + op->length)
+        result = plan(op);
+    if (result != OP_PARKED)
+        op_finish(op, result);
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// sync.h: makes what was written durable. The only module that orders writes and barriers; the
+// rules are at the head of sync.c.
+#ifndef LAZYCOW_QCOW2_SYNC_H
+#define LAZYCOW_QCOW2_SYNC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/op.h"
+#include "qcow2/refcount_write.h"
+#include "qcow2/waitq.h"
+#include "qcow2/writeback.h"
+
+struct image;
+
+enum sync_state {
+    SYNC_IDLE,
+    SYNC_BEGIN,
+    SYNC_HEADER,
+    SYNC_REFCOUNTS,
+    SYNC_PREPARED,
+    SYNC_TABLES,
+    SYNC_WRITTEN,
+    SYNC_DURABLE,
+    SYNC_CLEAN_REFCOUNTS,
+    SYNC_CLEAN_BARRIER,
+    SYNC_CLEAN_WRITTEN,
+    SYNC_CLEAN_DURABLE,
+    SYNC_PARKED, // what a stage answers that has set op.state to what comes after its I/O
+};
+
+struct sync {
+    struct op op;          // internal; op.state is an enum sync_state
+    struct waitq waiting;  // for the next sync
+    struct waitq current;  // for the one that runs
+    struct waitq cleaning; // for the clean point
+    bool wanted;           // another sync is to follow
+
+    bool unsynced;       // data was written since the last sync began
+    bool barrier_needed; // some of it must be durable before L2 or L1 entries are
+    bool dirty_bit;      // may be set on disk
+    bool drop_autoclear; // unknown autoclear bits are to be cleared
+
+    bool clean_wanted; // this sync ends with refcounts written and the dirty bit cleared
+    bool clean_final;  // at shutdown: ops are over, nothing is in the way
+
+    // Of the sync that runs.
+    bool set_dirty;
+    bool has_data;    // data to make durable
+    bool needs_first; // the first barrier
+    unsigned char header_bytes[24];
+    struct iovec iov;
+    struct refcount_write refcounts;
+    struct writeback writeback;          // of L2 and L1
+    struct writeback refcount_writeback; // of refcounts
+
+    bool corrupt_busy;
+    struct file_io corrupt_io; // sets the corrupt bit
+    struct iovec corrupt_iov;
+    unsigned char corrupt_bytes[8];
+};
+
+void sync_init(struct image *image);
+void sync_free(struct sync *sync);
+
+// Starts a sync soon, or one more after the one that runs.
+void sync_request(struct image *image);
+// Parks the op until everything whose done ran before now is durable; its next turn has wait_result
+// 0 or the error. Returns OP_PARKED.
+int sync_wait(struct op *op);
+// As sync_wait, but a sync that already runs will do if nothing was written since it began, and
+// nothing at all has to be done where nothing is new: then returns 0.
+int sync_flush(struct op *op);
+// As sync_wait, and then refcounts are written and the dirty bit is cleared. wait_result is -EBUSY
+// where ops are in flight or clusters wait to be released.
+int sync_clean(struct op *op);
+// Whether memory has anything that disk has not.
+bool sync_needed(const struct image *image);
+// Sets the corrupt bit on disk, soon.
+void sync_mark_corrupt(struct image *image);
+
+#endif

@@ -28,7 +28,6 @@ struct client {
     struct client_request *receiving; // a WRITE whose payload is coming in
     unsigned requests;                // taken, and not released
     unsigned in_flight;               // of these, in the engine
-    size_t payload_unsent;            // bytes of payload in the session's output
     uint64_t request_count;
 };
 
@@ -127,10 +126,8 @@ static void on_payload_sent(struct session_payload_ref *ref)
 {
     struct client_request *request =
         (struct client_request *)((char *)ref - offsetof(struct client_request, ref));
-    struct client *client = request->owner;
 
-    client->payload_unsent -= request->data_bytes;
-    request_release(client, request);
+    request_release(request->owner, request);
 }
 
 // Answers without an op. error is a positive errno or 0.
@@ -170,8 +167,8 @@ static void on_op_done(struct op *op)
     if (op->result < 0) {
         log_failure(client, request);
     }
-    if (client->session == NULL || !request_reply(client->shared->requests, client->session,
-                                                  request, &client->payload_unsent)) {
+    if (client->session == NULL ||
+        !request_reply(client->shared->requests, client->session, request)) {
         request_release(client, request);
     }
     client->changed(client->context);
@@ -290,10 +287,13 @@ static void negotiated(struct client *client)
 static bool take_event(struct client *client)
 {
     struct session_request wire;
+    struct iovec iov[2];
 
     switch (session_next(client->session, &wire)) {
     case SESSION_MORE:
-        if (client->eof) {
+        if (session_input(client->session, iov) == 0) {
+            client->state = CLIENT_STALLED; // its output is full
+        } else if (client->eof) {
             client->reason = client->receiving != NULL ? "closed by the client inside a request"
                                                        : "closed by the client";
             client->state = CLIENT_ENDING;
@@ -324,16 +324,6 @@ static bool take_event(struct client *client)
     return false;
 }
 
-// Whether the client has taken so much that replies must go out first.
-static bool client_full(const struct client *client)
-{
-    size_t bytes = session_output_bytes(client->session);
-
-    // Payload that was sent in part makes the estimate low by that part; it stays bounded.
-    return client->requests >= CLIENT_REQUESTS_MAX ||
-           (bytes > client->payload_unsent && bytes - client->payload_unsent > CLIENT_UNSENT_MAX);
-}
-
 enum client_state client_run(struct client *client)
 {
     unsigned left = CLIENT_RUN_REQUESTS;
@@ -342,7 +332,7 @@ enum client_state client_run(struct client *client)
         if (client->held != NULL && !held_proceed(client)) {
             return client->state = CLIENT_STALLED;
         }
-        if (client_full(client)) {
+        if (client->requests >= CLIENT_REQUESTS_MAX) {
             return client->state = CLIENT_STALLED;
         }
         if (left-- == 0) {

@@ -30,9 +30,6 @@
 // Requests of one connection that are in flight or whose replies were not sent; eight times the
 // deepest queue that clients use (the Linux client: 128).
 #define CLIENT_REQUESTS_MAX 1024u
-// Unsent bytes besides payload (headers, block status, error texts) above which no request is
-// taken: a client that does not take its replies must not pile them up.
-#define CLIENT_UNSENT_MAX (1u << 20)
 // Requests that one call of client_run() takes, so that a client with a full pipe does not keep
 // the others waiting: a millisecond's worth at most.
 #define CLIENT_RUN_REQUESTS 256u

@@ -94,7 +94,7 @@ static size_t extents_wanted(const struct session_request *request, bool holes)
     size_t count;
 
     if (request->type == NBD_CMD_BLOCK_STATUS) {
-        return request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : OP_EXTENTS_MAX;
+        return request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : CLIENT_REQUEST_STATUS_EXTENTS;
     }
     if (request->type != NBD_CMD_READ || !holes) {
         return 0;
@@ -225,12 +225,11 @@ bool request_writes(const struct client_request *request)
            request->op.kind == OP_DISCARD;
 }
 
-// Translates the extents of a read; sums up the bytes that are data.
-static size_t read_parts(struct request_pool *pool, struct client_request *request)
+// Translates the extents of a read, returns how many.
+static size_t read_parts(struct request_pool *pool, const struct client_request *request)
 {
     size_t count = request->op.extent_count;
 
-    request->data_bytes = 0;
     for (size_t i = 0; i < count; i++) {
         const struct extent *extent = &request->extents[i];
 
@@ -238,10 +237,6 @@ static size_t read_parts(struct request_pool *pool, struct client_request *reque
             .length = extent->length,
             .hole = extent->zero,
         };
-        request->data_bytes += extent->zero ? 0 : extent->length;
-    }
-    if (count == 0) {
-        request->data_bytes = (size_t)request->request.length;
     }
     return count;
 }
@@ -262,7 +257,7 @@ static void reply_status(struct request_pool *pool, struct session *session,
 }
 
 bool request_reply(struct request_pool *pool, struct session *session,
-                   struct client_request *request, size_t *unsent)
+                   struct client_request *request)
 {
     int result = request->op.result;
 
@@ -272,8 +267,6 @@ bool request_reply(struct request_pool *pool, struct session *session,
     }
     if (request->request.type == NBD_CMD_READ) {
         size_t count = read_parts(pool, request);
-
-        *unsent += request->data_bytes;
         session_reply_read(session, &request->request, request->buffer, pool->parts, count,
                            &request->ref);
         return true;

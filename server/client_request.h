@@ -19,6 +19,9 @@
 // A read tells about one extent for so many bytes, the default cluster size; what is in finer
 // pieces is sent as data.
 #define CLIENT_REQUEST_BYTES_PER_EXTENT (64u << 10)
+// Extents of one answer to BLOCK_STATUS: 8 KiB of descriptors. A client that takes no answers can
+// have so much memory held for each request in flight.
+#define CLIENT_REQUEST_STATUS_EXTENTS 1024u
 // Requests that are kept for use again, about 600 bytes each: four connections at their limit.
 #define REQUEST_POOL_KEEP 4096u
 
@@ -32,7 +35,6 @@ struct client_request {
     size_t buffer_bytes;
     struct extent *extents; // few, or extents_bytes of a buffer
     size_t extents_bytes;   // 0: few
-    size_t data_bytes;      // payload that went into the output
     SLIST_ENTRY(client_request) link;
     struct extent few[CLIENT_REQUEST_FEW_EXTENTS]; // last, for it is not cleared
 };
@@ -45,7 +47,7 @@ struct request_pool {
     size_t unused_low; // fewest since the last tick
     // Room to translate extents in; used only inside request_reply.
     struct session_read_part parts[OP_EXTENTS_MAX];
-    struct session_status_extent status[OP_EXTENTS_MAX];
+    struct session_status_extent status[CLIENT_REQUEST_STATUS_EXTENTS];
 };
 
 // Returns NULL when there is no memory.
@@ -77,10 +79,9 @@ void request_prepare(struct client_request *request, const struct export *export
 bool request_writes(const struct client_request *request);
 
 // Answers a request whose op is done. Returns whether the session holds a reference to its payload:
-// then request->ref is released later, or was already, and request is not to be touched. The
-// payload's request->data_bytes are added to *unsent before.
+// then request->ref is released later, or was already, and request is not to be touched.
 bool request_reply(struct request_pool *pool, struct session *session,
-                   struct client_request *request, size_t *unsent);
+                   struct client_request *request);
 
 // "read", "write" and so on, for the log.
 const char *request_name(const struct client_request *request);

@@ -79,7 +79,7 @@ void connection_close(struct connection *connection, const char *reason)
     struct connection_set *set = connection->set;
 
     assert(!connection->closed);
-    log_line(set->log, connection->negotiated ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG,
+    log_line(set->log, client_negotiated(connection->client) ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG,
              "%s: %s, after %llu requests", connection->name, reason,
              (unsigned long long)client_request_count(connection->client));
     set_waiting(connection, false);
@@ -236,7 +236,6 @@ void connection_run(struct connection *connection)
 {
     struct connection_set *set = connection->set;
     enum client_state state = client_run(connection->client);
-    struct iovec iov[2];
 
     if (!connection->negotiated && client_negotiated(connection->client)) {
         if (set->negotiated >= set->negotiated_max) {
@@ -254,10 +253,7 @@ void connection_run(struct connection *connection)
     if (state == CLIENT_YIELDED) {
         set->progress = true;
     }
-    // An open client that can take nothing has its output full.
-    set_waiting(connection, state == CLIENT_YIELDED || state == CLIENT_STALLED ||
-                                (state == CLIENT_OPEN && !connection->eof &&
-                                 client_input(connection->client, iov) == 0));
+    set_waiting(connection, state == CLIENT_YIELDED || state == CLIENT_STALLED);
     if (client_output_bytes(connection->client) > 0 || state == CLIENT_ENDING) {
         mark_dirty(connection);
     }
@@ -284,7 +280,6 @@ void connection_receive(struct connection *connection)
         return;
     }
     if (n == 0) {
-        connection->eof = true;
         client_eof(connection->client);
         poll_update(connection, true);
     } else {

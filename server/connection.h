@@ -51,7 +51,6 @@ struct connection {
     uv_poll_t poll;
     int polled; // events that the handle waits for
     int fd;
-    bool eof;           // the peer sends no more
     bool blocked;       // the socket takes no more at the moment
     bool closed;        // the socket is closed, the client abandoned
     bool handle_closed; // libuv is done with the handle

@@ -44,6 +44,7 @@ class TimeLimit(Exception):
 @pytest.fixture(autouse=True)
 def time_limit(request):
     """Ends a test that hangs, and the servers that it started."""
+    before = set(lib_server.running)
     marker = request.node.get_closest_marker("limit")
     seconds = marker.args[0] if marker else LIMIT_SECONDS
 
@@ -59,7 +60,7 @@ def time_limit(request):
     signal.alarm(0)
     faulthandler.cancel_dump_traceback_later()
     signal.signal(signal.SIGALRM, previous)
-    for server in list(lib_server.running):
+    for server in lib_server.running - before:
         server.kill()
 
 

@@ -160,19 +160,19 @@ class Server:
         while not data.endswith(b"\n"):
             left = deadline - time.monotonic()
             ready, _, _ = select.select([self.process.stdout], [], [], max(left, 0))
-            assert ready, f"not ready after {START_SECONDS} s: {self.command}\n{self.stderr()}"
+            assert ready, f"not ready after {START_SECONDS} s: {self.command}\n{self.stderr_tail()}"
             byte = os.read(self.process.stdout.fileno(), 1)
             if not byte:
                 code = self.process.wait(STOP_SECONDS)
                 raise AssertionError(f"ended with {code} before it was ready: {self.command}\n"
-                                     f"{self.stderr()}")
+                                     f"{self.stderr_tail()}")
             data += byte
         return data.decode().rstrip("\n")
 
     def _wait_reference(self, deadline):
         # The greeting is sent by the main loop, so a stop after it is not lost.
         while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.stderr()
+            assert self.process.poll() is None, self.stderr_tail()
             try:
                 with self.raw_socket() as probe:
                     if probe.recv(18):
@@ -230,6 +230,9 @@ class Server:
         with open(self.stderr_path, encoding="utf-8", errors="replace") as stderr:
             return stderr.read()
 
+    def stderr_tail(self):
+        return self.stderr()[-4000:]
+
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
@@ -247,7 +250,8 @@ class Server:
 
     def check_sanitizers(self):
         text = self.stderr()
-        assert not SANITIZER.search(text), text
+        found = SANITIZER.search(text)
+        assert not found, text[max(0, found.start() - 200):found.start() + 6000]
 
     def wait_exit(self, timeout=STOP_SECONDS):
         try:
@@ -255,7 +259,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(
-                f"did not stop within {timeout} s: {self.command}\n{self.stderr()}") from None
+                f"did not stop within {timeout} s: {self.command}\n{self.stderr_tail()}") from None
         finally:
             running.discard(self)
         rest = self.process.stdout.read().decode()
@@ -271,7 +275,7 @@ class Server:
             self.process.send_signal(number)
         code = self.wait_exit(timeout)
         self.check_sanitizers()
-        assert code in codes, f"exit code {code}: {self.command}\n{self.stderr()}"
+        assert code in codes, f"exit code {code}: {self.command}\n{self.stderr_tail()}"
         if not REFERENCE:
             other = [line for line in self.lines if not line.startswith("listening on ")]
             assert not other, f"on standard output: {other}"
@@ -293,7 +297,7 @@ class Server:
             self.stop()
         else:
             self.kill()
-            text = self.stderr()
+            text = self.stderr_tail()
             if text:
                 print(f"standard error of {self.command}:\n{text}")
 

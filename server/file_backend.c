@@ -43,6 +43,7 @@ int backend_fd(const struct backend *backend)
 void backend_turn(struct backend *backend)
 {
     backend->inline_bytes = 0;
+    backend->inline_write_ns = 0;
     backend->ops->turn(backend);
 }
 

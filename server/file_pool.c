@@ -94,8 +94,10 @@ static int start_thread(struct pool *p)
     return -result;
 }
 
-static void give_to_worker(struct pool *p, struct file_io *io)
+static void pool_start(struct backend *backend, struct file_io *io)
 {
+    struct pool *p = pool_of(backend);
+
     pthread_mutex_lock(&p->mutex);
     STAILQ_INSERT_TAIL(&p->jobs, &io->task, link);
     p->job_count++;
@@ -105,38 +107,6 @@ static void give_to_worker(struct pool *p, struct file_io *io)
     // When no thread can be had the job waits for one of those that run: there is always one.
     if (short_of_threads && p->thread_count < POOL_THREADS_MAX)
         start_thread(p);
-}
-
-static void pool_start(struct backend *backend, struct file_io *io)
-{
-    struct posix_file *f = posix_file_of(io);
-
-    // Requests on one inode's lock would only block more threads, with none left for others.
-    if (posix_file_locks_inode(io)) {
-        if (f->lane_busy) {
-            STAILQ_INSERT_TAIL(&f->lane, &io->task, link);
-            return;
-        }
-        f->lane_busy = true;
-    }
-    give_to_worker(pool_of(backend), io);
-}
-
-static void finish(struct pool *p, struct file_io *io)
-{
-    struct posix_file *f = posix_file_of(io);
-
-    if (posix_file_locks_inode(io)) {
-        struct task *next = STAILQ_FIRST(&f->lane);
-
-        if (next != NULL) {
-            STAILQ_REMOVE_HEAD(&f->lane, link);
-            give_to_worker(p, file_io_of(next));
-        } else {
-            f->lane_busy = false;
-        }
-    }
-    posix_file_finish(io, io->result);
 }
 
 static void pool_turn(struct backend *backend)
@@ -156,7 +126,7 @@ static void pool_turn(struct backend *backend)
     struct task *task;
     while ((task = STAILQ_FIRST(&done)) != NULL) {
         STAILQ_REMOVE_HEAD(&done, link);
-        finish(p, file_io_of(task));
+        posix_file_finish(file_io_of(task), file_io_of(task)->result);
     }
 }
 

@@ -21,9 +21,14 @@
 // Slow: longer than the usual time slice of another process on a busy core, and short enough to
 // go unnoticed by clients that count in milliseconds.
 #define SLOW_WRITE_NS 3000000ull
-#define PENALTY_MIN_NS 100000000ull  // the longest pause of the kernel's throttling is 200 ms
-#define PENALTY_MAX_NS 2000000000ull // one slow write in 2 s is about what p999 can bear
+#define QUICK_WRITE_NS 200000ull     // three times what the largest inline write takes
+#define PENALTY_MIN_NS 20000000ull   // short: a busy core makes a quick write look slow too
+#define PENALTY_MAX_NS 2000000000ull // one slow write in 2 s is below one request in a thousand
 #define PENALTY_FORGET_NS 1000000000ull
+
+// How many requests that hold the inode's lock are started at a time. More would only block more
+// workers, with none left for other files; the second is there when the first one ends.
+#define LANE_DEPTH 2u
 
 // A write that covers only part of a page has to read the rest of it first.
 #define PAGE_BYTES 4096u
@@ -49,7 +54,8 @@ struct file_io *file_io_of(struct task *task)
     return (struct file_io *)((char *)task - offsetof(struct file_io, task));
 }
 
-bool posix_file_locks_inode(const struct file_io *io)
+// Requests that hold the inode's lock all the time: one of them makes progress at a time.
+static bool locks_inode(const struct file_io *io)
 {
     switch (io->kind) {
     case FILE_READ:
@@ -261,11 +267,15 @@ static bool pace_allows(const struct write_pace *pace)
     return pace->worker_latency <= SLOW_WRITE_NS && now_ns() >= pace->retry_at;
 }
 
-static void pace_note_inline(struct write_pace *pace, uint64_t begun)
+// Takes in an inline write that began then. Slow is also the last of many in a turn that took that
+// long together, when it was not quick itself: other files' writes count in the sum.
+static void pace_note_inline(struct posix_file *f, uint64_t begun)
 {
+    struct write_pace *pace = &f->pace;
     uint64_t now = now_ns();
 
-    if (now - begun > SLOW_WRITE_NS) {
+    f->backend->inline_write_ns += now - begun;
+    if (f->backend->inline_write_ns > SLOW_WRITE_NS && now - begun > QUICK_WRITE_NS) {
         bool soon = pace->offloading || now - pace->resumed_at < PENALTY_FORGET_NS;
 
         pace->penalty = soon && pace->penalty != 0 ? pace->penalty * 2 : PENALTY_MIN_NS;
@@ -293,7 +303,7 @@ static bool try_write(struct file_io *io, int *result)
 
     uint64_t begun = now_ns();
     ssize_t answer = call_once(io, 0);
-    pace_note_inline(&f->pace, begun);
+    pace_note_inline(f, begun);
     return posix_file_advance(io, answer, result);
 }
 
@@ -317,6 +327,18 @@ static bool try_inline(struct posix_file *f, struct file_io *io, int *result)
     abort();
 }
 
+// Starts what the lane has room for.
+static void start_lane(struct posix_file *f)
+{
+    struct task *task;
+
+    while (f->lane_started < LANE_DEPTH && (task = STAILQ_FIRST(&f->lane)) != NULL) {
+        STAILQ_REMOVE_HEAD(&f->lane, link);
+        f->lane_started++;
+        f->backend->ops->start(f->backend, file_io_of(task));
+    }
+}
+
 static void posix_submit(struct file *file, struct file_io *io)
 {
     struct posix_file *f = (struct posix_file *)file;
@@ -335,9 +357,14 @@ static void posix_submit(struct file *file, struct file_io *io)
     f->in_flight++;
     if (io->kind == FILE_WRITE)
         io->cookie = now_ns();
-    else if (posix_file_locks_inode(io))
+    if (!locks_inode(io)) {
+        f->backend->ops->start(f->backend, io);
+        return;
+    }
+    if (io->kind != FILE_WRITE)
         f->locking++;
-    f->backend->ops->start(f->backend, io);
+    STAILQ_INSERT_TAIL(&f->lane, &io->task, link);
+    start_lane(f);
 }
 
 void posix_file_finish(struct file_io *io, int result)
@@ -346,16 +373,21 @@ void posix_file_finish(struct file_io *io, int result)
 
     assert(f->in_flight > 0);
     f->in_flight--;
+    if (locks_inode(io))
+        f->lane_started--;
     if (io->kind == FILE_WRITE) {
         f->pace.worker_latency = now_ns() - io->cookie;
-    } else if (posix_file_locks_inode(io)) {
+    } else if (locks_inode(io)) {
         assert(f->locking > 0);
         f->locking--;
-        // What a file system or a driver says that lacks the call altogether.
-        if (result == -ENOSYS || result == -ENOTTY || result == -ENODEV)
+        // What a file system or a driver says that lacks the call altogether, and a block device
+        // about a part of one of its sectors.
+        if (result == -ENOSYS || result == -ENOTTY || result == -ENODEV ||
+            (result == -EINVAL && f->block_device))
             result = -EOPNOTSUPP;
     }
     file_io_complete(io, result);
+    start_lane(f);
 }
 
 static void posix_wait(struct file *file)

@@ -21,7 +21,7 @@ STAILQ_HEAD(io_list, task);
 struct backend_ops {
     const char *name;
     bool inline_reads; // try every cached read at once; a ring reads them in batches instead
-    // Starts what was not done inline. Ends with posix_file_finish, never before it returns.
+    // Starts what was not done inline; posix_file_finish ends it, here or later.
     void (*start)(struct backend *backend, struct file_io *io);
     void (*turn)(struct backend *backend);
     // Blocks until the run queue is not empty.
@@ -33,7 +33,8 @@ struct backend {
     const struct backend_ops *ops;
     struct runq *runq; // borrowed
     int fd;
-    uint64_t inline_bytes; // copied on the loop's thread since the last turn
+    uint64_t inline_bytes;    // copied on the loop's thread since the last turn
+    uint64_t inline_write_ns; // spent in writes there
 };
 
 // When writes of one file leave the loop's thread, see file_posix.c.
@@ -55,10 +56,10 @@ struct posix_file {
     bool no_nowait_read; // the file system has no RWF_NOWAIT for reads
     bool always_async;   // io_uring: this file answered EAGAIN, only its workers can wait
     unsigned locking;    // requests in flight that hold the inode's lock for long
-    unsigned in_flight;  // started and not finished
+    unsigned in_flight;  // not done inline and not finished
     struct write_pace pace;
-    struct io_list lane; // thread pool: requests that take turns on the inode's lock
-    bool lane_busy;
+    struct io_list lane;   // requests that wait for their turn on the inode's lock
+    unsigned lane_started; // those given to the backend
 };
 
 struct posix_file_options {
@@ -107,9 +108,6 @@ int posix_file_fallocate_mode(enum file_io_kind kind);
 
 // Ends a request that the backend's start was given.
 void posix_file_finish(struct file_io *io, int result);
-
-// True for requests that hold the inode's lock: only one of them makes progress at a time.
-bool posix_file_locks_inode(const struct file_io *io);
 
 struct backend *backend_uring_new(struct runq *runq, struct error *err);
 struct backend *backend_pool_new(struct runq *runq, struct error *err);

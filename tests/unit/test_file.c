@@ -3,16 +3,22 @@
 #define _GNU_SOURCE 1 // fallocate
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -560,6 +566,49 @@ static void test_auto(void **state)
     backend_free(backend);
 }
 
+// As in a container whose profile forbids io_uring. For a child process: there is no way back.
+static void forbid_io_uring(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = sizeof(filter) / sizeof(filter[0]), .filter = filter};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+        _exit(10);
+}
+
+static void test_io_uring_forbidden(void **state)
+{
+    int status;
+    pid_t child = fork();
+
+    (void)state;
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct runq runq;
+        struct error err = {""};
+
+        forbid_io_uring();
+        runq_init(&runq);
+        if (backend_new(BACKEND_IO_URING, &runq, &err) != NULL ||
+            strstr(err.text, "use threads") == NULL)
+            _exit(1);
+        struct backend *backend = backend_new(BACKEND_AUTO, &runq, &err);
+        if (backend == NULL || strcmp(backend_name(backend), "threads") != 0)
+            _exit(2);
+        backend_free(backend);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 #define CASE(function, n)                                                                          \
     {                                                                                              \
 #function " " #n, function, setup, teardown, &variants[n]                                  \
@@ -577,7 +626,7 @@ int main(void)
         CASES(test_error),           CASES(test_no_flush),
         CASES(test_extents),         CASES(test_open_errors),
         CASES(test_open_locks),      CASES(test_cold_edges),
-        cmocka_unit_test(test_auto),
+        cmocka_unit_test(test_auto), cmocka_unit_test(test_io_uring_forbidden),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "qcow2/change.h"
 #include "qcow2/engine.h"
 
 // Header, active L1 table, refcount table, snapshot table; snapshots come on top.
@@ -49,6 +50,16 @@ static void put_ranges(struct image *image)
     }
 }
 
+// Metadata that overlaps other metadata would be written over it.
+static int put_table(struct image *image, uint64_t offset, bool written)
+{
+    if (offset == 0)
+        return 0;
+    if (written && change_hits_metadata(image, offset, image->geometry.cluster_size))
+        return -EIO;
+    return cluster_set_add(&image->guard.tables, offset >> image->geometry.cluster_bits);
+}
+
 int guard_init(struct image *image)
 {
     struct guard *guard = &image->guard;
@@ -60,18 +71,12 @@ int guard_init(struct image *image)
     put_ranges(image);
     qsort(guard->ranges, guard->range_count, sizeof(*guard->ranges), compare_ranges);
 
-    for (uint64_t i = 0; i < image->l1.size && result == 0; i++) {
-        uint64_t offset = image->l1.entries[i] & FORMAT_L1_OFFSET_MASK;
-
-        if (offset)
-            result = cluster_set_add(&guard->tables, offset >> image->geometry.cluster_bits);
-    }
-    for (uint64_t i = 0; i < image->refcounts.table_size && result == 0; i++) {
-        uint64_t offset = image->refcounts.table[i];
-
-        if (offset)
-            result = cluster_set_add(&guard->tables, offset >> image->geometry.cluster_bits);
-    }
+    for (uint64_t i = 0; i < image->refcounts.table_size && result == 0; i++)
+        result = put_table(image, image->refcounts.table[i], true);
+    // A table that is not ours alone is copied before it is written.
+    for (uint64_t i = 0; i < image->l1.size && result == 0; i++)
+        result = put_table(image, image->l1.entries[i] & FORMAT_L1_OFFSET_MASK,
+                           (image->l1.entries[i] & FORMAT_COPIED) != 0);
     if (result < 0)
         guard_free(guard);
     else

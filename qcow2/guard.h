@@ -26,7 +26,8 @@ struct guard {
     size_t range_count;
 };
 
-// Collects what there is. Returns 0 or -ENOMEM.
+// Collects what there is. Returns 0, -ENOMEM, or -EIO where tables overlap: the image is then
+// marked corrupt.
 int guard_init(struct image *image);
 void guard_free(struct guard *guard);
 

@@ -245,6 +245,7 @@ static int open_at_depth(struct image **out, struct file *file, const struct ima
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
     TAILQ_INIT(&image->active);
     SLIST_INIT(&image->spare_work);
+    TAILQ_INIT(&image->quarantine.pending);
     TAILQ_INIT(&image->quarantine.durable);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;
 

@@ -259,6 +259,13 @@ uint64_t refcounts_get(const struct refcounts *rc, uint64_t cluster)
     return bit_get(page->used, index);
 }
 
+bool refcounts_may_be_one(const struct refcounts *rc, uint64_t cluster)
+{
+    uint64_t page = refcounts_page_index(rc, cluster);
+
+    return page >= rc->table_size || !rc->pages[page].ready || refcounts_get(rc, cluster) == 1;
+}
+
 // From a bitmap to an array of counts.
 static int page_expand(const struct refcounts *rc, struct refcount_page *page)
 {

@@ -58,6 +58,8 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster);
 uint64_t refcounts_get(const struct refcounts *rc, uint64_t cluster);
 // Returns 0, -ENOMEM, or -ERANGE when the width cannot hold it.
 int refcounts_set(struct refcounts *rc, uint64_t cluster, uint64_t count);
+// False where the page is known and says otherwise. The cluster may be anywhere.
+bool refcounts_may_be_one(const struct refcounts *rc, uint64_t cluster);
 // The largest refcount of this image.
 uint64_t refcounts_max(const struct refcounts *rc);
 

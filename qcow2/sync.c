@@ -82,7 +82,7 @@ static void assert_dirty_before_tables(const struct image *image)
 bool sync_needed(const struct image *image)
 {
     return image->sync.unsynced || image->cache.dirty_count > 0 || image->l1.dirty_count > 0 ||
-           image->sync.drop_autoclear;
+           image->sync.drop_autoclear || !TAILQ_EMPTY(&image->quarantine.pending);
 }
 
 void sync_request(struct image *image)
@@ -258,16 +258,18 @@ static enum sync_state write_header(struct image *image)
 // ---- REFCOUNTS to WRITTEN
 // ----------------------------------------------------------------------------
 
-static bool refcounts_dirty(const struct image *image)
+// Whether there is something to write, or to go on with.
+static bool refcounts_pending(const struct image *image)
 {
-    return image->refcounts.dirty_pages > 0 || image->refcounts.table_any_dirty;
+    return image->sync.refcounts.state != REFCOUNT_WRITE_PLACE ||
+           image->refcounts.dirty_pages > 0 || image->refcounts.table_any_dirty;
 }
 
 static enum sync_state write_refcounts(struct image *image)
 {
     struct sync *sync = &image->sync;
 
-    if (lazy_now(image) || sync->writeback.count == 0 || !refcounts_dirty(image))
+    if (lazy_now(image) || sync->writeback.count == 0 || !refcounts_pending(image))
         return sync->op.wait_result < 0 ? SYNC_DURABLE : SYNC_PREPARED;
 
     int result = refcount_write_turn(&sync->op, &sync->refcounts);
@@ -378,7 +380,7 @@ static enum sync_state clean_refcounts(struct image *image)
 {
     struct sync *sync = &image->sync;
 
-    if (!refcounts_dirty(image) && !sync->dirty_bit)
+    if (!refcounts_pending(image) && !sync->dirty_bit)
         return end(image, 0);
 
     int result = refcount_write_turn(&sync->op, &sync->refcounts);

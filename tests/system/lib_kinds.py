@@ -25,7 +25,7 @@ class Kind:
 
     def __init__(self, name, version=3, cluster=65536, refcount_bits=16, lazy=True, snapshots=0,
                  zeroes=False, compressed=False, backing=(), preallocation=None, empty=False,
-                 image_format="qcow2", size=None):
+                 size=None):
         self.name = name
         self.version = version
         self.cluster = cluster
@@ -37,7 +37,6 @@ class Kind:
         self.backing = backing
         self.preallocation = preallocation
         self.empty = empty
-        self.image_format = image_format
         self.size = size or SIZES[cluster]
 
     def options(self):
@@ -53,11 +52,6 @@ class Kind:
         """Returns (path of the image, [names of its snapshots], [paths of its backing files])."""
         chain = self.build_chain(directory, rng)
         path = os.path.join(directory, "disk.qcow2")
-        if self.image_format == "raw":
-            path = os.path.join(directory, "disk.raw")
-            with open(path, "wb") as stream:
-                stream.write(content(rng, self.size, self.cluster))
-            return path, [], []
         if self.empty or self.preallocation:
             lib_tools.create(path, self.size, **self.options())
         elif chain:
@@ -194,5 +188,4 @@ KINDS = [
          backing=[("qcow2", 64 * KIBI, 0.5)]),
     Kind("preallocated-metadata", preallocation="metadata"),
     Kind("preallocated-falloc-4k", cluster=4096, preallocation="falloc"),
-    Kind("raw", image_format="raw"),
 ]

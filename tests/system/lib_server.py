@@ -65,12 +65,14 @@ class Server:
                  read_only=False, discard="unmap", detect_zeroes=None, lazy_refcounts=None,
                  image_format=None, backing_format=None, max_connections=None, wrapper=(),
                  plain=False, environment=None, pass_fds=(), socket_path=None, wait=True):
-        """images: paths, or (name, path) pairs. wrapper: words before the command (strace)."""
+        """images: paths, or (name, path) pairs. wrapper: words before the command (strace).
+        socket_path: "" for none, where something else says what to listen on."""
         Server.count += 1
         self.directory = str(directory)
         self.images = [image if isinstance(image, tuple) else (None, str(image))
                        for image in images]
-        self.socket = socket_path or os.path.join(self.directory, f"s{Server.count}")
+        self.socket = (os.path.join(self.directory, f"s{Server.count}") if socket_path is None
+                       else socket_path)
         self.port = None
         self.tcp = tcp
         self.lines = []

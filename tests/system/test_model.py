@@ -27,10 +27,8 @@ def serve_options(kind, index):
                "detect_zeroes": (None, "on", None, "unmap", None)[index % 5]}
     if options["detect_zeroes"] == "unmap" and options["discard"] == "ignore":
         options["detect_zeroes"] = "on"  # qemu-nbd refuses the pair
-    if kind.version == 3 and kind.image_format == "qcow2" and index % 11 == 5:
+    if kind.version == 3 and index % 11 == 5:
         options["lazy_refcounts"] = "off" if kind.lazy else "on"
-    if kind.image_format == "raw":
-        options["image_format"] = "raw"
     return options
 
 
@@ -51,18 +49,16 @@ def selection():
 
 def disk_of(kind, content, options):
     ignored = options["discard"] == "ignore"
-    certain = (kind.image_format == "qcow2" and not ignored
-               and (kind.version == 3 or not kind.backing))
+    certain = not ignored and (kind.version == 3 or not kind.backing)
     # qemu-nbd lets a version 2 image's backing file show through where it was trimmed.
     anything = lib_server.REFERENCE and kind.version == 2 and kind.backing
-    return Disk(content, kind.cluster if kind.image_format == "qcow2" else 1,
-                trim_zeroes=certain, trim_ignored=ignored and kind.image_format == "qcow2",
+    return Disk(content, kind.cluster, trim_zeroes=certain, trim_ignored=ignored,
                 trim_any=anything)
 
 
 def exercise(directory, rng, kind, rounds, requests):
     image, snapshots, chain = kind.build(directory, rng)
-    content = lib_tools.read_all(image, kind.image_format)
+    content = lib_tools.read_all(image)
     snapshots = {name: lib_tools.read_all(image, snapshot=name) for name in snapshots}
     chain = {path: lib_tools.digest(path) for path in chain}
     for index in rounds:
@@ -73,8 +69,7 @@ def exercise(directory, rng, kind, rounds, requests):
             disk = disk_of(kind, content, options)
             assert connections.handles[0].get_size() == disk.size
             load = Load(rng, connections, disk,
-                        no_hole_keeps_space=kind.image_format == "qcow2"
-                        and not lib_server.REFERENCE,
+                        no_hole_keeps_space=not lib_server.REFERENCE,
                         # qemu-nbd 7.2 gives clusters back under writes that are in flight.
                         racing_frees=not lib_server.REFERENCE,
                         # qemu-nbd zeroes a part before it finds the rest to be slow.
@@ -86,9 +81,8 @@ def exercise(directory, rng, kind, rounds, requests):
             read_back(connections.handles[1], disk)
             connections.shutdown()
         content = bytes(disk.data)
-        if kind.image_format == "qcow2":
-            lib_tools.check_clean(image)
-        lib_tools.compare_raw(image, content, kind.image_format)
+        lib_tools.check_clean(image)
+        lib_tools.compare_raw(image, content)
     for name, expected in snapshots.items():
         assert lib_tools.read_all(image, snapshot=name) == expected, f"snapshot {name} changed"
     for path, expected in chain.items():

@@ -50,44 +50,49 @@ static void tell_fault(struct image *image, const char *what, uint64_t guest, ui
 // ---- Counting
 // ----------------------------------------------------------------------------------------------
 
-static int count_one(struct image *image, uint64_t cluster, uint32_t references)
+// The references of a run of clusters that are in one page.
+static int count_run(struct image *image, const struct walk_reference *ref, uint64_t first,
+                     uint64_t clusters)
 {
     struct refcounts *rc = &image->refcounts;
-    int result = refcounts_reach(rc, cluster);
+    unsigned bits = image->geometry.cluster_bits;
+    int result = refcounts_reach(rc, first);
 
-    if (result < 0)
+    if (result == 0 && ref->copied && !refcounts_all_free(rc, first, clusters))
+        tell_fault(image, "two references to a cluster that says it has one", ref->guest,
+                   first << bits);
+    if (result == 0)
+        result = refcounts_add(rc, first, clusters, ref->count);
+    if (result == -ENOMEM)
         return result;
-    uint64_t count = refcounts_get(rc, cluster);
-    if (count > refcounts_max(rc) - references)
-        return -ERANGE;
-    return refcounts_set(rc, cluster, count + references);
+    if (result < 0)
+        tell_fault(image,
+                   result == -ERANGE ? "a cluster has more references than can be counted"
+                                     : "a cluster lies farther out than can be counted",
+                   ref->guest, first << bits);
+    else if (first + clusters > image->recovery.end)
+        image->recovery.end = first + clusters;
+    return 0;
 }
 
 static int visit_reference(void *context, const struct walk_reference *ref)
 {
     struct image *image = context;
-    uint64_t clusters = ref->clusters;
+    unsigned block_bits = image->refcounts.geometry.block_bits;
+    uint64_t first = ref->cluster;
+    uint64_t end = ref->cluster + ref->clusters;
 
     if (ref->copied && ref->count > 1)
         tell_fault(image, "a cluster that snapshots share says that it is not shared", ref->guest,
                    ref->cluster << image->geometry.cluster_bits);
-    for (uint64_t i = 0; i < clusters; i++) {
-        int result = count_one(image, ref->cluster + i, ref->count);
+    while (first < end) {
+        uint64_t page_end = ((first >> block_bits) + 1) << block_bits;
+        uint64_t stop = page_end < end ? page_end : end;
+        int result = count_run(image, ref, first, stop - first);
 
-        if (result == -ENOMEM)
+        if (result < 0)
             return result;
-        if (result < 0) {
-            tell_fault(image,
-                       result == -ERANGE ? "a cluster has more references than can be counted"
-                                         : "a cluster lies farther out than can be counted",
-                       ref->guest, (ref->cluster + i) << image->geometry.cluster_bits);
-            continue;
-        }
-        if (ref->copied && refcounts_get(&image->refcounts, ref->cluster + i) > 1)
-            tell_fault(image, "two references to a cluster that says it has one", ref->guest,
-                       (ref->cluster + i) << image->geometry.cluster_bits);
-        if (ref->cluster + i >= image->recovery.end)
-            image->recovery.end = ref->cluster + i + 1;
+        first = stop;
     }
     return 0;
 }

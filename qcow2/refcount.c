@@ -332,6 +332,48 @@ int refcounts_set(struct refcounts *rc, uint64_t cluster, uint64_t count)
     return 0;
 }
 
+// Sets the bits of up to a word's refcounts that are all 0. Returns how many, 0 where one of them
+// is not.
+static uint64_t add_word(struct refcounts *rc, struct refcount_page *page, uint64_t index,
+                         uint64_t count)
+{
+    uint64_t shift = index % WORD_BITS;
+    uint64_t n = count < WORD_BITS - shift ? count : WORD_BITS - shift;
+    uint64_t mask = (n == WORD_BITS ? UINT64_MAX : (1ull << n) - 1) << shift;
+
+    if (!page->used || page->counts || (page->used[index / WORD_BITS] & mask) != 0)
+        return 0;
+    if (page_mark_dirty(rc, page, index) < 0 || page_mark_dirty(rc, page, index + n - 1) < 0)
+        return 0;
+    page->used[index / WORD_BITS] |= mask;
+    page->free -= n;
+    return n;
+}
+
+int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64_t by)
+{
+    struct refcount_page *page = &rc->pages[refcounts_page_index(rc, cluster)];
+    uint64_t end = cluster + count;
+
+    while (cluster < end) {
+        uint64_t done =
+            by == 1 ? add_word(rc, page, cluster & (page_refcounts(rc) - 1), end - cluster) : 0;
+
+        if (done == 0) {
+            uint64_t old = refcounts_get(rc, cluster);
+            int result = -ERANGE;
+
+            if (by <= refcounts_max(rc) && old <= refcounts_max(rc) - by)
+                result = refcounts_set(rc, cluster, old + by);
+            if (result < 0)
+                return result;
+            done = 1;
+        }
+        cluster += done;
+    }
+    return 0;
+}
+
 // ---- Searching
 // -------------------------------------------------------------------------------------
 
@@ -349,6 +391,14 @@ static uint64_t scan(const struct refcount_page *page, uint64_t from, uint64_t e
         i = (i / WORD_BITS + 1) * WORD_BITS;
     }
     return end;
+}
+
+bool refcounts_all_free(const struct refcounts *rc, uint64_t cluster, uint64_t count)
+{
+    const struct refcount_page *page = &rc->pages[refcounts_page_index(rc, cluster)];
+    uint64_t index = cluster & (page_refcounts(rc) - 1);
+
+    return !page->used || scan(page, index, index + count, true) == index + count;
 }
 
 uint64_t refcounts_find_free(const struct refcounts *rc, uint64_t from, uint64_t end, uint64_t want,

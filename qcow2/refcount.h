@@ -60,6 +60,11 @@ uint64_t refcounts_get(const struct refcounts *rc, uint64_t cluster);
 int refcounts_set(struct refcounts *rc, uint64_t cluster, uint64_t count);
 // False where the page is known and says otherwise. The cluster may be anywhere.
 bool refcounts_may_be_one(const struct refcounts *rc, uint64_t cluster);
+// Whether count refcounts from cluster on, all of them in one page, are 0.
+bool refcounts_all_free(const struct refcounts *rc, uint64_t cluster, uint64_t count);
+// Adds by to count refcounts from cluster on, all of them in one page: whole words at a time where
+// they become 1. Returns 0, or as refcounts_set, with some of them added then.
+int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64_t by);
 // The largest refcount of this image.
 uint64_t refcounts_max(const struct refcounts *rc);
 

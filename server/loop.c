@@ -8,9 +8,10 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-// How often the queue and the backend are run before descriptors are looked at again, so that ops
-// that keep completing at once cannot keep new requests out.
-#define LOOP_DRAIN_ROUNDS 64
+// How long the queue and the backend are run before descriptors are looked at again, so that what
+// keeps completing at once (cached reads of a deep queue, recovery) does not keep new requests out.
+// Well above what a busy turn takes, well below what a client notices.
+#define LOOP_DRAIN_NS 1000000
 // How often replies are sent, and what they made room for is started, before the same.
 #define LOOP_TURN_ROUNDS 4
 
@@ -34,13 +35,15 @@ int loop_block_signals(void)
 // was reached.
 static bool drain(struct loop *loop)
 {
-    for (int i = 0; i < LOOP_DRAIN_ROUNDS; i++) {
+    uint64_t end = uv_hrtime() + LOOP_DRAIN_NS;
+
+    do {
         runq_run(loop->runq);
         backend_turn(loop->backend);
         if (runq_empty(loop->runq)) {
             return true;
         }
-    }
+    } while (uv_hrtime() < end);
     return false;
 }
 
@@ -61,6 +64,9 @@ static void on_check(uv_check_t *handle)
         if (quiet && !more) {
             uv_idle_stop(&loop->again);
             return;
+        }
+        if (!quiet) {
+            break;
         }
     }
     uv_idle_start(&loop->again, on_again);

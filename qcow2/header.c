@@ -186,6 +186,15 @@ static int decode_extensions(const uint8_t *cluster, struct header *h, const cha
             memcpy(h->backing_format, cluster + pos, length);
             h->backing_format[length] = '\0';
         }
+        if (type == FORMAT_EXTENSION_CRYPTO) {
+            if (length < FORMAT_CRYPTO_EXTENSION_BYTES)
+                return broken(err, name, "encryption header pointer is too short");
+            h->crypto_offset = format_get64(cluster + pos);
+            h->crypto_length = format_get64(cluster + pos + 8);
+            if (h->crypto_offset >= HEADER_OFFSET_LIMIT ||
+                h->crypto_length > HEADER_OFFSET_LIMIT - h->crypto_offset)
+                return broken(err, name, "encryption header is not at a valid offset");
+        }
         pos += ((uint64_t)length + 7) & ~7ull;
     }
     return 0;

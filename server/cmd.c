@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/format.h"
 #include "server/file_backend.h"
 
 int cmd_fail(const char *format, ...)
@@ -98,6 +99,32 @@ bool cmd_next_option(char **rest, char **name, char **value)
     return true;
 }
 
+bool cmd_parse_output(const char *text, bool *json)
+{
+    *json = strcmp(text, "json") == 0;
+    if (!*json && strcmp(text, "human") != 0) {
+        cmd_fail("--output %s: must be human or json", text);
+        return false;
+    }
+    return true;
+}
+
+json_t *cmd_json_text(const char *text)
+{
+    json_t *string = json_string(text);
+
+    if (string != NULL)
+        return string;
+    char *ascii = strdup(text);
+    for (char *c = ascii; c != NULL && *c != '\0'; c++) {
+        if ((unsigned char)*c > '~')
+            *c = '?';
+    }
+    string = json_string(ascii != NULL ? ascii : "?");
+    free(ascii);
+    return string;
+}
+
 int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access, struct error *err)
 {
     const struct file_open_options options = {
@@ -122,4 +149,12 @@ void cmd_close(struct cmd_file *cf)
     backend_free(cf->backend);
     cf->file = NULL;
     cf->backend = NULL;
+}
+
+bool cmd_is_qcow2(struct file *file)
+{
+    uint8_t magic[4];
+
+    return file_read_blocking(file, magic, 0, sizeof(magic)) == 0 &&
+           format_get32(magic) == FORMAT_MAGIC;
 }

@@ -3,6 +3,7 @@
 #ifndef LAZYCOW_SERVER_CMD_H
 #define LAZYCOW_SERVER_CMD_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -33,6 +34,12 @@ bool cmd_parse_size(const char *text, uint64_t *size);
 // Returns false at the end of the list.
 bool cmd_next_option(char **rest, char **name, char **value);
 
+// --output human|json. Returns false, with a message, for anything else.
+bool cmd_parse_output(const char *text, bool *json);
+
+// A new JSON string; bytes that are not UTF-8 become '?'.
+json_t *cmd_json_text(const char *text);
+
 // Where the offline commands read and write: a run queue with a backend, and one file.
 struct cmd_file {
     struct runq runq;
@@ -49,5 +56,8 @@ enum cmd_access {
 // Opens an existing file. Returns 0, or a negative errno with a message; then nothing is open.
 int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access, struct error *err);
 void cmd_close(struct cmd_file *cf);
+
+// Whether the file begins like a qcow2 image; false if it cannot be read.
+bool cmd_is_qcow2(struct file *file);
 
 #endif

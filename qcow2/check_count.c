@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// check_count.c: counts the references that a walk visits, and the faults it meets.
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "qcow2/check_pass.h"
+#include "qcow2/format.h"
+
+static const char *const kind_names[] = {
+    [WALK_HEADER] = "header",
+    [WALK_L1] = "L1 table",
+    [WALK_L2] = "L2 table",
+    [WALK_DATA] = "data cluster",
+    [WALK_COMPRESSED] = "compressed cluster",
+    [WALK_SNAPSHOT_TABLE] = "snapshot table",
+    [WALK_REFCOUNT_TABLE] = "refcount table",
+    [WALK_REFCOUNT_BLOCK] = "refcount block",
+    [WALK_BITMAP] = "bitmap",
+    [WALK_CRYPTO_HEADER] = "encryption header",
+};
+
+// Part of a reference that lies behind the end of the file: clusters [first, end).
+static void beyond(struct check_pass *pass, const struct walk_reference *ref, uint64_t first,
+                   uint64_t end)
+{
+    // Of data each entry is wrong, of a table the one that names it; each as often as it is read.
+    uint64_t entries = (ref->kind == WALK_DATA ? end - first : 1) * ref->count;
+
+    pass->result.corruptions += entries;
+    if (end > pass->beyond_end)
+        pass->beyond_end = end;
+    check_say(pass,
+              "ERROR %s at clusters %" PRIu64 "-%" PRIu64 " (guest offset %#" PRIx64
+              ") is beyond the end of the file",
+              kind_names[ref->kind], first, end - 1, ref->guest);
+}
+
+static int count_kind(struct check_pass *pass, const struct walk_reference *ref, uint64_t clusters)
+{
+    int ret = 0;
+
+    switch (ref->kind) {
+    case WALK_L2:
+        ret = counts_add(&pass->l2_tables, ref->cluster, clusters, ref->count);
+        break;
+    case WALK_DATA:
+    case WALK_COMPRESSED:
+        break;
+    case WALK_REFCOUNT_BLOCK:
+        pass->blocks[ref->guest] = ref->cluster << pass->header.cluster_bits;
+        return counts_add(&pass->fixed, ref->cluster, clusters, ref->count);
+    default:
+        return counts_add(&pass->fixed, ref->cluster, clusters, ref->count);
+    }
+    if (ret < 0 || ref->active == 0 || ref->kind == WALK_COMPRESSED)
+        return ret;
+    return counts_add(ref->copied ? &pass->copied : &pass->not_copied, ref->cluster, clusters, 1);
+}
+
+static int count_reference(void *context, const struct walk_reference *ref)
+{
+    struct check_pass *pass = context;
+    uint64_t clusters = ref->clusters;
+
+    if (ref->cluster >= pass->clusters || clusters > pass->clusters - ref->cluster) {
+        uint64_t first = ref->cluster > pass->clusters ? ref->cluster : pass->clusters;
+        beyond(pass, ref, first, ref->cluster + clusters);
+        if (ref->kind == WALK_REFCOUNT_BLOCK || ref->kind == WALK_REFCOUNT_TABLE)
+            pass->structure_broken = true;
+        if (ref->cluster >= pass->clusters)
+            return 0;
+        clusters = pass->clusters - ref->cluster;
+    }
+    int ret = counts_add(&pass->counted, ref->cluster, clusters, ref->count);
+    return ret < 0 ? ret : count_kind(pass, ref, clusters);
+}
+
+static int count_problem(void *context, const struct walk_problem *problem)
+{
+    static const char *const faults[] = {
+        [WALK_RESERVED_BITS] = "has reserved bits set",
+        [WALK_MISALIGNED] = "is not aligned to a cluster",
+        [WALK_COMPRESSED_FLAGS] = "has the COPIED flag, which compressed clusters must not",
+        [WALK_SNAPSHOT_L1] = "has an impossible offset or size",
+        [WALK_ZERO_FLAG_V2] = "has the zero flag, which version 2 does not know",
+    };
+    struct check_pass *pass = context;
+
+    pass->result.corruptions += problem->count;
+    switch (problem->kind) {
+    case WALK_L1:
+        check_say(pass, "ERROR L1 table of snapshot %" PRIu64 " %s", problem->entry,
+                  faults[problem->fault]);
+        break;
+    case WALK_REFCOUNT_BLOCK:
+        pass->structure_broken = true;
+        check_say(pass, "ERROR refcount table entry %" PRIu64 " (%#" PRIx64 ") %s", problem->guest,
+                  problem->value, faults[problem->fault]);
+        break;
+    case WALK_BITMAP:
+        check_say(pass, "ERROR bitmap table entry at %#" PRIx64 " (%#" PRIx64 ") %s",
+                  problem->entry, problem->value, faults[problem->fault]);
+        break;
+    default:
+        check_say(pass,
+                  "ERROR entry of %s at %#" PRIx64 " (%#" PRIx64 ", guest offset %#" PRIx64 ") %s",
+                  kind_names[problem->kind], problem->entry, problem->value, problem->guest,
+                  faults[problem->fault]);
+        break;
+    }
+    return 0;
+}
+
+static void count_progress(void *context, uint64_t done, uint64_t total)
+{
+    struct check_pass *pass = context;
+
+    if (pass->options->progress != NULL)
+        pass->options->progress(pass->options->context, done, total);
+}
+
+int check_pass_count(struct check_pass *pass, struct error *err)
+{
+    static const struct walk_visitor visitor = {
+        .reference = count_reference, .problem = count_problem, .progress = count_progress};
+    struct walk walk = {.file = pass->file,
+                        .header = &pass->header,
+                        .snapshots = &pass->snapshots,
+                        .bitmaps = &pass->bitmaps,
+                        .visitor = &visitor,
+                        .context = pass,
+                        .parts = WALK_ALL,
+                        .done = check_pass_done};
+
+    pass->finished = false;
+    walk_start(&walk);
+    int ret = check_pass_wait(pass, err);
+    pass->result.allocated_clusters = walk.allocated_clusters;
+    pass->result.fragmented_clusters = walk.fragmented_clusters;
+    pass->result.compressed_clusters = walk.compressed_clusters;
+    return ret;
+}

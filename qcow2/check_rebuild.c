@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// check_rebuild.c: a new refcount table with new blocks, from what was counted.
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2/check_pass.h"
+#include "qcow2/format.h"
+#include "qcow2/refcount_array.h"
+
+struct rebuild {
+    struct check_pass *pass;
+    uint64_t per_block;   // refcounts
+    uint64_t *blocks;     // cluster of each new block, 0: none
+    uint64_t block_count; // entries of the new table
+    uint64_t free;        // nothing below is free
+    uint64_t end;         // clusters of the file, with what was added
+    uint64_t table;       // first cluster of the new table
+    uint64_t table_clusters;
+};
+
+// Takes a cluster that nothing refers to, the old structure included; at the end of the file if
+// there is no other. 0: no memory.
+static uint64_t take_cluster(struct rebuild *r)
+{
+    struct counts *counted = &r->pass->counted;
+
+    while (r->free < r->end && counts_get(counted, r->free) != 0)
+        r->free++;
+    uint64_t cluster = r->free;
+    if (cluster >= counted->clusters || counts_add(counted, cluster, 1, 1) < 0)
+        return 0;
+    if (cluster == r->end)
+        r->end++;
+    return cluster;
+}
+
+// Gives each range of clusters in use a block. Returns how many were added, or -ENOMEM.
+static int64_t add_blocks(struct rebuild *r)
+{
+    int64_t added = 0;
+
+    for (uint64_t i = 0; i < r->block_count; i++) {
+        uint64_t first = i * r->per_block;
+        if (r->blocks[i] != 0 || counts_next(&r->pass->counted, first) >= first + r->per_block)
+            continue;
+        r->blocks[i] = take_cluster(r);
+        if (r->blocks[i] == 0)
+            return -ENOMEM;
+        added++;
+    }
+    return added;
+}
+
+// Decides where everything goes. Blocks may need further blocks for themselves, and so may the
+// table, which comes last and in one piece at the end of the file.
+static int place(struct rebuild *r)
+{
+    uint64_t cluster_size = header_cluster_size(&r->pass->header);
+    struct counts *counted = &r->pass->counted;
+
+    r->block_count = (counted->clusters + r->per_block - 1) / r->per_block;
+    r->blocks = calloc(r->block_count, sizeof(*r->blocks));
+    if (r->blocks == NULL)
+        return -ENOMEM;
+    int64_t added = add_blocks(r);
+    while (added > 0)
+        added = add_blocks(r);
+    if (added < 0)
+        return (int)added;
+
+    // Long enough for blocks that cover the table itself, which may need one or two more.
+    uint64_t reach = (r->end + r->per_block - 1) / r->per_block + 2;
+    r->table_clusters = (reach * FORMAT_ENTRY_BYTES + cluster_size - 1) / cluster_size;
+    reach += r->table_clusters / r->per_block;
+    r->table_clusters = (reach * FORMAT_ENTRY_BYTES + cluster_size - 1) / cluster_size;
+    if (r->table_clusters * cluster_size > HEADER_REFCOUNT_TABLE_BYTES_MAX)
+        return -EFBIG;
+    r->table = r->end;
+    if (counted->clusters - r->end < r->table_clusters)
+        return -EFBIG;
+    int ret = counts_add(counted, r->table, r->table_clusters, 1);
+    r->end += r->table_clusters;
+    do {
+        added = ret < 0 ? ret : add_blocks(r);
+    } while (added > 0);
+    if (added < 0)
+        return (int)added;
+    uint64_t entries = r->table_clusters * cluster_size / FORMAT_ENTRY_BYTES;
+    return (r->end - 1) / r->per_block < entries ? 0 : -EFBIG;
+}
+
+// What the old structure took is free in the new one.
+static int forget_old(struct rebuild *r)
+{
+    struct check_pass *pass = r->pass;
+    unsigned bits = pass->header.cluster_bits;
+    int ret = 0;
+
+    for (uint64_t i = 0; i < pass->block_count && ret == 0; i++) {
+        uint64_t cluster = pass->blocks[i] >> bits;
+        if (pass->blocks[i] != 0)
+            ret = counts_set(&pass->counted, cluster, counts_get(&pass->counted, cluster) - 1);
+    }
+    for (uint64_t i = 0; i < pass->header.refcount_table_clusters && ret == 0; i++) {
+        uint64_t cluster = (pass->header.refcount_table_offset >> bits) + i;
+        if (cluster < pass->clusters)
+            ret = counts_set(&pass->counted, cluster, counts_get(&pass->counted, cluster) - 1);
+    }
+    return ret;
+}
+
+static int write_blocks(struct rebuild *r, uint8_t *cluster)
+{
+    struct check_pass *pass = r->pass;
+    size_t cluster_size = (size_t)header_cluster_size(&pass->header);
+    unsigned order = pass->header.refcount_order;
+    int ret = 0;
+
+    for (uint64_t i = 0; i < r->block_count && ret == 0; i++) {
+        if (r->blocks[i] == 0)
+            continue;
+        memset(cluster, 0, cluster_size);
+        for (uint64_t k = 0; k < r->per_block; k++) {
+            uint64_t at = i * r->per_block + k;
+            if (at >= pass->counted.clusters)
+                break;
+            refcount_array_set(cluster, order, k, counts_get(&pass->counted, at));
+        }
+        ret = file_write_blocking(pass->file, cluster, r->blocks[i] << pass->header.cluster_bits,
+                                  cluster_size);
+    }
+    return ret;
+}
+
+static int write_table(struct rebuild *r, uint8_t *cluster)
+{
+    unsigned bits = r->pass->header.cluster_bits;
+    uint64_t per_cluster = (1ull << bits) / FORMAT_ENTRY_BYTES;
+    int ret = 0;
+
+    for (uint64_t c = 0; c < r->table_clusters && ret == 0; c++) {
+        memset(cluster, 0, (size_t)1 << bits);
+        for (uint64_t k = 0; k < per_cluster && c * per_cluster + k < r->block_count; k++)
+            format_put64(cluster + k * FORMAT_ENTRY_BYTES, r->blocks[c * per_cluster + k] << bits);
+        ret =
+            file_write_blocking(r->pass->file, cluster, (r->table + c) << bits, (size_t)1 << bits);
+    }
+    return ret;
+}
+
+// Writes the structure, and makes the header name it when it is there.
+static int write_all(struct rebuild *r)
+{
+    struct check_pass *pass = r->pass;
+    uint8_t fields[12];
+    uint8_t *cluster = malloc((size_t)header_cluster_size(&pass->header));
+
+    if (cluster == NULL)
+        return -ENOMEM;
+    int ret = write_blocks(r, cluster);
+    if (ret == 0)
+        ret = write_table(r, cluster);
+    free(cluster);
+    if (ret == 0)
+        ret = file_do_blocking(pass->file, FILE_DATASYNC, 0, 0);
+    format_put64(fields, r->table << pass->header.cluster_bits);
+    format_put32(fields + 8, (uint32_t)r->table_clusters);
+    if (ret == 0)
+        ret = file_write_blocking(pass->file, fields, HEADER_OFFSET_REFCOUNT_TABLE, sizeof(fields));
+    if (ret == 0)
+        ret = file_do_blocking(pass->file, FILE_DATASYNC, 0, 0);
+    return ret;
+}
+
+int check_rebuild(struct check_pass *pass, struct error *err)
+{
+    struct rebuild r = {.pass = pass,
+                        .per_block =
+                            header_cluster_size(&pass->header) * 8 >> pass->header.refcount_order,
+                        .end = pass->clusters};
+
+    if (pass->count_too_large)
+        return error_set(err, ERANGE,
+                         "'%s': clusters are shared more often than its refcounts can count; "
+                         "convert it with qemu-img convert",
+                         pass->file->name);
+    int ret = place(&r);
+    if (ret == 0)
+        ret = forget_old(&r);
+    if (ret == 0)
+        ret = write_all(&r);
+    free(r.blocks);
+    if (ret < 0)
+        return error_set(err, -ret,
+                         "'%s': its refcounts cannot be rebuilt: %s; it is no worse "
+                         "than before",
+                         pass->file->name, strerror(-ret));
+    return 0;
+}

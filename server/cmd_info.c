@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+// cmd_info.c: `lazycow info`, with the output of `qemu-img info`.
+#include <errno.h>
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2/backing_name.h"
+#include "server/cmd.h"
+#include "server/info.h"
+
+// More images than any chain has; one that is longer refers to itself.
+#define CHAIN_MAX 1000
+
+struct info_command {
+    const char *path;
+    enum image_format format;
+    enum cmd_access access;
+    bool chain;
+    bool json;
+};
+
+static void print_help(void)
+{
+    fputs("Usage: lazycow info [OPTION]... IMAGE\n"
+          "Tells about an image.\n"
+          "\n"
+          "      --output human|json  [human]\n"
+          "      --backing-chain      and about its backing files\n"
+          "  -f, --format FORMAT      qcow2 or raw; by default what the file begins like\n"
+          "  -U, --force-share        look at an image in use; what it says may be outdated\n"
+          "  -h, --help               print this and exit\n",
+          stdout);
+}
+
+// Appends the infos of the image and, if asked for, of its backing files. Returns 0, or 1 after a
+// message.
+static int read_chain(const struct info_command *c, json_t *list)
+{
+    const char *path = c->path;
+    enum image_format format = c->format;
+
+    while (path != NULL) {
+        struct error err;
+        json_t *info = info_read(path, format, c->access, &err);
+        if (info == NULL)
+            return cmd_fail("%s", err.text);
+        json_array_append_new(list, info);
+        if (!c->chain)
+            return 0;
+        if (json_array_size(list) == CHAIN_MAX)
+            return cmd_fail("'%s': has more than %d backing files, or is one of its own; "
+                            "look at them one by one",
+                            c->path, CHAIN_MAX);
+        // Owned by the info, and so by the list.
+        path = json_string_value(json_object_get(info, "full-backing-filename"));
+        const char *name = json_string_value(json_object_get(info, "backing-filename-format"));
+        format = name == NULL ? IMAGE_FORMAT_UNKNOWN : image_format_parse(name);
+        if (path != NULL && name != NULL && format == IMAGE_FORMAT_UNKNOWN)
+            return cmd_fail("'%s': backing format '%s' is not supported; leave --backing-chain out",
+                            path, name);
+        if (path != NULL && !backing_name_is_local(path))
+            return cmd_fail("'%s': not a local file; leave --backing-chain out", path);
+    }
+    return 0;
+}
+
+static int run(const struct info_command *c)
+{
+    json_t *list = json_array();
+    int ret = read_chain(c, list);
+
+    if (ret == 0 && c->json) {
+        json_dumpf(c->chain ? list : json_array_get(list, 0), stdout, JSON_INDENT(4));
+        putchar('\n');
+    } else if (ret == 0) {
+        for (size_t i = 0; i < json_array_size(list); i++) {
+            if (i > 0)
+                putchar('\n');
+            info_print(json_array_get(list, i));
+        }
+    }
+    json_decref(list);
+    if (ret == 0 && fflush(stdout) != 0)
+        ret = cmd_fail("cannot write the result: %s", strerror(errno));
+    return ret;
+}
+
+int cmd_info(int argc, char **argv)
+{
+    enum { OPTION_OUTPUT = 256, OPTION_CHAIN };
+    static const struct option long_options[] = {
+        {"output", required_argument, NULL, OPTION_OUTPUT},
+        {"backing-chain", no_argument, NULL, OPTION_CHAIN},
+        {"format", required_argument, NULL, 'f'},
+        {"force-share", no_argument, NULL, 'U'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    static char title[] = "lazycow info"; // for getopt's messages
+    struct info_command c = {.format = IMAGE_FORMAT_UNKNOWN, .access = CMD_READ};
+    int opt;
+
+    argv[0] = title;
+    while ((opt = getopt_long(argc, argv, "f:Uh", long_options, NULL)) != -1) {
+        switch (opt) {
+        case OPTION_OUTPUT:
+            if (!cmd_parse_output(optarg, &c.json))
+                return cmd_hint("info");
+            break;
+        case OPTION_CHAIN:
+            c.chain = true;
+            break;
+        case 'f':
+            c.format = image_format_parse(optarg);
+            if (c.format == IMAGE_FORMAT_UNKNOWN)
+                return cmd_fail("info: format '%s' is not supported; use qcow2 or raw", optarg);
+            break;
+        case 'U':
+            c.access = CMD_READ_SHARED;
+            break;
+        case 'h':
+            print_help();
+            return 0;
+        default:
+            return cmd_hint("info");
+        }
+    }
+    if (argc - optind != 1) {
+        cmd_fail("info: expected one IMAGE");
+        return cmd_hint("info");
+    }
+    c.path = argv[optind];
+    return run(&c);
+}

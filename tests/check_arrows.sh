@@ -5,10 +5,8 @@
 set -u
 cd "${top_srcdir:-.}" || exit 1
 
-# About what is read in one sitting. A ratchet: files and functions over the limit are named below
-# with a reason and leave the list when they shrink.
-FILE_LINES_MAX=500
-TEST_LINES_MAX=1000 # a table of cases has no flow to follow
+# Files and functions over the common limit are named below with a reason. A ratchet: they leave the
+# list when they shrink, and none joins it lightly.
 FUNCTION_LINES_MAX=70
 
 # The files that own a libuv handle, and so may include uv.h: the loop itself, a connection's
@@ -29,9 +27,12 @@ loop_user() {
     esac
 }
 
-file_length_exception() {
+# The most lines that a file may have.
+file_limit() {
     case $1 in
-    *) false ;;
+    qcow2/refcount.c) echo 550 ;; # one data structure; its two forms of a page could be told apart
+    tests/*) echo 1000 ;;         # a table of cases has no flow to follow
+    *) echo 500 ;;                # about what is read in one sitting
     esac
 }
 
@@ -85,13 +86,9 @@ check_head() { # FILE
 }
 
 check_length() { # FILE
-    limit=$FILE_LINES_MAX
-    case $1 in
-    tests/*) limit=$TEST_LINES_MAX ;;
-    esac
     lines=$(wc -l <"$1")
-    [ "$lines" -le "$limit" ] || file_length_exception "$1" ||
-        echo "$1: $lines lines, the limit is $limit"
+    limit=$(file_limit "$1")
+    [ "$lines" -le "$limit" ] || echo "$1: $lines lines, the limit is $limit"
     # A function's body stands between braces in the first column, below the line that names it.
     awk -v limit="$FUNCTION_LINES_MAX" '
         /^[A-Za-z_].*\(/ { name = $0; sub(/\(.*/, "", name); sub(/.*[ *]/, "", name) }

@@ -65,6 +65,7 @@ static int reserve_space(struct op *op, uint64_t end)
 
 static int take(struct image *image, uint64_t first, uint64_t count)
 {
+    image->alloc.taken = true;
     for (uint64_t i = 0; i < count; i++) {
         int result = refcounts_set(&image->refcounts, first + i, 1);
 

@@ -27,6 +27,7 @@ struct alloc {
     unsigned
         empty_passes; // how often the search came to the end since something was found or freed
     uint64_t unknown_page; // pages below this are known
+    bool taken;            // any cluster, since the image was opened
     bool reuse;            // refcounts are right: free clusters may be used
     bool reserve;          // the host can reserve space
     bool reserving;

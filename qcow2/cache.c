@@ -27,6 +27,7 @@ int cache_init(struct cache *cache, size_t bytes, size_t slice_bytes)
     TAILQ_INIT(&cache->clock);
     TAILQ_INIT(&cache->dirty);
     waitq_init(&cache->room);
+    waitq_init(&cache->change_room);
     return 0;
 }
 
@@ -185,10 +186,12 @@ int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out)
     struct cache *cache = &op->image->cache;
     int result = cache_get(op, offset, out);
 
-    if (result != 0 || (*out)->dirty || cache->dirty_count < cache->dirty_max)
+    if (result != 0 || (*out)->dirty)
         return result;
+    if (cache->dirty_count + cache->writing_count < cache->dirty_max)
+        return 0;
     sync_request(op->image);
-    return waitq_park(&cache->room, op);
+    return waitq_park(&cache->change_room, op);
 }
 
 void cache_mark_dirty(struct cache *cache, struct slice *slice)
@@ -205,12 +208,14 @@ void cache_write_begins(struct cache *cache, struct slice *slice)
     slice->dirty = false;
     slice->writing = true;
     cache->dirty_count--;
+    cache->writing_count++;
     TAILQ_REMOVE(&cache->dirty, slice, dirty_link);
 }
 
 void cache_write_ended(struct cache *cache, struct slice *slice, bool failed)
 {
     slice->writing = false;
+    cache->writing_count--;
     if (failed)
         cache_mark_dirty(cache, slice);
 }

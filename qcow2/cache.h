@@ -45,8 +45,10 @@ struct cache {
     size_t count;
     size_t max;
     size_t dirty_count;
-    size_t dirty_max;
+    size_t writing_count;
+    size_t dirty_max;  // of dirty and writing slices: half of all, so that reads always find room
     struct waitq room; // ops that found every slice busy
+    struct waitq change_room; // ops that found too many dirty
 };
 
 // bytes is the memory for slice contents. Returns 0 or -ENOMEM.

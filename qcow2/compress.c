@@ -46,25 +46,61 @@ static int inflate_cluster(const unsigned char *packed, size_t packed_length, un
     return full ? 0 : -EIO;
 }
 
-static void load_ended(struct file_io *io)
+static struct inflated *entry_of_job(struct offload_job *job)
 {
-    struct inflated *entry = (struct inflated *)((char *)io - offsetof(struct inflated, io));
-    struct image *image = entry->image;
-    int result = io->result;
+    return (struct inflated *)((char *)job - offsetof(struct inflated, job));
+}
 
-    if (result == 0)
-        result = inflate_cluster(entry->packed, entry->host_length, entry->bytes,
-                                 image->geometry.cluster_size);
+// On another thread.
+static void inflate_work(struct offload_job *job)
+{
+    struct inflated *entry = entry_of_job(job);
+
+    entry->result = inflate_cluster(entry->packed, entry->host_length, entry->bytes,
+                                    entry->image->geometry.cluster_size);
+}
+
+static void end_load(struct inflated *entry, int result)
+{
+    struct image *image = entry->image;
+
     if (result < 0)
         image_log(image, "cannot read the compressed cluster at offset %llu: %s",
                   (unsigned long long)entry->host_offset, strerror(-result));
     free(entry->packed);
     entry->packed = NULL;
     entry->loading = false;
+    image->compress.loading--;
     if (result < 0)
         entry->host_offset = 0;
     waitq_wake(&entry->waiters, result);
     waitq_wake(&image->compress.room, 0);
+}
+
+static void inflate_ended(struct task *task)
+{
+    struct inflated *entry =
+        entry_of_job((struct offload_job *)((char *)task - offsetof(struct offload_job, task)));
+
+    end_load(entry, entry->result);
+}
+
+static void read_ended(struct file_io *io)
+{
+    struct inflated *entry = (struct inflated *)((char *)io - offsetof(struct inflated, io));
+    struct image *image = entry->image;
+
+    if (io->result < 0) {
+        end_load(entry, io->result);
+        return;
+    }
+    entry->job = (struct offload_job){.work = inflate_work, .task = {.run = inflate_ended}};
+    if (image->host.offload) {
+        image->host.offload(image->host.context, &entry->job);
+    } else {
+        inflate_work(&entry->job);
+        runq_post(image->runq, &entry->job.task);
+    }
 }
 
 static int make_room(struct image *image)
@@ -112,15 +148,40 @@ static int start_load(struct image *image, struct inflated *entry, const struct 
     entry->host_offset = m->host_offset;
     entry->host_length = m->host_length;
     entry->loading = true;
+    image->compress.loading++;
     entry->iov = (struct iovec){.iov_base = entry->packed, .iov_len = m->host_length};
     entry->io = (struct file_io){.kind = FILE_READ,
                                  .offset = m->host_offset,
                                  .length = m->host_length,
                                  .iov = &entry->iov,
                                  .iovcnt = 1,
-                                 .done = load_ended};
+                                 .done = read_ended};
     file_submit(image->file, &entry->io);
     return 0;
+}
+
+static struct inflated *find(struct compress *c, const struct mapping *m)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->kept[i].host_offset == m->host_offset && c->kept[i].host_length == m->host_length)
+            return &c->kept[i];
+    }
+    return NULL;
+}
+
+void compress_prefetch(struct image *image, const struct mapping *m)
+{
+    struct compress *c = &image->compress;
+
+    if (make_room(image) < 0 || c->loading >= COMPRESS_AHEAD || c->loading >= c->count / 2 ||
+        find(c, m))
+        return;
+
+    struct inflated *entry = oldest(c);
+    if (entry) {
+        entry->used = ++c->looks;
+        start_load(image, entry, m);
+    }
 }
 
 int compress_get(struct op *op, const struct mapping *m, const unsigned char **bytes)
@@ -131,24 +192,19 @@ int compress_get(struct op *op, const struct mapping *m, const unsigned char **b
 
     if (result < 0)
         return result;
-    for (size_t i = 0; i < c->count; i++) {
-        struct inflated *entry = &c->kept[i];
 
-        if (entry->host_offset != m->host_offset || entry->host_length != m->host_length)
-            continue;
-        entry->used = ++c->looks;
-        if (entry->loading)
-            return waitq_park(&entry->waiters, op);
-        *bytes = entry->bytes;
-        return 0;
+    struct inflated *entry = find(c, m);
+    if (!entry) {
+        entry = oldest(c);
+        if (!entry)
+            return waitq_park(&c->room, op);
+        result = start_load(image, entry, m);
+        if (result < 0)
+            return result;
     }
-
-    struct inflated *entry = oldest(c);
-    if (!entry)
-        return waitq_park(&c->room, op);
     entry->used = ++c->looks;
-    result = start_load(image, entry, m);
-    if (result < 0)
-        return result;
-    return waitq_park(&entry->waiters, op);
+    if (entry->loading)
+        return waitq_park(&entry->waiters, op);
+    *bytes = entry->bytes;
+    return 0;
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "qcow2/file.h"
+#include "qcow2/offload.h"
 #include "qcow2/waitq.h"
 
 struct image;
@@ -29,19 +30,29 @@ struct inflated {
     unsigned char *bytes; // one cluster
     unsigned char *packed;
     struct waitq waiters;
+    int result; // of inflating
     struct file_io io;
     struct iovec iov;
+    struct offload_job job;
 };
 
 struct compress {
     struct inflated *kept;
     size_t count;
+    size_t loading; // entries that are being read or inflated
     uint64_t looks;
+    uint64_t sequential; // guest offset where a sequential reader would go on
     struct waitq room;
 };
 
 void compress_init(struct compress *c);
 void compress_free(struct compress *c);
+
+// Clusters that may be on their way for nobody yet: enough for a few cores to inflate at once.
+#define COMPRESS_AHEAD 8
+
+// Begins to read and inflate the cluster, if it is not kept and little else is on its way.
+void compress_prefetch(struct image *image, const struct mapping *m);
 
 // Returns 0 and the cluster's bytes (until the op returns to the run queue), OP_PARKED (plan
 // again), or a negative errno: -EIO where the data is broken.

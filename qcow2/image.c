@@ -427,7 +427,7 @@ int image_finish(struct image *image, struct error *err)
         image_clean(image, finish_ended, &finish);
         run_until(image, &finish.ended);
     }
-    if (finish.result == 0 && image->alloc.fresh != UINT64_MAX)
+    if (finish.result == 0 && image->alloc.taken)
         finish.result = fit_file(image);
     if (finish.result < 0)
         return error_set(

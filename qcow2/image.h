@@ -9,6 +9,7 @@
 
 #include "qcow2/error.h"
 #include "qcow2/file.h"
+#include "qcow2/offload.h"
 #include "qcow2/op.h"
 
 enum image_format { IMAGE_FORMAT_UNKNOWN, IMAGE_FORMAT_QCOW2, IMAGE_FORMAT_RAW };
@@ -30,6 +31,9 @@ struct image_host {
     int (*open_backing)(void *context, const char *path, struct file **out, struct error *err);
     // Says one line that an operator should see (a latched error, recovery progress). May be NULL.
     void (*log)(void *context, const char *line);
+    // Runs the job's work on another thread, then posts its task to the run queue. May be NULL: the
+    // engine then does the work itself.
+    void (*offload)(void *context, struct offload_job *job);
 };
 
 struct image_options {

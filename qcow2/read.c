@@ -73,16 +73,49 @@ static int read_backing(struct op *op, const struct mapping *m)
     return OP_PARKED;
 }
 
+// How far a sequential reader of compressed clusters is read ahead for.
+#define READ_AHEAD_BYTES (256u << 10)
+
+// Begins to inflate what this op will need next, and what a sequential reader will; as far as the
+// L2 slice goes that is in memory anyway.
+static void prefetch(struct op *op)
+{
+    struct image *image = op->image;
+    const struct geometry *g = &image->geometry;
+    uint64_t slice_span = (uint64_t)map_slice_entries(image) << g->cluster_bits;
+    uint64_t slice_end = (op->pos / slice_span + 1) * slice_span;
+    uint64_t end = op->offset + op->length;
+    struct mapping m;
+
+    if (op->pos == image->compress.sequential)
+        end += READ_AHEAD_BYTES;
+    if (end > image->size)
+        end = image->size;
+    if (end > slice_end)
+        end = slice_end;
+    for (uint64_t at = geometry_cluster_start(g, op->pos) + g->cluster_size; at < end;
+         at += m.length) {
+        if (map_lookup(op, at, end - at, &m) != 0)
+            return;
+        if (m.kind == ENTRY_COMPRESSED)
+            compress_prefetch(image, &m);
+    }
+}
+
 static int read_compressed(struct op *op, const struct mapping *m)
 {
+    struct image *image = op->image;
     const unsigned char *bytes;
     int result = compress_get(op, m, &bytes);
 
+    if (result == OP_PARKED || geometry_in_cluster(&image->geometry, op->pos) == 0)
+        prefetch(op);
     if (result != 0)
         return result;
     memcpy((char *)op->buf + (op->pos - op->offset),
-           bytes + geometry_in_cluster(&op->image->geometry, op->pos), m->length);
+           bytes + geometry_in_cluster(&image->geometry, op->pos), m->length);
     advance(op, m->length, false);
+    image->compress.sequential = op->pos;
     return 0;
 }
 

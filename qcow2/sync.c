@@ -361,7 +361,8 @@ static enum sync_state durable(struct image *image)
     }
     quarantine_sync_ended(image, result < 0);
     waitq_wake(&sync->current, result);
-    waitq_wake(&image->cache.room, result);
+    waitq_wake(&image->cache.room, 0);
+    waitq_wake(&image->cache.change_room, result);
     waitq_wake(&image->quarantine.room, result);
     if (!sync->clean_wanted)
         return end(image, -EBUSY);

@@ -382,8 +382,7 @@ class Writers:
                 length = rng.randint(1, 70000)
                 offset = number * share + rng.randrange(share - length)
                 content = rng.randbytes(length)
-                self.answered[number] = self.answered.get(number, [])
-                self.answered[number].append((offset, content, False))
+                self.answered.setdefault(number, []).append((offset, content, False))
                 handle.pwrite(content, offset)
                 self.answered[number][-1] = (offset, content, True)
         except nbd.Error:
@@ -397,12 +396,6 @@ class Writers:
     def check(self, content):
         """Every byte is that of the last answered write, or of the one that got no answer."""
         for writes in self.answered.values():
-            last = {}
-            for offset, data, answered in writes:
-                if answered:
-                    last[offset] = data
-            expected = None
-            unanswered = writes[-1] if writes and not writes[-1][2] else None
             low = min(offset for offset, _, _ in writes)
             high = max(offset + len(data) for offset, data, _ in writes)
             expected = bytearray(high - low)
@@ -410,8 +403,8 @@ class Writers:
                 if answered:
                     expected[offset - low:offset - low + len(data)] = data
             found = bytearray(content[low:high])
-            if unanswered:
-                offset, data, _ = unanswered
+            offset, data, answered = writes[-1]
+            if not answered:
                 start, end = offset - low, offset - low + len(data)
                 for at in range(start, end):
                     assert found[at] in (expected[at], data[at - start])

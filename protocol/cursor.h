@@ -37,6 +37,17 @@ static inline bool cursor_u32(struct cursor *c, uint32_t *value)
     return true;
 }
 
+static inline bool cursor_u64(struct cursor *c, uint64_t *value)
+{
+    if (c->left < sizeof(*value))
+        return false;
+    memcpy(value, c->at, sizeof(*value));
+    *value = be64toh(*value);
+    c->at += sizeof(*value);
+    c->left -= sizeof(*value);
+    return true;
+}
+
 // *bytes points into the data that the cursor runs over.
 static inline bool cursor_bytes(struct cursor *c, size_t length, const uint8_t **bytes)
 {

@@ -14,10 +14,10 @@ static const struct meta_context {
     uint32_t id;       // on the wire; a listing has none
     const char *space; // with its colon; a query of this alone asks for all of it in a listing
     const char *name;  // of the whole context
-} meta_contexts[] = {
+} meta_contexts[META_CONTEXT_COUNT] = {
     {SESSION_CONTEXT_BASE_ALLOCATION, 1, "base:", "base:allocation"},
+    {SESSION_CONTEXT_ALLOCATION_DEPTH, 2, "qemu:", "qemu:allocation-depth"},
 };
-#define META_CONTEXT_COUNT (sizeof(meta_contexts) / sizeof(meta_contexts[0]))
 
 uint32_t meta_context_id(unsigned context)
 {
@@ -25,6 +25,14 @@ uint32_t meta_context_id(unsigned context)
         if (meta_contexts[i].context == context)
             return meta_contexts[i].id;
     assert(false);
+    return 0;
+}
+
+unsigned meta_context_of_id(uint32_t id)
+{
+    for (size_t i = 0; i < META_CONTEXT_COUNT; i++)
+        if (meta_contexts[i].id == id)
+            return meta_contexts[i].context;
     return 0;
 }
 
@@ -109,6 +117,7 @@ void meta_context_take(struct session *s, uint32_t option, struct cursor data)
         option_error(s, option, NBD_REP_ERR_UNKNOWN, "no export of this name");
         return;
     }
+    contexts &= SESSION_CONTEXT_BASE_ALLOCATION | export->contexts;
     for (size_t i = 0; i < META_CONTEXT_COUNT; i++)
         if ((contexts & meta_contexts[i].context) != 0)
             reply_context(s, option, &meta_contexts[i]);

@@ -8,6 +8,9 @@
 #include "protocol/cursor.h"
 #include "protocol/state.h"
 
+// How many there are.
+#define META_CONTEXT_COUNT 2u
+
 // Answers LIST_META_CONTEXT or SET_META_CONTEXT.
 void meta_context_take(struct session *s, uint32_t option, struct cursor data);
 
@@ -16,5 +19,8 @@ void meta_context_forget(struct session *s);
 
 // The id that stands for a context, one SESSION_CONTEXT_* bit, on the wire. Not 0.
 uint32_t meta_context_id(unsigned context);
+
+// The context of an id, 0 where there is none.
+unsigned meta_context_of_id(uint32_t id);
 
 #endif

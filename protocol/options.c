@@ -65,6 +65,8 @@ static uint16_t transmission_flags(const struct session *s, const struct session
     uint16_t flags = export->flags | NBD_FLAG_HAS_FLAGS;
     if (s->mode != REPLY_SIMPLE)
         flags |= NBD_FLAG_SEND_DF;
+    if (s->mode == REPLY_EXTENDED && s->contexts != 0 && s->contexts_export == export)
+        flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
     return flags;
 }
 
@@ -87,6 +89,8 @@ static enum step take_export_name(struct session *s, uint32_t option, struct cur
                                   enum session_event *event)
 {
     (void)option;
+    if (s->mode == REPLY_EXTENDED)
+        return session_end(s, SESSION_CLOSE, "EXPORT_NAME does not go with extended headers");
     const struct session_export *export = option_find_export(s, data.at, data.left);
     if (export == NULL)
         return session_end(s, SESSION_CLOSE, "EXPORT_NAME asked for an unknown export");
@@ -225,13 +229,52 @@ static enum step take_structured_reply(struct session *s, uint32_t option, struc
 {
     (void)data;
     (void)event;
-    if (s->mode != REPLY_SIMPLE) {
+    if (s->mode == REPLY_EXTENDED) {
+        option_error(s, option, NBD_REP_ERR_EXT_HEADER_REQD, "extended headers were negotiated");
+        return STEP_AGAIN;
+    }
+    if (s->mode == REPLY_STRUCTURED) {
         option_error(s, option, NBD_REP_ERR_INVALID, "structured replies were negotiated before");
         return STEP_AGAIN;
     }
     s->mode = REPLY_STRUCTURED;
     option_ack(s, option);
     return STEP_AGAIN;
+}
+
+static enum step take_extended_headers(struct session *s, uint32_t option, struct cursor data,
+                                       enum session_event *event)
+{
+    (void)data;
+    (void)event;
+    if (s->mode == REPLY_EXTENDED) {
+        option_error(s, option, NBD_REP_ERR_INVALID, "extended headers were negotiated before");
+        return STEP_AGAIN;
+    }
+    s->mode = REPLY_EXTENDED;
+    option_ack(s, option);
+    return STEP_AGAIN;
+}
+
+static enum step take_starttls(struct session *s, uint32_t option, struct cursor data,
+                               enum session_event *event)
+{
+    (void)data;
+    if (s->host->tls == SESSION_TLS_OFF) {
+        option_error(s, option, NBD_REP_ERR_POLICY, "this server has no TLS");
+        return STEP_AGAIN;
+    }
+    if (s->tls) {
+        option_error(s, option, NBD_REP_ERR_INVALID, "TLS was started before");
+        return STEP_AGAIN;
+    }
+    // Whoever sent these could be anyone between us and the client (CVE-2021-3716).
+    if (input_length(&s->input) > 0)
+        return session_end(s, SESSION_BAD, "bytes behind STARTTLS, before TLS began");
+    option_ack(s, option);
+    s->phase = PHASE_TLS;
+    *event = SESSION_STARTTLS;
+    return STEP_EVENT;
 }
 
 static enum step take_meta_context(struct session *s, uint32_t option, struct cursor data,
@@ -254,11 +297,13 @@ static const struct option_type {
     {NBD_OPT_EXPORT_NAME, take_export_name, 0, SESSION_STRING_MAX},
     {NBD_OPT_ABORT, take_abort, 0, UINT32_MAX},
     {NBD_OPT_LIST, take_list, 0, 0},
+    {NBD_OPT_STARTTLS, take_starttls, 0, 0},
     {NBD_OPT_INFO, take_info_or_go, 6, OPTION_DATA_MAX},
     {NBD_OPT_GO, take_info_or_go, 6, OPTION_DATA_MAX},
     {NBD_OPT_STRUCTURED_REPLY, take_structured_reply, 0, 0},
     {NBD_OPT_LIST_META_CONTEXT, take_meta_context, 8, OPTION_DATA_MAX},
     {NBD_OPT_SET_META_CONTEXT, take_meta_context, 8, OPTION_DATA_MAX},
+    {NBD_OPT_EXTENDED_HEADERS, take_extended_headers, 0, 0},
 };
 
 static const struct option_type *find_option(uint32_t option)
@@ -285,6 +330,9 @@ static enum step dispatch(struct session *s, uint32_t option, uint32_t length, s
                           enum session_event *event)
 {
     const struct option_type *type = find_option(option);
+    if (s->host->tls == SESSION_TLS_REQUIRED && !s->tls && option != NBD_OPT_STARTTLS &&
+        option != NBD_OPT_ABORT)
+        return refuse(s, option, NBD_REP_ERR_TLS_REQD, "TLS comes first");
     if (s->host->shutting_down && option != NBD_OPT_ABORT)
         return refuse(s, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     if (type == NULL)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // reply.c: simple replies and reply chunks ("Simple reply message", "Structured reply chunk
-// message"). The mode of the session is looked at in two places: reply_chunk_header() and
-// session_reply().
+// message", "Extended reply chunk message"). The mode of the session is looked at in two places:
+// reply_chunk_header() and session_reply().
 #include "protocol/reply.h"
 
 #include <assert.h>
@@ -65,14 +65,29 @@ static const char *error_text(uint32_t wire)
 
 size_t reply_chunk_header_size(const struct session *s)
 {
-    assert(s->mode == REPLY_STRUCTURED);
-    return sizeof(struct nbd_structured_reply);
+    assert(s->mode != REPLY_SIMPLE);
+    return s->mode == REPLY_EXTENDED ? sizeof(struct nbd_extended_reply)
+                                     : sizeof(struct nbd_structured_reply);
 }
 
-uint8_t *reply_chunk_header(const struct session *s, const struct session_request *request,
-                            uint16_t flags, uint16_t type, uint64_t length, uint8_t *out)
+static void write_extended(const struct session_request *request, uint16_t flags, uint16_t type,
+                           uint64_t length, uint8_t *out)
 {
-    assert(s->mode == REPLY_STRUCTURED && length <= UINT32_MAX);
+    struct nbd_extended_reply header = {
+        .magic = htobe32(NBD_EXTENDED_REPLY_MAGIC),
+        .flags = htobe16(flags),
+        .type = htobe16(type),
+        .cookie = htobe64(request->cookie),
+        .offset = htobe64(request->echoed_offset),
+        .length = htobe64(length),
+    };
+    memcpy(out, &header, sizeof(header));
+}
+
+static void write_structured(const struct session_request *request, uint16_t flags, uint16_t type,
+                             uint64_t length, uint8_t *out)
+{
+    assert(length <= UINT32_MAX);
     struct nbd_structured_reply header = {
         .magic = htobe32(NBD_STRUCTURED_REPLY_MAGIC),
         .flags = htobe16(flags),
@@ -81,7 +96,16 @@ uint8_t *reply_chunk_header(const struct session *s, const struct session_reques
         .length = htobe32((uint32_t)length),
     };
     memcpy(out, &header, sizeof(header));
-    return out + sizeof(header);
+}
+
+uint8_t *reply_chunk_header(const struct session *s, const struct session_request *request,
+                            uint16_t flags, uint16_t type, uint64_t length, uint8_t *out)
+{
+    if (s->mode == REPLY_EXTENDED)
+        write_extended(request, flags, type, length, out);
+    else
+        write_structured(request, flags, type, length, out);
+    return out + reply_chunk_header_size(s);
 }
 
 static void write_simple(const struct session_request *request, uint32_t error, uint8_t *out)
@@ -144,8 +168,8 @@ void session_reply(struct session *s, const struct session_request *request, int
         reply_simple(s, request, wire);
     else if (error != 0)
         reply_error_chunk(s, request, wire, message != NULL ? message : error_text(wire));
-    else if (request->type == NBD_CMD_READ)
-        reply_none(s, request); // a READ is never answered with a simple reply here
+    else if (s->mode == REPLY_EXTENDED || request->type == NBD_CMD_READ)
+        reply_none(s, request); // a simple reply must not answer these
     else
         reply_simple(s, request, 0);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// reply_status.c: answers to BLOCK_STATUS ("NBD_REPLY_TYPE_BLOCK_STATUS").
+// reply_status.c: answers to BLOCK_STATUS ("NBD_REPLY_TYPE_BLOCK_STATUS" and its _EXT): for each
+// context that was asked for a chunk of descriptors.
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
@@ -9,54 +10,93 @@
 #include "protocol/reply.h"
 #include "protocol/wire.h"
 
-// Most descriptors of one chunk: the protocol's advice is to stay below 2^20; 2^16 of them are half
-// a megabyte, and a client that wants more asks again from where the answer ends.
+// Most descriptors of one chunk: the protocol's advice is to stay below 2^20; 2^16 of them are a
+// megabyte, and a client that wants more asks again from where the answer ends.
 #define STATUS_DESCRIPTORS_MAX (1u << 16)
 
 // Longest descriptor of 32 bits, in bytes: a multiple of every minimum block size that the protocol
 // admits (65 536), so that the next question is aligned, too.
 #define STATUS_LENGTH_MAX (UINT32_MAX - 65535u)
 
-// The run of equal extents that begins at *next, moves *next behind it.
-static struct session_status_extent run_of_extents(const struct session_status_extent *extents,
-                                                   size_t count, size_t *next)
+// What a context says of an extent.
+static uint32_t value_of(unsigned context, const struct session_status_extent *extent)
 {
-    struct session_status_extent run = extents[(*next)++];
-    while (*next < count && (extents[*next].flags == run.flags || extents[*next].length == 0)) {
-        if (run.length > UINT64_MAX - extents[*next].length)
+    return context == SESSION_CONTEXT_ALLOCATION_DEPTH ? extent->depth : extent->flags;
+}
+
+struct descriptor {
+    uint64_t length;
+    uint32_t value;
+};
+
+// The run of extents of one value that begins at *next, moves *next behind it. Empty ones count for
+// nothing.
+static struct descriptor run_of_extents(unsigned context,
+                                        const struct session_status_extent *extents, size_t count,
+                                        size_t *next)
+{
+    struct descriptor run = {
+        .length = extents[*next].length,
+        .value = value_of(context, &extents[*next]),
+    };
+    for ((*next)++; *next < count; (*next)++) {
+        const struct session_status_extent *extent = &extents[*next];
+        if (extent->length > 0 && value_of(context, extent) != run.value)
+            break;
+        if (run.length > UINT64_MAX - extent->length)
             run.length = UINT64_MAX;
         else
-            run.length += extents[*next].length;
-        (*next)++;
+            run.length += extent->length;
     }
     return run;
 }
 
-// Writes the descriptors at out, or only counts them where out is NULL. Returns how many there are.
-static size_t write_descriptors(const struct session_request *request,
-                                const struct session_status_extent *extents, size_t count,
-                                uint8_t *out)
+static size_t descriptor_size(const struct session *s)
+{
+    return s->mode == REPLY_EXTENDED ? sizeof(struct nbd_block_descriptor_ext)
+                                     : sizeof(struct nbd_block_descriptor);
+}
+
+static void write_descriptor(const struct session *s, const struct descriptor *descriptor,
+                             uint8_t *out)
+{
+    if (s->mode == REPLY_EXTENDED) {
+        struct nbd_block_descriptor_ext wire = {
+            .length = htobe64(descriptor->length),
+            .flags = htobe64(descriptor->value),
+        };
+        memcpy(out, &wire, sizeof(wire));
+    } else {
+        struct nbd_block_descriptor wire = {
+            .length = htobe32((uint32_t)descriptor->length),
+            .flags = htobe32(descriptor->value),
+        };
+        memcpy(out, &wire, sizeof(wire));
+    }
+}
+
+// Writes a context's descriptors at out, or only counts them where out is NULL. Returns how many
+// there are.
+static size_t write_descriptors(const struct session *s, const struct session_request *request,
+                                unsigned context, const struct session_status_extent *extents,
+                                size_t count, uint8_t *out)
 {
     size_t max = (request->flags & NBD_CMD_FLAG_REQ_ONE) != 0 ? 1 : STATUS_DESCRIPTORS_MAX;
     uint64_t left = request->length;
     size_t written = 0;
     for (size_t next = 0; next < count && left > 0 && written < max;) {
-        struct session_status_extent run = run_of_extents(extents, count, &next);
+        struct descriptor run = run_of_extents(context, extents, count, &next);
         if (run.length == 0)
             continue;
         if (run.length > left)
             run.length = left;
-        // A descriptor that had to be cut must be the last one: equal neighbours stay merged.
-        bool cut = run.length > STATUS_LENGTH_MAX;
+        // A descriptor that does not hold all of its run is the last one: equal neighbours stay
+        // merged.
+        bool cut = s->mode != REPLY_EXTENDED && run.length > STATUS_LENGTH_MAX;
         if (cut)
             run.length = STATUS_LENGTH_MAX;
-        if (out != NULL) {
-            struct nbd_block_descriptor descriptor = {
-                .length = htobe32((uint32_t)run.length),
-                .flags = htobe32(run.flags),
-            };
-            memcpy(out + written * sizeof(descriptor), &descriptor, sizeof(descriptor));
-        }
+        if (out != NULL)
+            write_descriptor(s, &run, out + written * descriptor_size(s));
         written++;
         left -= run.length;
         if (cut)
@@ -65,26 +105,61 @@ static size_t write_descriptors(const struct session_request *request,
     return written;
 }
 
+// Bytes of a chunk's payload before the descriptors.
+static size_t fixed_size(const struct session *s)
+{
+    return s->mode == REPLY_EXTENDED ? sizeof(struct nbd_chunk_block_status_ext)
+                                     : sizeof(struct nbd_chunk_block_status);
+}
+
+// Writes a chunk's header and the fixed part of its payload. Returns out behind it.
+static uint8_t *write_fixed(const struct session *s, const struct session_request *request,
+                            unsigned context, size_t descriptors, uint16_t flags, uint8_t *out)
+{
+    bool extended = s->mode == REPLY_EXTENDED;
+    uint16_t type = extended ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT : NBD_REPLY_TYPE_BLOCK_STATUS;
+    // Its first field is all that the shorter form has.
+    struct nbd_chunk_block_status_ext status = {
+        .context = htobe32(meta_context_id(context)),
+        .count = htobe32((uint32_t)descriptors),
+    };
+    out = reply_chunk_header(s, request, flags, type,
+                             fixed_size(s) + descriptors * descriptor_size(s), out);
+    memcpy(out, &status, fixed_size(s));
+    return out + fixed_size(s);
+}
+
+// The contexts of a set, the lowest bit first.
+static unsigned first_of(unsigned contexts)
+{
+    return contexts & -contexts;
+}
+
 void session_reply_status(struct session *s, const struct session_request *request,
                           const struct session_status_extent *extents, size_t count)
 {
     assert(request->type == NBD_CMD_BLOCK_STATUS && s->mode != REPLY_SIMPLE);
-    size_t descriptors = write_descriptors(request, extents, count, NULL);
-    if (descriptors == 0) {
-        session_reply(s, request, EIO, "no status is known");
-        return;
+    assert(request->contexts != 0);
+    size_t size = 0;
+    for (unsigned left = request->contexts; left != 0; left &= ~first_of(left)) {
+        size_t n = write_descriptors(s, request, first_of(left), extents, count, NULL);
+        if (n == 0) {
+            session_reply(s, request, EIO, "no status is known");
+            return;
+        }
+        size += reply_chunk_header_size(s) + fixed_size(s) + n * descriptor_size(s);
     }
-    struct nbd_chunk_block_status status = {
-        .context = htobe32(meta_context_id(SESSION_CONTEXT_BASE_ALLOCATION)),
-    };
-    size_t payload_length = sizeof(status) + descriptors * sizeof(struct nbd_block_descriptor);
-    size_t size = reply_chunk_header_size(s) + payload_length;
     uint8_t *out = output_carve(&s->output, size, 1);
     if (out == NULL)
         return;
-    uint8_t *at = reply_chunk_header(s, request, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_BLOCK_STATUS,
-                                     payload_length, out);
-    memcpy(at, &status, sizeof(status));
-    write_descriptors(request, extents, count, at + sizeof(status));
+    uint8_t *at = out;
+    for (unsigned left = request->contexts; left != 0; left &= ~first_of(left)) {
+        unsigned context = first_of(left);
+        size_t n = write_descriptors(s, request, context, extents, count, NULL);
+        uint16_t flags = left == context ? NBD_REPLY_FLAG_DONE : 0;
+        at = write_fixed(s, request, context, n, flags, at);
+        write_descriptors(s, request, context, extents, count, at);
+        at += n * descriptor_size(s);
+    }
     output_copied(&s->output, out, size);
 }

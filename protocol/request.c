@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "protocol/cursor.h"
+#include "protocol/meta_context.h"
 #include "protocol/reply.h"
 #include "protocol/wire.h"
 
@@ -14,6 +16,8 @@
 // lives on. A request that announces more is taken for a stream out of step: eight times the
 // largest payload is more than any client sends.
 #define REQUEST_SKIP_MAX (8ull * SESSION_PAYLOAD_MAX)
+
+// ---- Checks -------------------------------------------------------------------------------------
 
 struct command {
     bool known;
@@ -110,8 +114,13 @@ static int check(const struct session *s, const struct session_request *request,
         *message = "a flag that does not go with this command";
         return EINVAL;
     }
-    if (request->type == NBD_CMD_BLOCK_STATUS && (s->contexts == 0 || request->length == 0)) {
-        *message = s->contexts == 0 ? "no metadata context was negotiated" : "length is zero";
+    if (request->type == NBD_CMD_BLOCK_STATUS && request->contexts == 0) {
+        *message = s->contexts == 0 ? "no metadata context was negotiated"
+                                    : "not a list of metadata contexts that were negotiated";
+        return EINVAL;
+    }
+    if (request->type == NBD_CMD_BLOCK_STATUS && request->length == 0) {
+        *message = "length is zero";
         return EINVAL;
     }
     if (command->ranged && (request->offset > s->chosen->size ||
@@ -144,16 +153,12 @@ static enum step refuse(struct session *s, const struct session_request *request
     return STEP_AGAIN;
 }
 
-// Takes the header from the input, if all of it is there.
-static enum step decode(struct session *s, struct session_request *request)
+// ---- Decoding -----------------------------------------------------------------------------------
+
+static bool decode_compact(const uint8_t *data, struct session_request *request)
 {
     struct nbd_request wire;
-    if (input_length(&s->input) < sizeof(wire))
-        return STEP_MORE;
-    memcpy(&wire, input_data(&s->input), sizeof(wire));
-    if (be32toh(wire.magic) != NBD_REQUEST_MAGIC)
-        return session_end(s, SESSION_BAD, "a request without its magic");
-    input_consume(&s->input, sizeof(wire));
+    memcpy(&wire, data, sizeof(wire));
     *request = (struct session_request){
         .type = be16toh(wire.type),
         .flags = be16toh(wire.flags),
@@ -161,19 +166,116 @@ static enum step decode(struct session *s, struct session_request *request)
         .offset = be64toh(wire.offset),
         .length = be32toh(wire.length),
     };
+    return be32toh(wire.magic) == NBD_REQUEST_MAGIC;
+}
+
+static bool decode_extended(const uint8_t *data, struct session_request *request)
+{
+    struct nbd_extended_request wire;
+    memcpy(&wire, data, sizeof(wire));
+    *request = (struct session_request){
+        .type = be16toh(wire.type),
+        .flags = be16toh(wire.flags),
+        .cookie = be64toh(wire.cookie),
+        .offset = be64toh(wire.offset),
+        .length = be64toh(wire.length),
+        .echoed_offset = be64toh(wire.offset),
+    };
+    return be32toh(wire.magic) == NBD_EXTENDED_REQUEST_MAGIC;
+}
+
+// Whether the payload of a BLOCK_STATUS may be a list of contexts, by its length.
+static bool lists_contexts(const struct session *s, const struct session_request *request)
+{
+    return request->type == NBD_CMD_BLOCK_STATUS &&
+           (s->flags & NBD_FLAG_BLOCK_STATUS_PAYLOAD) != 0 && request->length >= sizeof(uint64_t) &&
+           request->length <= sizeof(uint64_t) + META_CONTEXT_COUNT * sizeof(uint32_t) &&
+           request->length % sizeof(uint32_t) == 0;
+}
+
+// Reads that list ("NBD_CMD_BLOCK_STATUS" of the extension): the length of the range, then ids. The
+// contexts are none where an id is unknown or comes twice.
+static void read_contexts(const struct session *s, struct cursor data,
+                          struct session_request *request)
+{
+    uint32_t id;
+    request->contexts = 0;
+    (void)cursor_u64(&data, &request->length);
+    while (cursor_u32(&data, &id)) {
+        unsigned context = meta_context_of_id(id) & s->contexts & ~request->contexts;
+        if (context == 0) {
+            request->contexts = 0;
+            return;
+        }
+        request->contexts |= context;
+    }
+}
+
+// Takes what goes with an extended header: says in *payload_length how many bytes of payload follow
+// that are still to come. PAYLOAD_LEN is taken from the flags where it is in its place, and refused
+// with them where it is not.
+static enum step take_extended(struct session *s, struct session_request *request,
+                               uint64_t *payload_length)
+{
+    size_t header_size = sizeof(struct nbd_extended_request);
+    *payload_length = 0;
+    if ((request->flags & NBD_CMD_FLAG_PAYLOAD_LEN) == 0) {
+        input_consume(&s->input, header_size);
+        return STEP_EVENT;
+    }
+    if (request->length > payload_max(s))
+        return session_end(s, SESSION_BAD, "a payload beyond the largest block");
+    if (lists_contexts(s, request)) {
+        size_t length = (size_t)request->length;
+        if (input_length(&s->input) - header_size < length)
+            return STEP_MORE;
+        struct cursor data = {.at = input_data(&s->input) + header_size, .left = length};
+        read_contexts(s, data, request);
+        request->flags &= (uint16_t)~NBD_CMD_FLAG_PAYLOAD_LEN;
+        input_consume(&s->input, header_size + length);
+        return STEP_EVENT;
+    }
+    *payload_length = request->length;
+    input_consume(&s->input, header_size);
     return STEP_EVENT;
 }
+
+// Takes the header from the input, once all of it is there.
+static enum step take_header(struct session *s, struct session_request *request,
+                             uint64_t *payload_length)
+{
+    bool extended = s->mode == REPLY_EXTENDED;
+    size_t size = extended ? sizeof(struct nbd_extended_request) : sizeof(struct nbd_request);
+    if (input_length(&s->input) < size)
+        return STEP_MORE;
+    const uint8_t *data = input_data(&s->input);
+    if (!(extended ? decode_extended(data, request) : decode_compact(data, request)))
+        return session_end(s, SESSION_BAD, "a request without its magic");
+    if (request->type == NBD_CMD_DISC)
+        return session_end(s, SESSION_DISCONNECT, "the client disconnected");
+    if (request->type == NBD_CMD_BLOCK_STATUS)
+        request->contexts = s->contexts;
+    if (extended)
+        return take_extended(s, request, payload_length);
+    *payload_length = request->type == NBD_CMD_WRITE ? request->length : 0;
+    input_consume(&s->input, size);
+    return STEP_EVENT;
+}
+
+// ---- Taking a request ---------------------------------------------------------------------------
 
 enum step request_take(struct session *s, struct session_request *request,
                        enum session_event *event)
 {
-    enum step step = decode(s, request);
+    uint64_t payload_length;
+    enum step step = take_header(s, request, &payload_length);
     if (step != STEP_EVENT)
         return step;
-    if (request->type == NBD_CMD_DISC)
-        return session_end(s, SESSION_DISCONNECT, "the client disconnected");
-
-    uint64_t payload_length = request->type == NBD_CMD_WRITE ? request->length : 0;
+    if (s->mode == REPLY_EXTENDED && request->type == NBD_CMD_WRITE) {
+        if ((request->flags & NBD_CMD_FLAG_PAYLOAD_LEN) == 0)
+            return refuse(s, request, 0, EINVAL, "a write without a payload");
+        request->flags &= (uint16_t)~NBD_CMD_FLAG_PAYLOAD_LEN;
+    }
     const char *message = NULL;
     int error = check(s, request, &message);
     if (error != 0)

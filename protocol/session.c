@@ -4,7 +4,7 @@
 //   CLIENT_FLAGS --> OPTION --> REQUEST <--> PAYLOAD_WANTED --> PAYLOAD --> REQUEST
 //                    |   ^            \<---> PAYLOAD_SKIP
 //                    v   |
-//                 OPTION_SKIP                 any --> END
+//                 OPTION_SKIP, TLS            any --> END
 //
 // A step function a phase: it takes in what it can, queues answers, says whether there is an event.
 #include "protocol/session.h"
@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "protocol/meta_context.h"
 #include "protocol/options.h"
 #include "protocol/reply.h"
 #include "protocol/request.h"
@@ -79,8 +80,8 @@ void session_free(struct session *s)
 
 int session_input(struct session *s, struct iovec iov[2])
 {
-    if (s->phase == PHASE_END || s->phase == PHASE_PAYLOAD_WANTED || s->output.failed ||
-        session_output_full(s))
+    if (s->phase == PHASE_END || s->phase == PHASE_TLS || s->phase == PHASE_PAYLOAD_WANTED ||
+        s->output.failed || session_output_full(s))
         return 0;
     int n = 0;
     bool direct = false;
@@ -186,8 +187,9 @@ static enum step take(struct session *s, struct session_request *request, enum s
         return skipped(s) ? option_skipped(s) : STEP_MORE;
     case PHASE_REQUEST:
         return request_take(s, request, event);
+    case PHASE_TLS:
     case PHASE_PAYLOAD_WANTED:
-        return STEP_MORE;
+        return STEP_MORE; // the owner's turn
     case PHASE_PAYLOAD:
         return take_payload(s, request, event);
     case PHASE_PAYLOAD_SKIP:
@@ -224,6 +226,17 @@ enum session_event session_next(struct session *s, struct session_request *reque
 
 // ---- What was negotiated ------------------------------------------------------------------------
 
+void session_tls_started(struct session *s)
+{
+    assert(s->phase == PHASE_TLS && s->output.bytes == 0 && input_length(&s->input) == 0);
+    // "NBD_OPT_STARTTLS": what an eavesdropper could have put there is gone. Client flags stay,
+    // they are not said again.
+    s->mode = REPLY_SIMPLE;
+    meta_context_forget(s);
+    s->tls = true;
+    s->phase = PHASE_OPTION;
+}
+
 bool session_in_transmission(const struct session *s)
 {
     return s->chosen != NULL && s->phase != PHASE_END;
@@ -237,6 +250,16 @@ const struct session_export *session_chosen(const struct session *s)
 bool session_structured(const struct session *s)
 {
     return s->mode != REPLY_SIMPLE;
+}
+
+bool session_extended(const struct session *s)
+{
+    return s->mode == REPLY_EXTENDED;
+}
+
+bool session_tls(const struct session *s)
+{
+    return s->tls;
 }
 
 unsigned session_contexts(const struct session *s)

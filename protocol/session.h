@@ -34,37 +34,54 @@ struct session_export {
     const char *name;
     const char *description; // may be NULL
     uint64_t size;           // bytes
-    uint16_t flags;          // NBD_FLAG_* of wire.h, without SEND_DF (the session adds it)
+    uint16_t flags;          // NBD_FLAG_* of wire.h; the session adds those that depend on what was
+                             // negotiated, SEND_DF and BLOCK_STATUS_PAYLOAD
     uint32_t block_min;      // bytes, powers of two ("Block size constraints")
     uint32_t block_preferred;
     uint32_t block_max; // largest payload
+    unsigned contexts;  // SESSION_CONTEXT_* that are offered beside base:allocation
 };
 
-// What the session asks of its owner while negotiating. Borrowed; one may serve many sessions.
+// "TLS": what a connection demands.
+enum session_tls {
+    SESSION_TLS_OFF,      // STARTTLS is refused
+    SESSION_TLS_OPTIONAL, // a client may use it
+    SESSION_TLS_REQUIRED, // nothing is told or served before
+};
+
+// What the session asks of its owner while negotiating. Borrowed; one may serve many sessions, and
+// an owner whose exports depend on the client has one for each: the exports may be others after
+// session_tls_started().
 struct session_host {
     void *context;
     size_t (*export_count)(void *context);
     const struct session_export *(*export_at)(void *context, size_t index);
     bool shutting_down; // options other than ABORT get ERR_SHUTDOWN
+    enum session_tls tls;
 };
 
-// base:allocation is the only metadata context so far.
-#define SESSION_CONTEXT_BASE_ALLOCATION 1u // bit in a set of contexts
+// Metadata contexts: bits in a set of them.
+#define SESSION_CONTEXT_BASE_ALLOCATION (1u << 0)
+#define SESSION_CONTEXT_ALLOCATION_DEPTH (1u << 1) // qemu:allocation-depth
 
 // A request of the transmission phase, validated: a known command, flags that go with it, a range
 // inside the export, a writable export where it writes, a length that is not 0 (but for FLUSH). The
 // session has answered every other one itself. Plain data: copy it to keep it.
 struct session_request {
     uint16_t type;   // NBD_CMD_*
-    uint16_t flags;  // NBD_CMD_FLAG_*
+    uint16_t flags;  // NBD_CMD_FLAG_*, without PAYLOAD_LEN
     uint64_t cookie; // echoed in the reply
-    uint64_t offset; // bytes
+    uint64_t offset; // bytes; 0 for FLUSH
     uint64_t length; // bytes; READ and WRITE at most SESSION_PAYLOAD_MAX; 0 for FLUSH
     void *payload;   // NBD_CMD_WRITE: what session_payload() gave, now full
+    // NBD_CMD_BLOCK_STATUS: SESSION_CONTEXT_* that are asked for, at least one.
+    unsigned contexts;
+    uint64_t echoed_offset; // private: what the client said, for extended replies
 };
 
 enum session_event {
     SESSION_MORE,       // nothing until more bytes arrive
+    SESSION_STARTTLS,   // send the output, do the handshake, then session_tls_started()
     SESSION_NEGOTIATED, // transmission phase begins; session_chosen() tells the export
     SESSION_PAYLOAD, // a WRITE of request->length bytes begins: answer with session_payload(), or
                      // do so later and leave session_next() alone until then (back-pressure)
@@ -94,10 +111,17 @@ enum session_event session_next(struct session *s, struct session_request *reque
 // away and answers NBD_ENOMEM.
 void session_payload(struct session *s, void *buffer);
 
+// The TLS handshake that SESSION_STARTTLS asked for has succeeded: everything that was negotiated
+// before is forgotten, and bytes received from now on are those of TLS's inside. All output of
+// before must have been sent. (A failed handshake ends the connection: free the session.)
+void session_tls_started(struct session *s);
+
 bool session_in_transmission(const struct session *s); // negotiated, and not ended yet
 // The export that was negotiated; NULL before.
 const struct session_export *session_chosen(const struct session *s);
-bool session_structured(const struct session *s);   // replies are structured
+bool session_structured(const struct session *s);   // replies are structured, or extended
+bool session_extended(const struct session *s);     // extended headers
+bool session_tls(const struct session *s);          // inside TLS
 unsigned session_contexts(const struct session *s); // SESSION_CONTEXT_* negotiated
 // Why the conversation ended: a constant string of one line, for the log; "" before.
 const char *session_reason(const struct session *s);
@@ -140,9 +164,13 @@ bool session_read_holes(const struct session *s, const struct session_request *r
 struct session_status_extent {
     uint64_t length; // bytes
     uint32_t flags;  // NBD_STATE_HOLE | NBD_STATE_ZERO
+    // Where ALLOCATION_DEPTH is asked for: 0 nowhere allocated, 1 in the image itself, 2 in its
+    // backing file, and so on.
+    uint32_t depth;
 };
 // Extents from the request's offset, in order, at least one; they may end early or reach beyond the
-// request. The session merges equal neighbours and cuts what the request's end, the command's flags
+// request. Each tells about all of request->contexts. The session merges, for each context, equal
+// neighbours, and cuts what the request's end, the command's flags
 // and the 32-bit fields ask for.
 void session_reply_status(struct session *s, const struct session_request *request,
                           const struct session_status_extent *extents, size_t count);

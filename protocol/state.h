@@ -19,6 +19,7 @@
 enum phase {
     PHASE_CLIENT_FLAGS,   // the greeting was sent, client flags are expected
     PHASE_OPTION,         // an option's header or data
+    PHASE_TLS,            // STARTTLS was answered, the handshake is the owner's
     PHASE_OPTION_SKIP,    // data of an option too large to be kept
     PHASE_REQUEST,        // a request's header
     PHASE_PAYLOAD_WANTED, // a WRITE was announced, its buffer is not there yet
@@ -28,7 +29,7 @@ enum phase {
 };
 
 // How the transmission phase answers.
-enum reply_mode { REPLY_SIMPLE, REPLY_STRUCTURED };
+enum reply_mode { REPLY_SIMPLE, REPLY_STRUCTURED, REPLY_EXTENDED };
 
 struct session {
     const struct session_host *host;
@@ -41,6 +42,7 @@ struct session {
     // Negotiated.
     bool fixed_newstyle; // client flags
     bool no_zeroes;
+    bool tls; // everything below was negotiated inside of TLS
     enum reply_mode mode;
     unsigned contexts;                            // SESSION_CONTEXT_*
     const struct session_export *contexts_export; // the one they were set for

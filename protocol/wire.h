@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // wire.h: the NBD protocol as it stands on the wire. Names are those of doc/proto.md
-// (NetworkBlockDevice/nbd); everything is big-endian. Structs are packed and hold the wire's bytes:
+// (NetworkBlockDevice/nbd), those of extended headers from its branch extension-ext-header;
+// everything is big-endian. Structs are packed and hold the wire's bytes:
 // convert with <endian.h> when reading or writing a field, never in place.
 #ifndef LAZYCOW_PROTOCOL_WIRE_H
 #define LAZYCOW_PROTOCOL_WIRE_H
@@ -118,12 +119,15 @@ _Static_assert(sizeof(struct nbd_info_block_size) == 14, "NBD_INFO_BLOCK_SIZE");
 #define NBD_FLAG_SEND_RESIZE (1u << 9)
 #define NBD_FLAG_SEND_CACHE (1u << 10)
 #define NBD_FLAG_SEND_FAST_ZERO (1u << 11)
+#define NBD_FLAG_BLOCK_STATUS_PAYLOAD (1u << 12) // extended headers only
 
 // ---- Transmission -------------------------------------------------------------------------------
 
 #define NBD_REQUEST_MAGIC 0x25609513u
 #define NBD_SIMPLE_REPLY_MAGIC 0x67446698u
 #define NBD_STRUCTURED_REPLY_MAGIC 0x668e33efu
+#define NBD_EXTENDED_REQUEST_MAGIC 0x21e41c71u
+#define NBD_EXTENDED_REPLY_MAGIC 0x6e8a278cu
 
 enum {
     NBD_CMD_READ = 0,
@@ -141,6 +145,7 @@ enum {
 #define NBD_CMD_FLAG_DF (1u << 2)
 #define NBD_CMD_FLAG_REQ_ONE (1u << 3)
 #define NBD_CMD_FLAG_FAST_ZERO (1u << 4)
+#define NBD_CMD_FLAG_PAYLOAD_LEN (1u << 5) // extended headers only
 
 #define NBD_REPLY_FLAG_DONE (1u << 0)
 
@@ -149,6 +154,7 @@ enum {
     NBD_REPLY_TYPE_OFFSET_DATA = 1,
     NBD_REPLY_TYPE_OFFSET_HOLE = 2,
     NBD_REPLY_TYPE_BLOCK_STATUS = 5,
+    NBD_REPLY_TYPE_BLOCK_STATUS_EXT = 6, // extended headers only
     NBD_REPLY_TYPE_ERROR = 0x8001,
     NBD_REPLY_TYPE_ERROR_OFFSET = 0x8002,
 };
@@ -178,6 +184,15 @@ struct nbd_request {
     uint32_t length; // bytes
 } __attribute__((packed));
 
+struct nbd_extended_request {
+    uint32_t magic; // NBD_EXTENDED_REQUEST_MAGIC
+    uint16_t flags; // NBD_CMD_FLAG_*
+    uint16_t type;  // NBD_CMD_*
+    uint64_t cookie;
+    uint64_t offset; // bytes
+    uint64_t length; // bytes: of the payload with PAYLOAD_LEN, of the range without
+} __attribute__((packed));
+
 struct nbd_simple_reply {
     uint32_t magic; // NBD_SIMPLE_REPLY_MAGIC
     uint32_t error;
@@ -190,6 +205,15 @@ struct nbd_structured_reply {
     uint16_t type;  // NBD_REPLY_TYPE_*
     uint64_t cookie;
     uint32_t length; // bytes of payload that follow
+} __attribute__((packed));
+
+struct nbd_extended_reply {
+    uint32_t magic; // NBD_EXTENDED_REPLY_MAGIC
+    uint16_t flags; // NBD_REPLY_FLAG_*
+    uint16_t type;  // NBD_REPLY_TYPE_*
+    uint64_t cookie;
+    uint64_t offset; // of the request
+    uint64_t length; // bytes of payload that follow
 } __attribute__((packed));
 
 // Payloads of chunks.
@@ -211,12 +235,26 @@ struct nbd_block_descriptor {
     uint32_t flags;
 } __attribute__((packed));
 
+struct nbd_chunk_block_status_ext {
+    uint32_t context; // its id
+    uint32_t count;   // of the descriptors that follow
+} __attribute__((packed));
+
+struct nbd_block_descriptor_ext {
+    uint64_t length; // bytes, not zero
+    uint64_t flags;
+} __attribute__((packed));
+
 struct nbd_chunk_error {
     uint32_t error;
     uint16_t message_length; // the message follows
 } __attribute__((packed));
 
 _Static_assert(sizeof(struct nbd_request) == 28, "Request message");
+_Static_assert(sizeof(struct nbd_extended_request) == 32, "Request message");
+_Static_assert(sizeof(struct nbd_extended_reply) == 32, "Extended reply chunk message");
+_Static_assert(sizeof(struct nbd_chunk_block_status_ext) == 8, "NBD_REPLY_TYPE_BLOCK_STATUS_EXT");
+_Static_assert(sizeof(struct nbd_block_descriptor_ext) == 16, "NBD_REPLY_TYPE_BLOCK_STATUS_EXT");
 _Static_assert(sizeof(struct nbd_simple_reply) == 16, "Simple reply message");
 _Static_assert(sizeof(struct nbd_structured_reply) == 20, "Structured reply chunk message");
 _Static_assert(sizeof(struct nbd_chunk_offset_hole) == 12, "NBD_REPLY_TYPE_OFFSET_HOLE");

@@ -299,6 +299,10 @@ static bool take_event(struct client *client)
             client->state = CLIENT_ENDING;
         }
         return false;
+    case SESSION_STARTTLS: // not while the session host has SESSION_TLS_OFF
+        client->reason = "TLS is not served";
+        client->state = CLIENT_BROKEN;
+        return false;
     case SESSION_NEGOTIATED:
         negotiated(client);
         return true;

@@ -14,6 +14,7 @@
 #include "protocol/session.h"
 #include "protocol/wire.h"
 
+#define FUZZ_TLS 3u // enum session_tls; 3 is off, too
 #define FUZZ_SHUTTING_DOWN (1u << 2)
 #define FUZZ_ERRORS (1u << 3)    // every request fails
 #define FUZZ_NO_MEMORY (1u << 4) // no buffers for payloads
@@ -45,7 +46,8 @@ static const struct session_export exports[] = {
               NBD_FLAG_CAN_MULTI_CONN,
      .block_min = 1,
      .block_preferred = 4096,
-     .block_max = SESSION_PAYLOAD_MAX},
+     .block_max = SESSION_PAYLOAD_MAX,
+     .contexts = SESSION_CONTEXT_ALLOCATION_DEPTH},
     {.name = "ro",
      .size = 1ull << 60,
      .flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_READ_ONLY,
@@ -73,6 +75,7 @@ struct player {
     uint8_t behaviour; // FUZZ_*
     uint8_t *payload;  // of the WRITE being received
     size_t payload_length;
+    bool starttls;
     unsigned live; // replies with payload, not released
     uint8_t *out;
     size_t out_length;
@@ -119,7 +122,7 @@ static void answer_request(struct player *p, const struct session_request *reque
     static const struct session_status_extent extents[] = {
         {.length = 512, .flags = NBD_STATE_HOLE},
         {.length = 512, .flags = NBD_STATE_HOLE},
-        {.length = 1ull << 33, .flags = 0},
+        {.length = 1ull << 33, .depth = 1},
         {.length = UINT64_MAX, .flags = NBD_STATE_ZERO},
     };
     const struct session_export *export = session_chosen(p->session);
@@ -154,6 +157,17 @@ static void give_payload(struct player *p, const struct session_request *request
     session_payload(p->session, p->payload);
 }
 
+static size_t send_some(struct player *p, size_t most);
+
+static void start_tls(struct player *p)
+{
+    must(!session_tls(p->session), "TLS inside of TLS");
+    while (send_some(p, SIZE_MAX) > 0)
+        ;
+    p->starttls = true;
+    session_tls_started(p->session);
+}
+
 // Returns whether the conversation goes on.
 static bool take_events(struct player *p)
 {
@@ -162,6 +176,9 @@ static bool take_events(struct player *p)
         switch (session_next(p->session, &request)) {
         case SESSION_MORE:
             return true;
+        case SESSION_STARTTLS:
+            start_tls(p);
+            break;
         case SESSION_NEGOTIATED:
             must(session_chosen(p->session) != NULL, "negotiated without an export");
             break;
@@ -219,6 +236,7 @@ static void play(struct player *p, const uint8_t *data, size_t size, size_t sip)
         .export_count = export_count,
         .export_at = export_at,
         .shutting_down = (p->behaviour & FUZZ_SHUTTING_DOWN) != 0,
+        .tls = (p->behaviour & FUZZ_TLS) == 3 ? SESSION_TLS_OFF : p->behaviour & FUZZ_TLS,
     };
     p->session = session_new(&host);
     must(p->session != NULL, "out of memory");
@@ -247,8 +265,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct player in_pieces = {.behaviour = data[0]};
     play(&at_once, data + 1, size - 1, SIZE_MAX);
     play(&in_pieces, data + 1, size - 1, 1 + size % 37);
-    must(at_once.out_length == in_pieces.out_length &&
-             memcmp(at_once.out, in_pieces.out, at_once.out_length) == 0,
+    must(at_once.starttls || in_pieces.starttls ||
+             (at_once.out_length == in_pieces.out_length &&
+              memcmp(at_once.out, in_pieces.out, at_once.out_length) == 0),
          "other answers in pieces");
     free(at_once.out);
     free(in_pieces.out);

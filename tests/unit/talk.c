@@ -82,6 +82,7 @@ char talk_long_name[SESSION_STRING_MAX + 1];
 
 const struct session_export talk_exports[EXPORT_COUNT] = {
     [EXPORT_DISK] = {.name = "disk",
+                     .contexts = SESSION_CONTEXT_ALLOCATION_DEPTH,
                      .description = "a disk",
                      .size = 1 << 20,
                      .flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
@@ -128,6 +129,7 @@ struct held {
 
 struct owner {
     struct session *session;
+    struct bytes *out;
     const struct answers *answers;
     struct bytes *requests;
     struct held *waiting; // the last one first
@@ -192,6 +194,23 @@ static void take_request(struct owner *o, const struct session_request *request)
     }
 }
 
+static bool send_some(struct session *s, size_t sip, struct bytes *out);
+
+// What an owner does around the handshake, which always succeeds here.
+static void start_tls(struct owner *o)
+{
+    struct session_request request;
+    struct iovec iov[2];
+    assert_int_equal(session_input(o->session, iov), 0);
+    assert_int_equal(session_next(o->session, &request), SESSION_MORE);
+    while (send_some(o->session, SIZE_MAX, o->out))
+        ;
+    assert_false(session_tls(o->session));
+    session_tls_started(o->session);
+    assert_true(session_tls(o->session));
+    assert_false(session_structured(o->session));
+}
+
 static enum session_event take_events(struct owner *o, enum session_event last)
 {
     struct session_request request;
@@ -210,6 +229,9 @@ static enum session_event take_events(struct owner *o, enum session_event last)
             break;
         case SESSION_REQUEST:
             take_request(o, &request);
+            break;
+        case SESSION_STARTTLS:
+            start_tls(o);
             break;
         case SESSION_NEGOTIATED:
             assert_true(session_in_transmission(o->session));
@@ -267,7 +289,7 @@ enum session_event talk_play(struct session *s, const struct answers *answers, c
                              size_t length, struct pace pace, struct bytes *out,
                              struct bytes *requests)
 {
-    struct owner o = {.session = s, .answers = answers, .requests = requests};
+    struct owner o = {.session = s, .out = out, .answers = answers, .requests = requests};
     enum session_event last = take_events(&o, SESSION_MORE);
     size_t done = 0;
     while (done < length && last != SESSION_BAD && last != SESSION_CLOSE &&
@@ -275,6 +297,8 @@ enum session_event talk_play(struct session *s, const struct answers *answers, c
         size_t piece = least(pace.sip, length - done);
         if (done < pace.cut)
             piece = least(piece, pace.cut - done);
+        if (done < pace.tls_from)
+            piece = least(piece, pace.tls_from - done);
         size_t given = receive_some(s, data + done, piece);
         done += given;
         last = take_events(&o, last);
@@ -318,6 +342,7 @@ static enum session_event play(const struct talk *t, size_t length, struct pace 
 {
     struct session *s = session_new(&t->host);
     assert_non_null(s);
+    pace.tls_from = t->tls_from;
     enum session_event end = talk_play(s, &t->answers, t->said.data, length, pace, out, requests);
     session_free(s);
     return end;
@@ -429,6 +454,17 @@ void say_request(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie,
     put_u32(&t->said, length);
 }
 
+void say_extended(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset,
+                  uint64_t length)
+{
+    put_u32(&t->said, NBD_EXTENDED_REQUEST_MAGIC);
+    put_u16(&t->said, flags);
+    put_u16(&t->said, type);
+    put_u64(&t->said, cookie);
+    put_u64(&t->said, offset);
+    put_u64(&t->said, length);
+}
+
 // ---- What servers answer ------------------------------------------------------------------------
 
 void hear_greeting(struct talk *t)
@@ -506,6 +542,26 @@ void hear_error_chunk(struct talk *t, uint32_t error, uint64_t cookie, const cha
     put_text(&t->heard, message);
 }
 
+void hear_extended(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset,
+                   uint64_t length)
+{
+    put_u32(&t->heard, 0x6e8a278c);
+    put_u16(&t->heard, flags);
+    put_u16(&t->heard, type);
+    put_u64(&t->heard, cookie);
+    put_u64(&t->heard, offset);
+    put_u64(&t->heard, length);
+}
+
+void hear_extended_error(struct talk *t, uint32_t error, uint64_t cookie, uint64_t offset,
+                         const char *message)
+{
+    hear_extended(t, 1, 0x8001, cookie, offset, 6 + strlen(message));
+    put_u32(&t->heard, error);
+    put_u16(&t->heard, (uint16_t)strlen(message));
+    put_text(&t->heard, message);
+}
+
 void see_request(struct talk *t, uint16_t type, uint16_t flags, uint64_t offset, uint64_t length)
 {
     char line[100];
@@ -526,6 +582,31 @@ void talk_structured(struct talk *t)
 {
     say_option(t, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
     hear_ack(t, NBD_OPT_STRUCTURED_REPLY);
+}
+
+void talk_extended(struct talk *t)
+{
+    say_option(t, NBD_OPT_EXTENDED_HEADERS, NULL, 0);
+    hear_ack(t, NBD_OPT_EXTENDED_HEADERS);
+}
+
+void talk_starttls(struct talk *t)
+{
+    say_option(t, NBD_OPT_STARTTLS, NULL, 0);
+    hear_ack(t, NBD_OPT_STARTTLS);
+    t->tls_from = t->said.length;
+    t->end = SESSION_STARTTLS;
+}
+
+void talk_contexts(struct talk *t, const char *name, bool depth)
+{
+    say_meta(t, NBD_OPT_SET_META_CONTEXT, name,
+             depth ? (const char *const[]){"base:allocation", "qemu:allocation-depth", NULL}
+                   : (const char *const[]){"base:allocation", NULL});
+    hear_context(t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
+    if (depth)
+        hear_context(t, NBD_OPT_SET_META_CONTEXT, 2, "qemu:allocation-depth");
+    hear_ack(t, NBD_OPT_SET_META_CONTEXT);
 }
 
 void talk_go(struct talk *t, const struct session_export *export, uint16_t flags)

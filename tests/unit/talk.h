@@ -54,6 +54,7 @@ struct talk {
     struct session_host host;
     struct answers answers;
     struct bytes said;      // by the client
+    size_t tls_from;        // where in it TLS begins, if STARTTLS is accepted
     struct bytes heard;     // what it must hear
     struct bytes requests;  // lines "type flags offset length\n" that the owner must see, if any
     enum session_event end; // the last event but SESSION_MORE that the owner must see
@@ -69,8 +70,9 @@ void talk_check_once(struct talk *t, size_t sip);
 
 // How bytes pass.
 struct pace {
-    size_t cut; // the first that many bytes are received before, not together with, the rest
-    size_t sip; // most bytes that are received and sent at a time
+    size_t cut;      // the first that many bytes are received before, not together with, the rest
+    size_t sip;      // most bytes that are received and sent at a time
+    size_t tls_from; // received apart from what is before it, for it comes inside TLS
 };
 
 // Plays bytes into a session that the caller made; returns the last event but SESSION_MORE.
@@ -91,6 +93,9 @@ void say_meta(struct talk *t, uint32_t option, const char *name, const char *con
 void say_request(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset,
                  uint32_t length);
 
+void say_extended(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset,
+                  uint64_t length);
+
 // ---- What servers answer ------------------------------------------------------------------------
 
 void hear_greeting(struct talk *t);
@@ -104,6 +109,11 @@ void hear_context(struct talk *t, uint32_t option, uint32_t id, const char *name
 void hear_simple(struct talk *t, uint32_t error, uint64_t cookie);
 void hear_chunk(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie, uint32_t length);
 void hear_error_chunk(struct talk *t, uint32_t error, uint64_t cookie, const char *message);
+// The header of an extended reply chunk; offset is the request's.
+void hear_extended(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset,
+                   uint64_t length);
+void hear_extended_error(struct talk *t, uint32_t error, uint64_t cookie, uint64_t offset,
+                         const char *message);
 // A line of requests.
 void see_request(struct talk *t, uint16_t type, uint16_t flags, uint64_t offset, uint64_t length);
 
@@ -112,6 +122,11 @@ void see_request(struct talk *t, uint16_t type, uint16_t flags, uint64_t offset,
 // Greeting and client flags with fixed newstyle and no zeroes.
 void talk_hello(struct talk *t);
 void talk_structured(struct talk *t);
+void talk_extended(struct talk *t);
+void talk_starttls(struct talk *t);
+// SET_META_CONTEXT for an export: base:allocation with id 1 and, if depth, qemu:allocation-depth
+// with id 2.
+void talk_contexts(struct talk *t, const char *name, bool depth);
 // GO to an export; flags are the transmission flags expected.
 void talk_go(struct talk *t, const struct session_export *export, uint16_t flags);
 // All of the above, simple or structured, to the export "disk" or another one.

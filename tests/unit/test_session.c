@@ -449,24 +449,36 @@ static void row_21_structured_reply_with_data(void **state)
 static const char *const no_query[] = {NULL};
 static const char *const base_allocation[] = {"base:allocation", NULL};
 
+// One listing: its queries match base:allocation, qemu:allocation-depth, or both.
+static void list_contexts(struct talk *t, const char *name, const char *const *queries, bool base,
+                          bool depth)
+{
+    say_meta(t, NBD_OPT_LIST_META_CONTEXT, name, queries);
+    if (base)
+        hear_context(t, NBD_OPT_LIST_META_CONTEXT, 0, "base:allocation");
+    if (depth)
+        hear_context(t, NBD_OPT_LIST_META_CONTEXT, 0, "qemu:allocation-depth");
+    hear_ack(t, NBD_OPT_LIST_META_CONTEXT);
+}
+
 static void row_22_list_meta_context(void **state)
 {
     (void)state;
-    static const char *const matching[][4] = {
-        {NULL},
-        {"base:", NULL},
-        {"base:allocation", NULL},
-        {"x:y", "base:", "base:allocation", NULL},
-    };
     struct talk t;
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    for (size_t i = 0; i < 4; i++) {
-        say_meta(&t, NBD_OPT_LIST_META_CONTEXT, "disk", matching[i]);
-        hear_context(&t, NBD_OPT_LIST_META_CONTEXT, 0, "base:allocation");
-        hear_ack(&t, NBD_OPT_LIST_META_CONTEXT);
-    }
+    list_contexts(&t, "disk", no_query, true, true);
+    list_contexts(&t, "disk", (const char *const[]){"base:", NULL}, true, false);
+    list_contexts(&t, "disk", base_allocation, true, false);
+    list_contexts(&t, "disk", (const char *const[]){"x:y", "base:", "base:allocation", NULL}, true,
+                  false);
+    list_contexts(&t, "disk", (const char *const[]){"qemu:", NULL}, false, true);
+    list_contexts(&t, "disk", (const char *const[]){"qemu:allocation-depth", "base:", NULL}, true,
+                  true);
+    // This export does not offer the depth.
+    list_contexts(&t, "plain", no_query, true, false);
+    list_contexts(&t, "plain", (const char *const[]){"qemu:allocation-depth", NULL}, false, false);
     say_meta(&t, NBD_OPT_LIST_META_CONTEXT, "nothing", base_allocation);
     hear_error(&t, NBD_OPT_LIST_META_CONTEXT, NBD_REP_ERR_UNKNOWN, no_such_export);
     // A listing selects nothing.
@@ -509,13 +521,6 @@ static void ask_status(struct talk *t, enum session_event end)
     t->end = end;
 }
 
-static void set_base_allocation(struct talk *t, const char *name)
-{
-    say_meta(t, NBD_OPT_SET_META_CONTEXT, name, base_allocation);
-    hear_context(t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
-    hear_ack(t, NBD_OPT_SET_META_CONTEXT);
-}
-
 static void row_23_set_meta_context(void **state)
 {
     (void)state;
@@ -539,7 +544,7 @@ static void row_23_a_later_set_replaces_the_first(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    set_base_allocation(&t, "disk");
+    talk_contexts(&t, "disk", false);
     say_meta(&t, NBD_OPT_SET_META_CONTEXT, "disk", no_query);
     hear_ack(&t, NBD_OPT_SET_META_CONTEXT);
     ask_status(&t, SESSION_NEGOTIATED);
@@ -549,7 +554,7 @@ static void row_23_a_later_set_replaces_the_first(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    set_base_allocation(&t, "disk");
+    talk_contexts(&t, "disk", false);
     say_meta(&t, NBD_OPT_SET_META_CONTEXT, "nothing", base_allocation);
     hear_error(&t, NBD_OPT_SET_META_CONTEXT, NBD_REP_ERR_UNKNOWN, no_such_export);
     ask_status(&t, SESSION_NEGOTIATED);
@@ -558,7 +563,7 @@ static void row_23_a_later_set_replaces_the_first(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    set_base_allocation(&t, "disk");
+    talk_contexts(&t, "disk", false);
     say_option(&t, NBD_OPT_SET_META_CONTEXT, NULL, 0);
     hear_error(&t, NBD_OPT_SET_META_CONTEXT, NBD_REP_ERR_INVALID, "the option has too little data");
     ask_status(&t, SESSION_NEGOTIATED);
@@ -567,7 +572,7 @@ static void row_23_a_later_set_replaces_the_first(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    set_base_allocation(&t, "disk");
+    talk_contexts(&t, "disk", false);
     say_option(&t, NBD_OPT_SET_META_CONTEXT, "\0\0\0\004disk\0\0\0\001\0\0\0\001", 16);
     hear_error(&t, NBD_OPT_SET_META_CONTEXT, NBD_REP_ERR_INVALID, lengths_differ);
     ask_status(&t, SESSION_NEGOTIATED);
@@ -584,7 +589,7 @@ static void row_24_queries(void **state)
     // No match is a plain ACK; base: is no wildcard here.
     say_meta(&t, NBD_OPT_SET_META_CONTEXT, "disk",
              (const char *const[]){"base:", "base", "", ":", "base:allocation2", "base:alloc",
-                                   "qemu:dirty-bitmap:b", "allocation", NULL});
+                                   "qemu:dirty-bitmap:b", "qemu:", "allocation", NULL});
     hear_ack(&t, NBD_OPT_SET_META_CONTEXT);
     say_meta(&t, NBD_OPT_LIST_META_CONTEXT, "disk", (const char *const[]){"bas", "unknown:", NULL});
     hear_ack(&t, NBD_OPT_LIST_META_CONTEXT);
@@ -607,7 +612,7 @@ static void row_25_contexts_of_another_export(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    set_base_allocation(&t, "plain");
+    talk_contexts(&t, "plain", false);
     ask_status(&t, SESSION_NEGOTIATED);
     talk_check(&t);
 
@@ -615,7 +620,7 @@ static void row_25_contexts_of_another_export(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    set_base_allocation(&t, "");
+    talk_contexts(&t, "", false);
     ask_status(&t, SESSION_REQUEST);
     talk_check(&t);
 
@@ -623,26 +628,13 @@ static void row_25_contexts_of_another_export(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    set_base_allocation(&t, "disk");
+    talk_contexts(&t, "disk", false);
     say_info(&t, NBD_OPT_INFO, "plain", NULL, 0);
     hear_info(&t, NBD_OPT_INFO, &talk_exports[EXPORT_PLAIN], 1 | NBD_FLAG_SEND_DF);
     hear_ack(&t, NBD_OPT_INFO);
     ask_status(&t, SESSION_REQUEST);
     talk_check(&t);
 }
-
-static void row_26_extended_headers(void **state)
-{
-    (void)state;
-    struct talk t;
-    talk_init(&t);
-    talk_hello(&t);
-    say_option(&t, NBD_OPT_EXTENDED_HEADERS, NULL, 0);
-    hear_error(&t, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_UNSUP, "unknown option");
-    talk_check(&t);
-}
-
-// ---- TLS ----------------------------------------------------------------------------------------
 
 static void row_30_only_fixed_newstyle_haggles(void **state)
 {
@@ -656,18 +648,6 @@ static void row_30_only_fixed_newstyle_haggles(void **state)
         t.end = SESSION_BAD;
         talk_check(&t);
     }
-}
-
-static void row_31_starttls_when_off(void **state)
-{
-    (void)state;
-    struct talk t;
-    talk_init(&t);
-    talk_hello(&t);
-    say_option(&t, NBD_OPT_STARTTLS, NULL, 0);
-    hear_error(&t, NBD_OPT_STARTTLS, NBD_REP_ERR_UNSUP, "unknown option");
-    talk_go(&t, DISK, FLAGS_DISK);
-    talk_check(&t);
 }
 
 // ---- Bounds -------------------------------------------------------------------------------------
@@ -747,9 +727,7 @@ int main(void)
         cmocka_unit_test(row_23_a_later_set_replaces_the_first),
         cmocka_unit_test(row_24_queries),
         cmocka_unit_test(row_25_contexts_of_another_export),
-        cmocka_unit_test(row_26_extended_headers),
         cmocka_unit_test(row_30_only_fixed_newstyle_haggles),
-        cmocka_unit_test(row_31_starttls_when_off),
         cmocka_unit_test(options_wait_while_output_is_unsent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

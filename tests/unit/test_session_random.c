@@ -52,6 +52,27 @@ static void say_structured(struct talk *t)
     say_transmission(t);
 }
 
+static void say_extended_headers(struct talk *t)
+{
+    talk_hello(t);
+    talk_extended(t);
+    talk_contexts(t, "disk", true);
+    talk_go(t, DISK, 0);
+    for (uint16_t type = 0; type < 9; type++) {
+        bool write = type == NBD_CMD_WRITE;
+        if (type == NBD_CMD_DISC)
+            continue;
+        say_extended(t, write ? NBD_CMD_FLAG_PAYLOAD_LEN : 0, type, type, 512u * type,
+                     type == NBD_CMD_FLUSH ? 0 : 700);
+        if (write)
+            put_pattern(&t->said, 512u * type, 700);
+    }
+    say_extended(t, NBD_CMD_FLAG_PAYLOAD_LEN, NBD_CMD_BLOCK_STATUS, 9, 0, 12);
+    put_u64(&t->said, 700);
+    put_u32(&t->said, 2);
+    say_extended(t, 0, NBD_CMD_DISC, 10, 0, 0);
+}
+
 static void say_export_name(struct talk *t)
 {
     hear_greeting(t);
@@ -69,12 +90,13 @@ static void say_haggling(struct talk *t)
     say_option(t, NBD_OPT_ABORT, NULL, 0);
 }
 
-static void (*const beginnings[])(struct talk *t) = {say_simple, say_structured, say_export_name,
-                                                     say_haggling};
+static void (*const beginnings[])(struct talk *t) = {
+    say_simple, say_structured, say_extended_headers, say_export_name, say_haggling};
 #define BEGINNING_COUNT (sizeof(beginnings) / sizeof(beginnings[0]))
 
 static const struct session_read_part parts[] = {{300, true}, {400, false}};
-static const struct session_status_extent extents[] = {{512, 0}, {1024, 3}, {1ull << 33, 1}};
+static const struct session_status_extent extents[] = {
+    {.length = 512}, {.length = 1024, .flags = 3}, {.length = 1ull << 33, .depth = 1}};
 
 static void begin(struct talk *t, size_t which)
 {

@@ -200,9 +200,7 @@ static void row_42_fua_on_all_commands(void **state)
     t.answers.extent_count = 1;
     talk_hello(&t);
     talk_structured(&t);
-    say_meta(&t, NBD_OPT_SET_META_CONTEXT, "disk", (const char *const[]){"base:allocation", NULL});
-    hear_context(&t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
-    hear_ack(&t, NBD_OPT_SET_META_CONTEXT);
+    talk_contexts(&t, "disk", false);
     talk_go(&t, DISK, DISK->flags | NBD_FLAG_SEND_DF);
     say_request(&t, NBD_CMD_FLAG_FUA, NBD_CMD_BLOCK_STATUS, 1, 0, 512);
     hear_chunk(&t, 1, NBD_REPLY_TYPE_BLOCK_STATUS, 1, 12);
@@ -437,6 +435,11 @@ static void row_49_fast_zero_not_advertised(void **state)
     talk_check(&t);
 }
 
+#define EXTENT(bytes, state)                                                                       \
+    {                                                                                              \
+        .length = (bytes), .flags = (state)                                                        \
+    }
+
 // ---- BLOCK_STATUS -------------------------------------------------------------------------------
 
 // Asks once for the status of a range; the answer has the count descriptors, length and flags each.
@@ -451,10 +454,7 @@ static void check_status(const struct session_export *export, uint16_t flags, ui
     t.answers.extent_count = extent_count;
     talk_hello(&t);
     talk_structured(&t);
-    say_meta(&t, NBD_OPT_SET_META_CONTEXT, export->name,
-             (const char *const[]){"base:allocation", NULL});
-    hear_context(&t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
-    hear_ack(&t, NBD_OPT_SET_META_CONTEXT);
+    talk_contexts(&t, export->name, false);
     talk_go(&t, export, export->flags | NBD_FLAG_SEND_DF);
     say_request(&t, flags, NBD_CMD_BLOCK_STATUS, 6, offset, length);
     if (count > 0) {
@@ -475,49 +475,51 @@ static void check_status(const struct session_export *export, uint16_t flags, ui
 static void row_50_block_status(void **state)
 {
     (void)state;
-    static const struct session_status_extent extents[] = {{4096, 0}, {512, 0}, {1024, 3},
-                                                           {512, 3},  {512, 2}, {1ull << 40, 0}};
-    static const struct session_status_extent merged[] = {
-        {4608, 0}, {1536, 3}, {512, 2}, {1536, 0}};
+    static const struct session_status_extent extents[] = {EXTENT(4096, 0), EXTENT(512, 0),
+                                                           EXTENT(1024, 3), EXTENT(512, 3),
+                                                           EXTENT(512, 2),  EXTENT(1ull << 40, 0)};
+    static const struct session_status_extent merged[] = {EXTENT(4608, 0), EXTENT(1536, 3),
+                                                          EXTENT(512, 2), EXTENT(1536, 0)};
     check_status(DISK, 0, 512, 8192, extents, 6, merged, 4);
     // They may end early.
     check_status(DISK, 0, 512, 8192, extents, 5, merged, 3);
     // One, and no more than was asked for.
     check_status(DISK, NBD_CMD_FLAG_REQ_ONE, 0, 8192, extents, 6, merged, 1);
-    static const struct session_status_extent asked[] = {{1000, 0}};
+    static const struct session_status_extent asked[] = {EXTENT(1000, 0)};
     check_status(DISK, NBD_CMD_FLAG_REQ_ONE, 0, 1000, extents, 6, asked, 1);
     // The end falls on the end of an extent.
     check_status(DISK, 0, 0, 4608, extents, 6, merged, 1);
     // Nothing to tell is an error, not an empty chunk.
-    static const struct session_status_extent empty[] = {{0, 1}};
+    static const struct session_status_extent empty[] = {EXTENT(0, 1)};
     check_status(DISK, 0, 0, 4608, empty, 1, NULL, 0);
 }
 
 static void row_50_empty_extents_between(void **state)
 {
     (void)state;
-    static const struct session_status_extent extents[] = {{0, 3}, {512, 1}, {0, 2}, {512, 1}};
-    static const struct session_status_extent heard[] = {{1024, 1}};
+    static const struct session_status_extent extents[] = {EXTENT(0, 3), EXTENT(512, 1),
+                                                           EXTENT(0, 2), EXTENT(512, 1)};
+    static const struct session_status_extent heard[] = {EXTENT(1024, 1)};
     check_status(DISK, 0, 0, 8192, extents, 4, heard, 1);
 }
 
 static void row_50_extents_near_4_gib(void **state)
 {
     (void)state;
-    const struct session_status_extent huge[] = {{1ull << 40, 1}};
-    const struct session_status_extent cut[] = {{0xffff0000, 1}};
+    const struct session_status_extent huge[] = {EXTENT(1ull << 40, 1)};
+    const struct session_status_extent cut[] = {EXTENT(0xffff0000, 1)};
     check_status(PLAIN, 0, 0, 0xffffffff, huge, 1, cut, 1);
     check_status(PLAIN, NBD_CMD_FLAG_REQ_ONE, 0, 0xffffffff, huge, 1, cut, 1);
     check_status(PLAIN, 0, 512, 0xfffffe00, huge, 1, cut, 1);
     check_status(PLAIN, 0, 0, 0xffff0000, huge, 1, cut, 1);
-    const struct session_status_extent below[] = {{0xfffefe00, 1}};
+    const struct session_status_extent below[] = {EXTENT(0xfffefe00, 1)};
     check_status(PLAIN, 0, 0, 0xfffefe00, huge, 1, below, 1);
     // Many that sum to more, without one that is empty or overflows.
-    const struct session_status_extent pieces[] = {
-        {0xfffff000, 1}, {0x1000, 1}, {0xfffffffffffffff0, 1}, {512, 2}};
+    const struct session_status_extent pieces[] = {EXTENT(0xfffff000, 1), EXTENT(0x1000, 1),
+                                                   EXTENT(0xfffffffffffffff0, 1), EXTENT(512, 2)};
     check_status(PLAIN, 0, 0, 0xffffffff, pieces, 4, cut, 1);
-    const struct session_status_extent two[] = {{0xffff0000, 1}, {0x10000, 0}};
-    const struct session_status_extent two_heard[] = {{0xffff0000, 1}, {0xffff, 0}};
+    const struct session_status_extent two[] = {EXTENT(0xffff0000, 1), EXTENT(0x10000, 0)};
+    const struct session_status_extent two_heard[] = {EXTENT(0xffff0000, 1), EXTENT(0xffff, 0)};
     check_status(PLAIN, 0, 0, 0xffffffff, two, 2, two_heard, 2);
 }
 
@@ -535,9 +537,7 @@ static void row_50_too_many_extents(void **state)
     t.answers.extent_count = count;
     talk_hello(&t);
     talk_structured(&t);
-    say_meta(&t, NBD_OPT_SET_META_CONTEXT, "disk", (const char *const[]){"base:allocation", NULL});
-    hear_context(&t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
-    hear_ack(&t, NBD_OPT_SET_META_CONTEXT);
+    talk_contexts(&t, "disk", false);
     talk_go(&t, DISK, DISK->flags | NBD_FLAG_SEND_DF);
     say_request(&t, 0, NBD_CMD_BLOCK_STATUS, 6, 0, 1 << 20);
     hear_chunk(&t, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_BLOCK_STATUS, 6, 4 + 8 * 65536);
@@ -558,9 +558,7 @@ static void row_50_asking_for_nothing(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    say_meta(&t, NBD_OPT_SET_META_CONTEXT, "disk", (const char *const[]){"base:allocation", NULL});
-    hear_context(&t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
-    hear_ack(&t, NBD_OPT_SET_META_CONTEXT);
+    talk_contexts(&t, "disk", false);
     talk_go(&t, DISK, DISK->flags | NBD_FLAG_SEND_DF);
     say_request(&t, 0, NBD_CMD_BLOCK_STATUS, 6, 0, 0);
     hear_error_chunk(&t, NBD_EINVAL, 6, "length is zero");
@@ -708,9 +706,7 @@ static void row_57_block_status_beyond_the_end(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    say_meta(&t, NBD_OPT_SET_META_CONTEXT, "disk", (const char *const[]){"base:allocation", NULL});
-    hear_context(&t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
-    hear_ack(&t, NBD_OPT_SET_META_CONTEXT);
+    talk_contexts(&t, "disk", false);
     talk_go(&t, DISK, DISK->flags | NBD_FLAG_SEND_DF);
     say_request(&t, 0, NBD_CMD_BLOCK_STATUS, 6, 1 << 20, 1);
     hear_error_chunk(&t, NBD_EINVAL, 6, beyond);

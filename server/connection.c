@@ -341,7 +341,11 @@ static bool send_output(struct connection *connection)
 
         message.msg_iovlen = (size_t)client_output(connection->client, iov, CONNECTION_IOV_MAX);
         if (message.msg_iovlen == 0) {
-            return true;
+            if (client_output_bytes(connection->client) == 0) {
+                return true;
+            }
+            connection_close(connection, "no memory for its replies");
+            return false;
         }
         for (size_t k = 0; k < message.msg_iovlen; k++) {
             total += iov[k].iov_len;

@@ -80,27 +80,34 @@ static int take(struct image *image, uint64_t first, uint64_t count)
 
 void alloc_freed(struct alloc *alloc)
 {
-    alloc->empty_passes = 0;
+    alloc->may_find = true;
 }
 
-// The next free clusters of known pages. Returns how many, 0 if there are none near; what was
-// searched is not searched again before the end was reached.
+// Free clusters of known pages, a run as long as there is near the place of the last search.
+// Returns how many, 0 if there are none near; the next search goes on where this one ended.
 static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
 {
     struct alloc *alloc = &image->alloc;
-    uint64_t found;
+    const struct refcounts *rc = &image->refcounts;
+    uint64_t from = alloc->search < alloc->fresh ? alloc->search : 0;
+    uint64_t next;
 
-    // Twice: the first pass may have begun behind a free cluster.
-    if (alloc->empty_passes >= 2)
+    if (!alloc->may_find)
         return 0;
-    found = refcounts_find_free(&image->refcounts, alloc->search, alloc->fresh, want, first,
-                                &alloc->search);
-    if (found > 0) {
-        alloc->empty_passes = 0;
-    } else if (alloc->search >= alloc->fresh) {
-        alloc->search = 0;
-        alloc->empty_passes++;
+    uint64_t found = refcounts_find_free(rc, from, alloc->fresh, want, first, &next);
+    bool all = from == 0 && next >= alloc->fresh;
+    if (found < want && next >= alloc->fresh && from > 0) {
+        uint64_t other;
+        uint64_t found_before = refcounts_find_free(rc, 0, from, want, &other, &next);
+
+        all = next >= from;
+        if (found_before > found) {
+            found = found_before;
+            *first = other;
+        }
     }
+    alloc->search = found > 0 ? *first + found : next;
+    alloc->may_find = found > 0 || !all;
     return found;
 }
 

@@ -24,8 +24,7 @@ struct alloc {
     uint64_t fresh;        // first cluster of the fresh space
     uint64_t reserved_end; // bytes of the file that the host has space for
     uint64_t search;       // where to look for free clusters next
-    unsigned
-        empty_passes; // how often the search came to the end since something was found or freed
+    bool may_find; // a search may find something: not all was searched since something was freed
     uint64_t unknown_page; // pages below this are known
     bool taken;            // any cluster, since the image was opened
     bool reuse;            // refcounts are right: free clusters may be used

@@ -20,6 +20,7 @@
 #include "qcow2/inflight.h"
 #include "qcow2/l1.h"
 #include "qcow2/op.h"
+#include "qcow2/punch.h"
 #include "qcow2/quarantine.h"
 #include "qcow2/recover.h"
 #include "qcow2/refcount.h"
@@ -59,6 +60,7 @@ struct image {
     struct refcounts refcounts;
     struct alloc alloc;
     struct quarantine quarantine;
+    struct punch punch;
     struct inflight inflight;
     struct guard guard;
     struct sync sync;

@@ -166,6 +166,7 @@ static int open_qcow2(struct image *image, unsigned depth, struct error *err)
     compress_init(&image->compress);
     sync_init(image);
     quarantine_init(&image->quarantine, image);
+    punch_init(&image->punch, image);
     image->alloc.fresh = UINT64_MAX;
     if (cache_init(&image->cache, image->options.cache_bytes, image->geometry.piece_bytes) < 0)
         return error_set(err, ENOMEM, "'%s': no memory for the cache", image->file->name);
@@ -215,6 +216,7 @@ static void release(struct image *image)
         cache_free(&image->cache);
         refcounts_free(&image->refcounts);
         quarantine_free(&image->quarantine);
+        punch_free(&image->punch);
         guard_free(&image->guard);
         sync_free(&image->sync);
         recover_free(&image->recovery);
@@ -245,7 +247,6 @@ static int open_at_depth(struct image **out, struct file *file, const struct ima
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
     TAILQ_INIT(&image->active);
     SLIST_INIT(&image->spare_work);
-    TAILQ_INIT(&image->quarantine.pending);
     TAILQ_INIT(&image->quarantine.durable);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;
 
@@ -288,11 +289,11 @@ const char *image_name(const struct image *image)
 // ---- Clean points
 // --------------------------------------------------------------------------------------
 
-// What a clean point takes: sync, let the quarantine empty, write refcounts. A refcount table that
-// moved leaves its old clusters to quarantine, hence more rounds.
+// What a clean point takes: sync, let the quarantine empty, punch holes, write refcounts. A
+// refcount table that moved leaves its old clusters to quarantine, hence more rounds.
 #define CLEAN_ROUNDS 3
 
-enum { CLEAN_SYNC, CLEAN_RELEASE, CLEAN_REFCOUNTS, CLEAN_ROUND_ENDED };
+enum { CLEAN_SYNC, CLEAN_RELEASE, CLEAN_PUNCH, CLEAN_REFCOUNTS, CLEAN_ROUND_ENDED };
 
 struct cleaner {
     struct op op; // internal
@@ -320,10 +321,16 @@ static void clean_step(struct op *op)
             result = sync_flush(op);
             break;
         case CLEAN_RELEASE:
-            op->state = CLEAN_REFCOUNTS;
+            op->state = CLEAN_PUNCH;
             quarantine_kick(image);
             if (!quarantine_empty(&image->quarantine))
                 result = waitq_park(&image->quarantine.empty, op);
+            break;
+        case CLEAN_PUNCH:
+            op->state = CLEAN_REFCOUNTS;
+            punch_all(image);
+            if (!punch_idle(&image->punch))
+                result = waitq_park(&image->punch.idle, op);
             break;
         case CLEAN_REFCOUNTS:
             op->state = CLEAN_ROUND_ENDED;
@@ -363,7 +370,15 @@ bool image_needs_clean(const struct image *image)
         return false;
     return image->sync.dirty_bit || image->refcounts.dirty_pages > 0 ||
            image->refcounts.table_any_dirty || !quarantine_empty(&image->quarantine) ||
-           sync_needed(image);
+           !punch_idle(&image->punch) || sync_needed(image);
+}
+
+bool image_tick(struct image *image)
+{
+    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
+        return false;
+    punch_all(image);
+    return !punch_idle(&image->punch);
 }
 
 // ---- The end

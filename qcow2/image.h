@@ -60,6 +60,11 @@ const char *image_name(const struct image *image);
 // True while writes since the last clean point leave refcounts to be written.
 bool image_needs_clean(const struct image *image);
 
+// To be called about once a second, while it returns true or ops that change the image come: what
+// can wait for a quiet moment, such as punching holes where clusters were freed. Returns whether
+// more is to be done.
+bool image_tick(struct image *image);
+
 // Writes refcounts and clears the dirty bit while serving, unless ops are in flight. done is called
 // with 0, -EBUSY where the image was not idle, or an error. One at a time.
 typedef void image_clean_done(void *context, int result);

@@ -6,8 +6,6 @@
 
 #include "qcow2/engine.h"
 
-enum { RELEASE_NEXT, RELEASE_PUNCHED };
-
 static void release_step(struct op *op);
 
 void quarantine_init(struct quarantine *q, struct image *image)
@@ -17,7 +15,6 @@ void quarantine_init(struct quarantine *q, struct image *image)
     TAILQ_INIT(&q->durable);
     waitq_init(&q->empty);
     waitq_init(&q->room);
-    q->punch = image->options.unmap;
     op_init_internal(&q->releaser, image, release_step);
 }
 
@@ -83,6 +80,7 @@ void quarantine_sync_ended(struct image *image, bool failed)
         TAILQ_CONCAT(&q->pending, &q->syncing, link);
     } else {
         TAILQ_CONCAT(&q->durable, &q->syncing, link);
+        punch_age(image);
         quarantine_kick(image);
     }
 }
@@ -105,7 +103,6 @@ void quarantine_kick(struct image *image)
     if (q->releasing || !next_extent(image))
         return;
     q->releasing = true;
-    q->releaser.state = RELEASE_NEXT;
     q->releaser.wait_result = 0;
     op_post(&q->releaser);
 }
@@ -131,18 +128,7 @@ static void leak(struct image *image, struct quarantined *extent, int error)
     drop_front(&image->quarantine, extent, extent->count);
 }
 
-// Clusters at the front of the extent, inside one page, whose last reference this is.
-static uint64_t last_references(const struct refcounts *rc, const struct quarantined *extent)
-{
-    uint64_t page_end = (refcounts_page_index(rc, extent->first) + 1) << rc->geometry.block_bits;
-    uint64_t run = 0;
-
-    while (run < extent->count && extent->first + run < page_end &&
-           refcounts_get(rc, extent->first + run) == 1)
-        run++;
-    return run;
-}
-
+// Lowers the refcounts of clusters that are in one page.
 static void lower(struct image *image, uint64_t first, uint64_t run)
 {
     for (uint64_t i = 0; i < run; i++) {
@@ -151,6 +137,8 @@ static void lower(struct image *image, uint64_t first, uint64_t run)
         // A refcount of 0 under a reference: an inconsistent image; nothing to lower.
         if (count > 0)
             refcounts_set(&image->refcounts, first + i, count - 1);
+        if (count == 1)
+            punch_add(image, first + i, 1);
     }
     alloc_freed(&image->alloc);
 }
@@ -159,12 +147,11 @@ static void lower(struct image *image, uint64_t first, uint64_t run)
 static int release_front(struct op *op, struct quarantined *extent)
 {
     struct image *image = op->image;
-    struct quarantine *q = &image->quarantine;
-    unsigned bits = image->geometry.cluster_bits;
+    const struct refcounts *rc = &image->refcounts;
 
     // Beyond the fresh boundary nothing was ever counted: an entry of a broken image pointed there.
     if (extent->first >= image->alloc.fresh) {
-        drop_front(q, extent, extent->count);
+        drop_front(&image->quarantine, extent, extent->count);
         return 0;
     }
     int result = refcounts_load(op, extent->first);
@@ -174,38 +161,26 @@ static int release_front(struct op *op, struct quarantined *extent)
         leak(image, extent, result);
         return 0;
     }
-    q->run = last_references(&image->refcounts, extent);
-    if (q->run > 0 && q->punch) {
-        op->state = RELEASE_PUNCHED;
-        op_submit(op, FILE_PUNCH, extent->first << bits, q->run << bits, NULL, 0);
-        return OP_PARKED;
-    }
-    if (q->run == 0)
-        q->run = 1;
-    lower(image, extent->first, q->run);
-    drop_front(q, extent, q->run);
+    uint64_t page_end = (refcounts_page_index(rc, extent->first) + 1) << rc->geometry.block_bits;
+    uint64_t run =
+        page_end - extent->first < extent->count ? page_end - extent->first : extent->count;
+    lower(image, extent->first, run);
+    drop_front(&image->quarantine, extent, run);
     return 0;
 }
 
 static void release_step(struct op *op)
 {
     struct image *image = op->image;
-    struct quarantine *q = &image->quarantine;
-    struct quarantined *extent = TAILQ_FIRST(&q->durable);
+    struct quarantined *extent;
 
-    if (op->state == RELEASE_PUNCHED) {
-        if (op->wait_result == -EOPNOTSUPP)
-            q->punch = false;
-        lower(image, extent->first, q->run);
-        drop_front(q, extent, q->run);
-        op->state = RELEASE_NEXT;
-    } else if (op->wait_result < 0) {
-        leak(image, extent, op->wait_result);
-    }
+    // A page that could not be read.
+    if (op->wait_result < 0)
+        leak(image, TAILQ_FIRST(&image->quarantine.durable), op->wait_result);
     op->wait_result = 0;
     while ((extent = next_extent(image)) != NULL) {
         if (release_front(op, extent) == OP_PARKED)
             return;
     }
-    q->releasing = false;
+    image->quarantine.releasing = false;
 }

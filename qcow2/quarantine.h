@@ -5,7 +5,7 @@
 //   behind it
 //      somebody else's data), and
 //   2. every op has ended that may still read or write there, having planned before the unlinking.
-// Then the hole is punched.
+// Then punch.c may give them back to the host.
 #ifndef LAZYCOW_QCOW2_QUARANTINE_H
 #define LAZYCOW_QCOW2_QUARANTINE_H
 

@@ -295,12 +295,13 @@ bool exports_tick(struct exports *exports, uint64_t now)
 {
     bool again = false;
 
-    if (exports->options.clean_after == 0) {
-        return false;
-    }
     for (size_t i = 0; i < exports->count; i++) {
         struct export *export = &exports->list[i];
 
+        again |= image_tick(export->image);
+        if (exports->options.clean_after == 0) {
+            continue;
+        }
         if (export->writes != export->writes_seen) {
             export->writes_seen = export->writes;
             export->idle_since = now;

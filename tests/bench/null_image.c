@@ -64,6 +64,12 @@ const char *image_name(const struct image *image)
     return image->file->name;
 }
 
+bool image_tick(struct image *image)
+{
+    (void)image;
+    return false;
+}
+
 bool image_needs_clean(const struct image *image)
 {
     (void)image;

@@ -56,6 +56,12 @@ bool image_read_only(const struct image *image)
     return false;
 }
 
+bool image_tick(struct image *image)
+{
+    (void)image;
+    return false;
+}
+
 bool image_needs_clean(const struct image *image)
 {
     (void)image;

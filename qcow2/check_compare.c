@@ -124,8 +124,6 @@ static void mismatch(struct check_pass *pass, uint64_t cluster, uint64_t stored,
         uint64_t block = cluster / per_block(pass);
         if (block >= pass->block_count || pass->blocks[block] == 0)
             pass->block_missing = true;
-        if (counted > refcount_array_max(pass->header.refcount_order))
-            pass->count_too_large = true;
     }
     if (m->clusters > 0 && m->first + m->clusters == cluster && m->stored == stored &&
         m->counted == counted) {

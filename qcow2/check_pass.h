@@ -69,7 +69,6 @@ struct check_pass {
     struct check_mismatch mismatch; // not yet said
     bool refcounts_differ;          // a refcount is too low
     bool block_missing;             // a cluster in use has no refcount block
-    bool count_too_large;           // a count that the refcounts' width cannot hold
     uint64_t end;                   // one past the highest cluster in use
     uint8_t *ones;                  // 64 refcounts of 1 as on disk
 

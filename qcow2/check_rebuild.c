@@ -111,6 +111,20 @@ static int forget_old(struct rebuild *r)
     return ret;
 }
 
+// Whether the refcounts are wide enough.
+static bool counts_fit(const struct check_pass *pass)
+{
+    uint64_t max = refcount_array_max(pass->header.refcount_order);
+    const struct counts *counted = &pass->counted;
+
+    for (uint64_t i = counts_next(counted, 0); i < counted->clusters;
+         i = counts_next(counted, i + 1)) {
+        if (counts_get(counted, i) > max)
+            return false;
+    }
+    return true;
+}
+
 static int write_blocks(struct rebuild *r, uint8_t *cluster)
 {
     struct check_pass *pass = r->pass;
@@ -181,17 +195,19 @@ int check_rebuild(struct check_pass *pass, struct error *err)
                             header_cluster_size(&pass->header) * 8 >> pass->header.refcount_order,
                         .end = pass->clusters};
 
-    if (pass->count_too_large)
+    int ret = place(&r);
+    if (ret == 0)
+        ret = forget_old(&r);
+    if (ret == 0 && !counts_fit(pass))
+        ret = -ERANGE;
+    if (ret == 0)
+        ret = write_all(&r);
+    free(r.blocks);
+    if (ret == -ERANGE)
         return error_set(err, ERANGE,
                          "'%s': clusters are shared more often than its refcounts can count; "
                          "convert it with qemu-img convert",
                          pass->file->name);
-    int ret = place(&r);
-    if (ret == 0)
-        ret = forget_old(&r);
-    if (ret == 0)
-        ret = write_all(&r);
-    free(r.blocks);
     if (ret < 0)
         return error_set(err, -ret,
                          "'%s': its refcounts cannot be rebuilt: %s; it is no worse "

@@ -199,7 +199,10 @@ static enum sync_state begin(struct image *image)
     quarantine_sync_begins(image);
     writeback_clear(&sync->writeback);
 
-    int result = copy_slices(image);
+    // After a failed barrier no later one vouches for what was written before it.
+    int result = image->latched_error;
+    if (result == 0)
+        result = copy_slices(image);
     if (result == 0)
         result = copy_l1(image);
     if (result < 0) {

@@ -156,9 +156,8 @@ static void start_load(struct image *image, struct slice *slice, uint64_t offset
     file_submit(image->file, &slice->io);
 }
 
-int cache_get(struct op *op, uint64_t offset, struct slice **out)
+int cache_get(struct op *op, struct image *image, uint64_t offset, struct slice **out)
 {
-    struct image *image = op->image;
     struct cache *cache = &image->cache;
     struct slice *slice = find(cache, offset, image->geometry.piece_bits);
 
@@ -184,7 +183,7 @@ int cache_get(struct op *op, uint64_t offset, struct slice **out)
 int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out)
 {
     struct cache *cache = &op->image->cache;
-    int result = cache_get(op, offset, out);
+    int result = cache_get(op, op->image, offset, out);
 
     if (result != 0 || (*out)->dirty)
         return result;

@@ -56,11 +56,12 @@ int cache_init(struct cache *cache, size_t bytes, size_t slice_bytes);
 // No slice may be loading.
 void cache_free(struct cache *cache);
 
-// Returns 0 and the slice at offset (valid until the op returns to the run queue), OP_PARKED when
-// the op has to wait for it and plan again, or a negative errno.
-int cache_get(struct op *op, uint64_t offset, struct slice **out);
+// Returns 0 and the slice at offset of the image's file (valid until the op returns to the run
+// queue), OP_PARKED when the op has to wait for it and plan again, or a negative errno.
+int cache_get(struct op *op, struct image *image, uint64_t offset, struct slice **out);
 
-// As cache_get, for slices that will be changed: there is room for one more dirty slice.
+// As cache_get, for slices of the op's image that will be changed: there is room for one more dirty
+// slice.
 int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out);
 // After a change.
 void cache_mark_dirty(struct cache *cache, struct slice *slice);

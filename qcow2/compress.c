@@ -184,9 +184,9 @@ void compress_prefetch(struct image *image, const struct mapping *m)
     }
 }
 
-int compress_get(struct op *op, const struct mapping *m, const unsigned char **bytes)
+int compress_get(struct op *op, struct image *image, const struct mapping *m,
+                 const unsigned char **bytes)
 {
-    struct image *image = op->image;
     struct compress *c = &image->compress;
     int result = make_room(image);
 

@@ -56,6 +56,7 @@ void compress_prefetch(struct image *image, const struct mapping *m);
 
 // Returns 0 and the cluster's bytes (until the op returns to the run queue), OP_PARKED (plan
 // again), or a negative errno: -EIO where the data is broken.
-int compress_get(struct op *op, const struct mapping *m, const unsigned char **bytes);
+int compress_get(struct op *op, struct image *image, const struct mapping *m,
+                 const unsigned char **bytes);
 
 #endif

@@ -11,6 +11,7 @@
 
 #include "qcow2/alloc.h"
 #include "qcow2/cache.h"
+#include "qcow2/chain.h"
 #include "qcow2/compress.h"
 #include "qcow2/format.h"
 #include "qcow2/geometry.h"
@@ -66,6 +67,7 @@ struct image {
     struct sync sync;
     struct recovery recovery;
     struct compress compress;
+    struct chain chain;
 };
 
 // ---- Ops (op.c)
@@ -84,7 +86,7 @@ struct op_work {
     size_t tail_length;    // and behind it
     unsigned char *bounce; // malloc
     struct iovec iov[3];
-    struct op child; // a read for copy on write, or of the backing image; zeros that are written
+    struct op child; // a read for copy on write, or zeros that are written
     struct op *parent;
 };
 

@@ -221,6 +221,7 @@ static void release(struct image *image)
         sync_free(&image->sync);
         recover_free(&image->recovery);
         compress_free(&image->compress);
+        chain_free(&image->chain);
     }
     free(image);
 }
@@ -323,7 +324,9 @@ static void clean_step(struct op *op)
         case CLEAN_RELEASE:
             op->state = CLEAN_PUNCH;
             quarantine_kick(image);
-            if (!quarantine_empty(&image->quarantine))
+            if (!TAILQ_EMPTY(&image->quarantine.pending))
+                result = -EBUSY; // changed since the sync began
+            else if (!quarantine_empty(&image->quarantine))
                 result = waitq_park(&image->quarantine.empty, op);
             break;
         case CLEAN_PUNCH:

@@ -91,9 +91,9 @@ static int lookup_in_slice(struct image *image, const struct slice *slice, uint6
     return 0;
 }
 
-int map_lookup(struct op *op, uint64_t guest, uint64_t length, struct mapping *m)
+int map_lookup(struct op *op, struct image *image, uint64_t guest, uint64_t length,
+               struct mapping *m)
 {
-    struct image *image = op->image;
     const struct geometry *g = &image->geometry;
 
     if (image->format == IMAGE_FORMAT_RAW) {
@@ -114,7 +114,7 @@ int map_lookup(struct op *op, uint64_t guest, uint64_t length, struct mapping *m
     }
 
     struct slice *slice;
-    result = cache_get(op, offset, &slice);
+    result = cache_get(op, image, offset, &slice);
     if (result != 0)
         return result;
     result = lookup_in_slice(image, slice, guest, length, m);

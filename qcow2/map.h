@@ -24,9 +24,11 @@ struct mapping {
     uint64_t length;      // guest bytes, at most as many as were asked for
 };
 
-// The mapping at guest, for at most length (> 0) bytes. Returns 0, OP_PARKED (plan again), or a
-// negative errno; -EIO where the tables break the format (said in the log).
-int map_lookup(struct op *op, uint64_t guest, uint64_t length, struct mapping *m);
+// The mapping at guest of an image (the op's, or one of its backing chain), for at most length (>
+// 0) bytes. Returns 0, OP_PARKED (plan again), or a negative errno; -EIO where the tables break the
+// format (said in the log).
+int map_lookup(struct op *op, struct image *image, uint64_t guest, uint64_t length,
+               struct mapping *m);
 
 // Whether nothing but zeros is in the cluster of guest, as far as the mapping that holds there
 // tells.

@@ -38,6 +38,7 @@ struct extent {
     uint64_t length; // bytes, > 0
     bool hole;       // takes no space of its own (NBD_STATE_HOLE)
     bool zero;       // reads as zeros (NBD_STATE_ZERO)
+    unsigned depth; // OP_BLOCK_STATUS: 1: the image itself has it, 2: its backing image, …; 0: none
 };
 
 // How many extents the caller may ask for in one op: more than any protocol reply should carry is
@@ -78,7 +79,7 @@ struct op {
     bool scanned;                // has loaded a refcount page to look for free clusters
     TAILQ_ENTRY(op) active_link;
     TAILQ_ENTRY(op) wait_link;
-    struct op_work *work; // what is more than a read or write in place
+    struct op_work *work; // what is more than a read or a write in place
     struct file_io io;
     struct iovec iov;
 };

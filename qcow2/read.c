@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 //   plan ── data ──────────> read the file ──┐
-//    ^  ├── backing ───────> child op ───────┤
 //    │  ├── zeros: at once ──────────────────┤
 //    │  └── compressed: at once, if kept ────┤
 //    └────────────── advance ────────────────┘ ──> done
@@ -11,7 +10,7 @@
 #include <string.h>
 
 #include "qcow2/engine.h"
-#include "qcow2/map.h"
+#include "qcow2/chain.h"
 
 enum { READ_PLAN, READ_DATA };
 
@@ -40,36 +39,15 @@ static void advance(struct op *op, uint64_t length, bool zero)
     op->pos += length;
 }
 
-static int read_data(struct op *op, const struct mapping *m)
+static int read_data(struct op *op, const struct location *location)
 {
+    const struct mapping *m = &location->mapping;
+
     op->state = READ_DATA;
     op->step_length = m->length;
     op->iov =
         (struct iovec){.iov_base = (char *)op->buf + (op->pos - op->offset), .iov_len = m->length};
-    op_submit(op, FILE_READ, m->host_offset, m->length, &op->iov, 1);
-    return OP_PARKED;
-}
-
-static int read_backing(struct op *op, const struct mapping *m)
-{
-    struct image *backing = op->image->backing;
-    uint64_t length = m->length;
-
-    if (!backing || op->pos >= backing->size) {
-        advance(op, length, true);
-        return 0;
-    }
-    if (length > backing->size - op->pos)
-        length = backing->size - op->pos;
-    if (op_need_work(op) < 0)
-        return -ENOMEM;
-    op->state = READ_DATA;
-    op->step_length = length;
-    op_start_child(op, backing,
-                   &(struct op){.kind = OP_READ,
-                                .offset = op->pos,
-                                .length = length,
-                                .buf = (char *)op->buf + (op->pos - op->offset)});
+    op_submit_to(op, location->layer->file, FILE_READ, m->host_offset, m->length, &op->iov, 1);
     return OP_PARKED;
 }
 
@@ -78,66 +56,60 @@ static int read_backing(struct op *op, const struct mapping *m)
 
 // Begins to inflate what this op will need next, and what a sequential reader will; as far as the
 // L2 slice goes that is in memory anyway.
-static void prefetch(struct op *op)
+static void prefetch(struct op *op, struct image *layer)
 {
-    struct image *image = op->image;
-    const struct geometry *g = &image->geometry;
-    uint64_t slice_span = (uint64_t)map_slice_entries(image) << g->cluster_bits;
+    const struct geometry *g = &layer->geometry;
+    uint64_t slice_span = (uint64_t)map_slice_entries(layer) << g->cluster_bits;
     uint64_t slice_end = (op->pos / slice_span + 1) * slice_span;
     uint64_t end = op->offset + op->length;
     struct mapping m;
 
-    if (op->pos == image->compress.sequential)
+    if (op->pos == layer->compress.sequential)
         end += READ_AHEAD_BYTES;
-    if (end > image->size)
-        end = image->size;
+    if (end > layer->size)
+        end = layer->size;
     if (end > slice_end)
         end = slice_end;
     for (uint64_t at = geometry_cluster_start(g, op->pos) + g->cluster_size; at < end;
          at += m.length) {
-        if (map_lookup(op, at, end - at, &m) != 0)
+        if (map_lookup(op, layer, at, end - at, &m) != 0)
             return;
         if (m.kind == ENTRY_COMPRESSED)
-            compress_prefetch(image, &m);
+            compress_prefetch(layer, &m);
     }
 }
 
-static int read_compressed(struct op *op, const struct mapping *m)
+static int read_compressed(struct op *op, const struct location *location)
 {
-    struct image *image = op->image;
+    struct image *layer = location->layer;
+    uint64_t in_cluster = geometry_in_cluster(&layer->geometry, op->pos);
     const unsigned char *bytes;
-    int result = compress_get(op, m, &bytes);
+    int result = compress_get(op, layer, &location->mapping, &bytes);
 
-    if (result == OP_PARKED || geometry_in_cluster(&image->geometry, op->pos) == 0)
-        prefetch(op);
+    if (result == OP_PARKED || in_cluster == 0)
+        prefetch(op, layer);
     if (result != 0)
         return result;
-    memcpy((char *)op->buf + (op->pos - op->offset),
-           bytes + geometry_in_cluster(&image->geometry, op->pos), m->length);
-    advance(op, m->length, false);
-    image->compress.sequential = op->pos;
+    memcpy((char *)op->buf + (op->pos - op->offset), bytes + in_cluster, location->mapping.length);
+    advance(op, location->mapping.length, false);
+    layer->compress.sequential = op->pos;
     return 0;
 }
 
 static int plan(struct op *op)
 {
-    struct mapping m;
+    struct location location;
 
     op_replan(op);
-    int result = map_lookup(op, op->pos, op->offset + op->length - op->pos, &m);
+    int result = chain_lookup(op, op->pos, op->offset + op->length - op->pos, &location);
     if (result != 0)
         return result;
-    switch (m.kind) {
-    case ENTRY_DATA:
-        return read_data(op, &m);
-    case ENTRY_UNALLOCATED:
-        return read_backing(op, &m);
-    case ENTRY_COMPRESSED:
-        return read_compressed(op, &m);
-    default:
-        advance(op, m.length, true);
-        return 0;
-    }
+    if (location.layer && location.mapping.kind == ENTRY_DATA)
+        return read_data(op, &location);
+    if (location.layer && location.mapping.kind == ENTRY_COMPRESSED)
+        return read_compressed(op, &location);
+    advance(op, location.mapping.length, true);
+    return 0;
 }
 
 void read_step(struct op *op)

@@ -4,113 +4,69 @@
 #include <errno.h>
 
 #include "qcow2/engine.h"
-#include "qcow2/map.h"
-
-enum { STATUS_PLAN, STATUS_CHILD };
+#include "qcow2/chain.h"
 
 // Lookups in one turn, before others have theirs.
 #define LOOKUPS_A_TURN 64
 
-static void add(struct op *op, uint64_t length, bool hole, bool zero)
+static void add(struct op *op, uint64_t length, bool hole, bool zero, unsigned depth)
 {
     struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
 
-    if (last && last->hole == hole && last->zero == zero)
+    if (last && last->hole == hole && last->zero == zero && last->depth == depth)
         last->length += length;
     else
-        op->extents[op->extent_count++] = (struct extent){length, hole, zero};
+        op->extents[op->extent_count++] = (struct extent){length, hole, zero, depth};
     op->pos += length;
 }
 
-static int raw_status(struct op *op)
+static int raw_status(struct op *op, const struct location *location)
 {
-    struct file *file = op->image->file;
-    uint64_t length = op->offset + op->length - op->pos;
+    struct file *file = location->layer->file;
+    uint64_t length = location->mapping.length;
     int64_t size = file_size(file);
+    bool hole = false;
 
     if (size < 0)
         return (int)size;
-    // The size is rounded up to sectors: what is behind the file's end is zeros.
     if (op->pos >= (uint64_t)size) {
-        add(op, length, true, true);
+        // The image's size counts whole sectors: what is behind the file's end is zeros.
+        add(op, length, true, true, location->depth);
         return 0;
     }
     if (length > (uint64_t)size - op->pos)
         length = (uint64_t)size - op->pos;
-    bool hole = false;
     if (file->ops->extent) {
         uint64_t known = length;
 
         hole = file->ops->extent(file, op->pos, &known) == FILE_EXTENT_HOLE;
         length = known < length ? known : length;
     }
-    add(op, length, hole, hole);
+    add(op, length, hole, hole, location->depth);
     return 0;
-}
-
-static int backing_status(struct op *op, uint64_t length)
-{
-    struct image *backing = op->image->backing;
-
-    if (!backing || op->pos >= backing->size) {
-        add(op, length, true, true);
-        return 0;
-    }
-    if (length > backing->size - op->pos)
-        length = backing->size - op->pos;
-    if (op_need_work(op) < 0)
-        return -ENOMEM;
-    op->state = STATUS_CHILD;
-    op_start_child(op, backing,
-                   &(struct op){.kind = OP_BLOCK_STATUS,
-                                .offset = op->pos,
-                                .length = length,
-                                .extents = op->extents + op->extent_count,
-                                .max_extents = op->max_extents - op->extent_count});
-    return OP_PARKED;
-}
-
-static void child_ended(struct op *op)
-{
-    const struct op *child = &op->work->child;
-
-    for (size_t i = 0; i < child->extent_count; i++)
-        op->pos += child->extents[i].length;
-    op->extent_count += child->extent_count;
-    op->state = STATUS_PLAN;
 }
 
 static int plan(struct op *op)
 {
-    struct mapping m;
+    struct location location;
 
     op_replan(op);
-    if (op->image->format == IMAGE_FORMAT_RAW)
-        return raw_status(op);
-    int result = map_lookup(op, op->pos, op->offset + op->length - op->pos, &m);
+    int result = chain_lookup(op, op->pos, op->offset + op->length - op->pos, &location);
     if (result != 0)
         return result;
-    switch (m.kind) {
-    case ENTRY_UNALLOCATED:
-        return backing_status(op, m.length);
-    case ENTRY_ZERO:
-        add(op, m.length, true, true);
-        return 0;
-    case ENTRY_ZERO_ALLOCATED:
-        add(op, m.length, false, true);
-        return 0;
-    default:
-        add(op, m.length, false, false);
-        return 0;
-    }
+    if (location.layer && location.layer->format == IMAGE_FORMAT_RAW)
+        return raw_status(op, &location);
+
+    enum entry_kind kind = location.mapping.kind;
+    bool zero = kind != ENTRY_DATA && kind != ENTRY_COMPRESSED;
+    add(op, location.mapping.length, zero && kind != ENTRY_ZERO_ALLOCATED, zero, location.depth);
+    return 0;
 }
 
 void status_step(struct op *op)
 {
     int result = op->wait_result;
 
-    if (result == 0 && op->state == STATUS_CHILD)
-        child_ended(op);
     for (int n = 0; result == 0 && n < LOOKUPS_A_TURN; n++) {
         if (op->pos >= op->offset + op->length || op->extent_count >= op->max_extents) {
             op_finish(op, 0);

@@ -84,7 +84,7 @@ static int find_stretch(struct op *op, const struct mapping *m, struct stretch *
         s->end += length;
         if (s->end >= limit)
             break;
-        int result = map_lookup(op, s->end, limit - s->end, &next);
+        int result = map_lookup(op, op->image, s->end, limit - s->end, &next);
         if (result != 0)
             return result;
         if (has_own_way(&next))
@@ -214,7 +214,7 @@ static int plan(struct op *op)
     op_replan(op);
     int result = change_prepare(op);
     if (result == 0)
-        result = map_lookup(op, op->pos, end_of(op) - op->pos, &m);
+        result = map_lookup(op, op->image, op->pos, end_of(op) - op->pos, &m);
     if (result != 0)
         return result;
     // While they are being counted they say nothing yet.

@@ -84,7 +84,7 @@ static int zero_part(struct op *op)
         advance(op, length);
         return 0;
     }
-    int result = map_lookup(op, op->pos, length, &m);
+    int result = map_lookup(op, op->image, op->pos, length, &m);
     if (result != 0)
         return result;
     bool zero = map_reads_as_zeros(op->image, &m, op->pos);
@@ -237,7 +237,7 @@ static int zero_whole(struct op *op, uint64_t length)
     unsigned bits = image->geometry.cluster_bits;
     struct mapping m;
     uint64_t raw;
-    int result = map_lookup(op, op->pos, length, &m);
+    int result = map_lookup(op, op->image, op->pos, length, &m);
 
     if (result != 0)
         return result;

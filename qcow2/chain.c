@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/chain.h"
+
+#include <stdlib.h>
+
+#include "qcow2/engine.h"
+
+void chain_free(struct chain *chain)
+{
+    free(chain->places);
+    chain->places = NULL;
+}
+
+static struct chain_place *place_of(struct chain *chain, uint64_t guest)
+{
+    return &chain->places[(guest >> CHAIN_PLACE_BITS) % CHAIN_PLACES];
+}
+
+// The run that begins at or before guest and holds it, if it is remembered.
+static bool recall(struct chain *chain, uint64_t guest, uint64_t length, struct location *location)
+{
+    if (!chain->places)
+        return false;
+
+    const struct chain_place *place = place_of(chain, guest);
+    uint64_t skip = guest - place->guest;
+    if (guest < place->guest || skip >= place->location.mapping.length)
+        return false;
+    *location = place->location;
+
+    struct mapping *m = &location->mapping;
+    m->length = m->length - skip < length ? m->length - skip : length;
+    if (m->kind == ENTRY_DATA || m->kind == ENTRY_ZERO_ALLOCATED)
+        m->host_offset += skip;
+    return true;
+}
+
+static void remember(struct chain *chain, uint64_t guest, const struct location *location)
+{
+    if (!chain->places) {
+        chain->places = calloc(CHAIN_PLACES, sizeof(*chain->places));
+        if (!chain->places)
+            return;
+    }
+    *place_of(chain, guest) = (struct chain_place){guest, *location};
+}
+
+// Looks into the layers from layer on; depth is that of the first.
+static int descend(struct op *op, struct image *layer, unsigned depth, uint64_t guest,
+                   uint64_t length, struct location *location)
+{
+    struct mapping *m = &location->mapping;
+
+    for (;; layer = layer->backing, depth++) {
+        if (guest >= layer->size) {
+            // Zeros are behind the end of a backing image.
+            *location = (struct location){.mapping = {.length = length}};
+            return 0;
+        }
+        if (length > layer->size - guest)
+            length = layer->size - guest;
+        int result = map_lookup(op, layer, guest, length, m);
+        if (result != 0)
+            return result;
+        length = m->length;
+        if (m->kind != ENTRY_UNALLOCATED || !layer->backing)
+            break;
+    }
+    location->layer = m->kind == ENTRY_UNALLOCATED ? NULL : layer;
+    location->depth = location->layer ? depth : 0;
+    return 0;
+}
+
+// A backing image is asked for more than is needed now: for all that its place is about.
+static uint64_t place_end(uint64_t guest)
+{
+    return ((guest >> CHAIN_PLACE_BITS) + 1) << CHAIN_PLACE_BITS;
+}
+
+int chain_lookup(struct op *op, uint64_t guest, uint64_t length, struct location *location)
+{
+    struct image *image = op->image;
+    int result = map_lookup(op, image, guest, length, &location->mapping);
+
+    if (result != 0)
+        return result;
+    length = location->mapping.length;
+    if (location->mapping.kind != ENTRY_UNALLOCATED || !image->backing) {
+        location->layer = location->mapping.kind == ENTRY_UNALLOCATED ? NULL : image;
+        location->depth = location->layer != NULL;
+        return 0;
+    }
+    if (recall(&image->chain, guest, length, location))
+        return 0;
+
+    // From the place's beginning to its end, so that the next reader of another part of it finds it
+    // too.
+    uint64_t start = place_end(guest) - (1ull << CHAIN_PLACE_BITS);
+    uint64_t wanted = guest + length > place_end(guest) ? guest + length : place_end(guest);
+    result = descend(op, image->backing, 2, start, wanted - start, location);
+    if (result == 0) {
+        remember(&image->chain, start, location);
+        if (recall(&image->chain, guest, length, location))
+            return 0;
+        // The place has several runs; this one is not its first.
+        result = descend(op, image->backing, 2, guest, length, location);
+        if (result == 0)
+            remember(&image->chain, guest, location);
+    }
+    return result;
+}

@@ -158,6 +158,6 @@ static void punch_step(struct op *op)
             return;
     }
     punch->running = false;
-    if (punch_idle(punch))
-        waitq_wake(&punch->idle, 0);
+    // What was freed since is not waited for: perhaps nobody asks for it to be punched.
+    waitq_wake(&punch->idle, punch_idle(punch) ? 0 : -EBUSY);
 }

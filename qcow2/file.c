@@ -7,6 +7,7 @@ static void run_done(struct task *task)
 {
     struct file_io *io = (struct file_io *)((char *)task - offsetof(struct file_io, task));
 
+    io->file->outstanding--;
     io->done(io);
 }
 
@@ -18,6 +19,7 @@ void file_submit(struct file *file, struct file_io *io)
     io->file = file;
     io->task = (struct task){.run = run_done};
     io->progress = 0;
+    file->outstanding++;
     file->ops->submit(file, io);
 }
 
@@ -31,6 +33,14 @@ void file_io_complete(struct file_io *io, int result)
 int64_t file_size(struct file *file)
 {
     return file->ops->size(file);
+}
+
+void file_drain(struct file *file)
+{
+    while (runq_run(file->runq) || file->outstanding > 0) {
+        if (runq_empty(file->runq) && file->outstanding > 0)
+            file->ops->wait(file);
+    }
 }
 
 void file_close(struct file *file)

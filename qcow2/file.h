@@ -82,10 +82,11 @@ struct file_ops {
 
 struct file {
     const struct file_ops *ops;
-    struct runq *runq;  // borrowed, outlives the file
-    char *name;         // for messages; owned by the implementation
-    bool read_only;     // writes must not be submitted
-    bool fresh_is_zero; // space beyond the end reads as zeros once written past (regular files)
+    struct runq *runq;    // borrowed, outlives the file
+    char *name;           // for messages; owned by the implementation
+    bool read_only;       // writes must not be submitted
+    unsigned outstanding; // requests submitted whose done has not begun to run; kept by file.c
+    bool fresh_is_zero;   // space beyond the end reads as zeros once written past (regular files)
 };
 
 // Fills the private part and submits. kind, offset, length, iov, iovcnt and done are set by the
@@ -99,6 +100,8 @@ void file_io_complete(struct file_io *io, int result);
 // Bytes, or a negative errno.
 int64_t file_size(struct file *file);
 
+// Waits until nothing is outstanding, running the queue meanwhile. Blocking.
+void file_drain(struct file *file);
 void file_close(struct file *file);
 
 // The blocking runner: submits, runs the queue and waits until it is done. For opening an image and

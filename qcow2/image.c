@@ -461,6 +461,8 @@ void image_close(struct image *image)
     struct file *file = image->file;
 
     assert(image->op_count == 0);
+    // What went on for nobody: reading ahead, punching holes.
+    file_drain(file);
     release(image);
     file_close(file);
 }

@@ -22,6 +22,7 @@ struct serve {
     const struct serve_options *options;
     struct log log;
     struct runq runq;
+    struct workers workers;
     struct backend *backend;
     struct exports exports;
     struct listeners listeners;
@@ -140,12 +141,13 @@ static int serve(const struct serve_options *options, unsigned activated, int si
 
     log_init(&serve.log, options->log_level, STDERR_FILENO);
     runq_init(&serve.runq);
+    serve.workers.runq = &serve.runq;
     serve.backend = backend_new(options->aio, &serve.runq, &err);
     if (serve.backend == NULL) {
         return cmd_fail("%s", err.text);
     }
-    if (exports_open(&serve.exports, &options->exports, serve.backend, &serve.log, options->images,
-                     options->image_count, &err) < 0) {
+    if (exports_open(&serve.exports, &options->exports, serve.backend, &serve.workers, &serve.log,
+                     options->images, options->image_count, &err) < 0) {
         backend_free(serve.backend);
         return cmd_fail("%s", err.text);
     }

@@ -33,6 +33,13 @@ static int open_backing(void *context, const char *path, struct file **out, stru
     return backend_open_file(exports->backend, path, &options, out, err);
 }
 
+static void offload(void *context, struct offload_job *job)
+{
+    const struct export *export = context;
+
+    workers_run(export->exports->workers, job);
+}
+
 // Whether the text is well-formed UTF-8 ("Syntax of UTF-8 Byte Sequences" in RFC 3629).
 static bool utf8_valid(const char *text)
 {
@@ -148,6 +155,7 @@ static int open_image(struct exports *exports, struct export *export, const char
         .context = export,
         .open_backing = open_backing,
         .log = log_from_image,
+        .offload = offload,
     };
     struct file *file;
     int result;
@@ -201,11 +209,12 @@ static int open_export(struct exports *exports, const char *argument, struct err
 }
 
 int exports_open(struct exports *exports, const struct export_options *options,
-                 struct backend *backend, struct log *log, char *const *arguments, size_t count,
-                 struct error *err)
+                 struct backend *backend, struct workers *workers, struct log *log,
+                 char *const *arguments, size_t count, struct error *err)
 {
     assert(count > 0 && count <= EXPORTS_MAX);
-    *exports = (struct exports){.options = *options, .backend = backend, .log = log};
+    *exports =
+        (struct exports){.options = *options, .backend = backend, .workers = workers, .log = log};
     exports->list = calloc(count, sizeof(*exports->list));
     if (exports->list == NULL) {
         return error_set(err, ENOMEM, "out of memory");

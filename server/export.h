@@ -12,6 +12,7 @@
 #include "qcow2/image.h"
 #include "server/file_backend.h"
 #include "server/log.h"
+#include "server/workers.h"
 
 // How many images one server takes: more than anybody names on a command line, and few enough for a
 // LIST reply of names of 4096 bytes to stay small.
@@ -59,15 +60,16 @@ struct exports {
     struct export_options options;
     struct backend *backend; // borrowed
     struct log *log;         // borrowed
+    struct workers *workers; // borrowed
 };
 
 // Opens the images, in order. Each argument is IMAGE or NAME=IMAGE; what stands before the first
 // `=` is a name if it has no slash in it. A name that is not given is the file's name without its
-// extension. Nothing is written. backend and log are borrowed and outlive exports. Returns 0, or a
-// negative errno with a message; nothing is open then.
+// extension. Nothing is written. backend, workers and log are borrowed and outlive exports. Returns
+// 0, or a negative errno with a message; nothing is open then.
 int exports_open(struct exports *exports, const struct export_options *options,
-                 struct backend *backend, struct log *log, char *const *arguments, size_t count,
-                 struct error *err);
+                 struct backend *backend, struct workers *workers, struct log *log,
+                 char *const *arguments, size_t count, struct error *err);
 
 // Makes everything durable and the images clean, after the last op. Blocking. Tries each image;
 // logs each failure and returns the first, or 0.

@@ -188,8 +188,10 @@ int server_run(const struct server_options *options, struct error *err)
     if (result < 0) {
         return result;
     }
+    options->exports->workers->loop = &server.loop.uv;
     options->ready(options->context);
     loop_run(&server.loop);
+    options->exports->workers->loop = NULL;
     loop_close(&server.loop);
     client_shared_destroy(&server.shared);
     return 0;

@@ -10,10 +10,10 @@ cd "${top_srcdir:-.}" || exit 1
 FUNCTION_LINES_MAX=70
 
 # The files that own a libuv handle, and so may include uv.h: the loop itself, a connection's
-# socket, the listening sockets.
+# socket, the listening sockets, the queue of libuv's worker threads.
 uv_owner() {
     case $1 in
-    server/loop.h | server/connection.h | server/server.c) ;;
+    server/loop.h | server/connection.h | server/server.c | server/workers.c) ;;
     *) false ;;
     esac
 }

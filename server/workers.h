@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// workers.h: the engine's computations (qcow2/offload.h) on libuv's worker threads.
+#ifndef LAZYCOW_SERVER_WORKERS_H
+#define LAZYCOW_SERVER_WORKERS_H
+
+#include "qcow2/offload.h"
+#include "qcow2/runq.h"
+
+struct uv_loop_s;
+
+// Zero it but for runq. Outlives the jobs.
+struct workers {
+    struct runq *runq;
+    struct uv_loop_s *loop; // set while it runs; NULL: work is done at once
+};
+
+// Runs the job's work on a thread, then posts its task.
+void workers_run(struct workers *workers, struct offload_job *job);
+
+#endif

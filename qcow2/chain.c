@@ -35,6 +35,16 @@ static bool recall(struct chain *chain, uint64_t guest, uint64_t length, struct 
     return true;
 }
 
+// Whether what is remembered for the place that begins at start is its first run.
+static bool knows_first_run(struct chain *chain, uint64_t start)
+{
+    if (!chain->places)
+        return false;
+
+    const struct chain_place *place = place_of(chain, start);
+    return place->guest == start && place->location.mapping.length > 0;
+}
+
 static void remember(struct chain *chain, uint64_t guest, const struct location *location)
 {
     if (!chain->places) {
@@ -94,18 +104,20 @@ int chain_lookup(struct op *op, uint64_t guest, uint64_t length, struct location
         return 0;
 
     // From the place's beginning to its end, so that the next reader of another part of it finds it
-    // too.
+    // too; unless that was done and what is wanted lies behind the first run. A plan that needed
+    // both slices at once might never see both in a small cache.
     uint64_t start = place_end(guest) - (1ull << CHAIN_PLACE_BITS);
     uint64_t wanted = guest + length > place_end(guest) ? guest + length : place_end(guest);
-    result = descend(op, image->backing, 2, start, wanted - start, location);
-    if (result == 0) {
+    if (!knows_first_run(&image->chain, start)) {
+        result = descend(op, image->backing, 2, start, wanted - start, location);
+        if (result != 0)
+            return result;
         remember(&image->chain, start, location);
         if (recall(&image->chain, guest, length, location))
             return 0;
-        // The place has several runs; this one is not its first.
-        result = descend(op, image->backing, 2, guest, length, location);
-        if (result == 0)
-            remember(&image->chain, guest, location);
     }
+    result = descend(op, image->backing, 2, guest, length, location);
+    if (result == 0)
+        remember(&image->chain, guest, location);
     return result;
 }

@@ -209,7 +209,8 @@ static enum sync_state begin(struct image *image)
         sync->op.wait_result = result;
         return SYNC_DURABLE;
     }
-    sync->set_dirty = lazy_now(image) && !sync->dirty_bit && sync->writeback.count > 0;
+    sync->set_dirty = lazy_now(image) && (!sync->dirty_bit || sync->dirty_unsure) &&
+                      sync->writeback.count > 0;
     return SYNC_HEADER;
 }
 
@@ -295,6 +296,8 @@ static enum sync_state write_tables(struct image *image)
     struct sync *sync = &image->sync;
 
     sync->drop_autoclear = false;
+    if (sync->set_dirty)
+        sync->dirty_unsure = false;
     if (sync->writeback.count == 0)
         // Without tables the first barrier has done what the second would.
         return sync->has_data && !sync->needs_first ? SYNC_WRITTEN : SYNC_DURABLE;
@@ -359,6 +362,7 @@ static enum sync_state durable(struct image *image)
     if (result < 0) {
         sync->unsynced |= sync->has_data;
         sync->barrier_needed |= sync->needs_first;
+        sync->dirty_unsure |= sync->set_dirty;
         if (!passes(result))
             latch(image, result);
     }
@@ -408,16 +412,26 @@ static enum sync_state clean_header(struct image *image)
     return submit_header(image, SYNC_CLEAN_WRITTEN);
 }
 
+// The dirty bit was to be cleared, and now may be set or not.
+static enum sync_state clean_failed(struct image *image)
+{
+    image->sync.dirty_bit = true;
+    image->sync.dirty_unsure = true;
+    return end(image, image->sync.op.wait_result);
+}
+
 static enum sync_state clean_written(struct image *image)
 {
     if (image->sync.op.wait_result < 0)
-        return end(image, image->sync.op.wait_result);
+        return clean_failed(image);
     return submit_barrier(image, SYNC_CLEAN_DURABLE);
 }
 
 static enum sync_state clean_durable(struct image *image)
 {
-    return end(image, image->sync.op.wait_result);
+    if (image->sync.op.wait_result < 0)
+        return clean_failed(image);
+    return end(image, 0);
 }
 
 // ---- The step function

@@ -40,6 +40,7 @@ struct sync {
     bool unsynced;       // data was written since the last sync began
     bool barrier_needed; // some of it must be durable before L2 or L1 entries are
     bool dirty_bit;      // may be set on disk
+    bool dirty_unsure;   // and may be not: it has to be written again before tables are
     bool drop_autoclear; // unknown autoclear bits are to be cleared
 
     bool clean_wanted; // this sync ends with refcounts written and the dirty bit cleared

@@ -24,7 +24,9 @@ static void reserve_ended(struct file_io *io)
         alloc->reserved_end = io->offset + io->length;
         alloc->reserve_exact = false;
     } else if (result == -EOPNOTSUPP || result == -EINVAL) {
-        alloc->reserve = false;
+        // A host that cannot reserve space can make the file longer.
+        alloc->reserve = !alloc->grow_only;
+        alloc->grow_only = true;
         result = 0;
     } else if (!alloc->reserve_exact) {
         // Perhaps there is room for what is needed, if not for the step.
@@ -36,7 +38,9 @@ static void reserve_ended(struct file_io *io)
     waitq_wake(&alloc->waiters, result);
 }
 
-// Makes sure that the host has space up to end (bytes). Returns 0, or OP_PARKED.
+// Makes sure that the file reaches to end (bytes), with space from the host where it can promise
+// that: nothing refers to what is beyond the end of the file, even if nothing was written there.
+// Returns 0, or OP_PARKED.
 static int reserve_space(struct op *op, uint64_t end)
 {
     struct image *image = op->image;
@@ -54,10 +58,13 @@ static int reserve_space(struct op *op, uint64_t end)
         if (alloc->reserve_exact)
             step = 0;
         alloc->reserving = true;
-        alloc->io = (struct file_io){.kind = FILE_ALLOCATE,
-                                     .offset = alloc->reserved_end,
-                                     .length = end - alloc->reserved_end + step,
-                                     .done = reserve_ended};
+        if (alloc->grow_only)
+            alloc->io = (struct file_io){.kind = FILE_TRUNCATE, .offset = end + step};
+        else
+            alloc->io = (struct file_io){.kind = FILE_ALLOCATE,
+                                         .offset = alloc->reserved_end,
+                                         .length = end - alloc->reserved_end + step};
+        alloc->io.done = reserve_ended;
         file_submit(image->file, &alloc->io);
     }
     return waitq_park(&alloc->waiters, op);

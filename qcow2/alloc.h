@@ -28,7 +28,8 @@ struct alloc {
     uint64_t unknown_page; // pages below this are known
     bool taken;            // any cluster, since the image was opened
     bool reuse;            // refcounts are right: free clusters may be used
-    bool reserve;          // the host can reserve space
+    bool reserve;          // the host can reserve space, or at least make the file longer
+    bool grow_only;        // it cannot reserve
     bool reserving;
     bool reserve_exact; // the last large step failed
     struct image *image;

@@ -178,24 +178,36 @@ static uint64_t fixed(uint64_t before, uint64_t after)
     return before > after ? before - after : 0;
 }
 
+static bool anything_wrong(const struct check_pass *pass)
+{
+    return pass->result.corruptions > 0 || pass->result.leaks > 0;
+}
+
+// Ends the pass and makes another one over what is there now.
+static int run_again(struct check_pass *pass, struct error *err)
+{
+    check_pass_end(pass);
+    return run_pass(pass, pass->file, pass->options, true, err);
+}
+
+// An entry that is put right in the first round may leave a leak for the second one.
+#define REPAIR_ROUNDS 2
+
 // Repairs what pass has found, and replaces it by another one over what is there then.
 static int repair(struct check_pass *pass, struct error *err)
 {
     const struct check_result found = pass->result;
-    bool wrong = found.corruptions > 0 || found.leaks > 0;
     int ret = 0;
 
-    if (wrong && check_growth_lost(pass)) {
+    if (check_growth_lost(pass)) {
         ret = check_restore_growth(pass, err);
-        check_pass_end(pass);
         if (ret == 0)
-            ret = run_pass(pass, pass->file, pass->options, true, err);
+            ret = run_again(pass, err);
     }
-    if (ret == 0 && wrong) {
+    for (int round = 0; round < REPAIR_ROUNDS && ret == 0 && anything_wrong(pass); round++) {
         ret = check_repair(pass, err);
-        check_pass_end(pass);
         if (ret == 0)
-            ret = run_pass(pass, pass->file, pass->options, true, err);
+            ret = run_again(pass, err);
     }
     if (ret == 0 && pass->result.corruptions == 0)
         ret = mark_consistent(pass->file, &pass->header, err);

@@ -353,21 +353,51 @@ class Load:
     # ---- Requests that race ---------------------------------------------------------------------
 
     def overlap(self, count):
-        """count changes of one region at once, then every piece of it is one of their results."""
+        """count changes of one region at once, beside reads of it, and beside flushes and writes
+        elsewhere, which take the clusters that the changes free. Every piece of the region must
+        then be one of their results, and what was read one of them or what was there before."""
         span = min(self.disk.size, max(8 * SECTOR, self.rng.choice((1, 2, 5)) * self.disk.cluster))
         span = min(span, LENGTH_MAX)
         base = self.rng.randint(0, self.disk.size - span)
-        changes = []
+        self.disk.busy["region"] = (base, base + span, True)
+        changes, reads = [], []
         for _ in range(count):
             start = base + self.rng.randrange(span)
             end = min(base + span, start + self.rng.randint(1, max(SECTOR, span // 2)))
             if self.rng.randrange(2):
                 start = start // SECTOR * SECTOR
-                end = min(-(-end // SECTOR) * SECTOR, self.disk.size)
-            if start < end:
-                changes.append((start, end, *self.start_change(start, end)))
+                end = min(-(-end // SECTOR) * SECTOR, base + span)
+            if start < base or start >= end:
+                continue
+            beside = self.rng.randrange(6)
+            if beside < 2:
+                reads.append((start, end, self.start_read(start, end)))
+            elif beside == 2:
+                self.flush(self.rng.choice(self.connections.handles))
+            elif beside == 3:
+                self.start_elsewhere()
+            changes.append((start, end, *self.start_change(start, end)))
         self.drain()
+        for start, end, buffer in reads:
+            self.judge_read(changes, start, buffer.to_bytearray())
         self.judge(changes)
+        del self.disk.busy["region"]
+
+    def start_read(self, start, end):
+        buffer = nbd.Buffer(end - start)
+        self.in_flight += 1
+
+        def done(error):
+            assert error == 0, f"read {start:#x} +{end - start:#x}: error {error}"
+            self.in_flight -= 1
+        self.rng.choice(self.connections.handles).aio_pread(buffer, start,
+                                                            self.connections.guard(done))
+        return buffer
+
+    def start_elsewhere(self):
+        start, end = self.choose_range()
+        if self.disk.free(start, end, True):
+            self.begin(start, end, True, self.rng.choice(self.connections.handles), self.write)
 
     def start_change(self, start, end):
         """Starts a write, zero or trim. Returns (content, certain)."""
@@ -390,24 +420,41 @@ class Load:
         handle.aio_trim(end - start, start, done)
         return bytes(end - start), False
 
-    def judge(self, changes):
-        low = min(change[0] for change in changes)
-        high = max(change[1] for change in changes)
+    def pieces(self, changes, low, high):
+        """[(start, end, contents allowed there, whether one of them certainly was written)] for
+        the pieces of sectors between the edges of changes."""
         cuts = {low, high}
         for start, end, _, _ in changes:
             cuts |= {start, end}
         cuts |= set(range(-(-low // SECTOR) * SECTOR, high, SECTOR))
-        cuts = sorted(cuts)
+        cuts = sorted(cut for cut in cuts if low <= cut <= high)
+        for at, stop in zip(cuts, cuts[1:]):
+            covering = [change for change in changes if change[0] <= at and stop <= change[1]]
+            yield (at, stop,
+                   [content[at - start:stop - start] for start, _, content, _ in covering],
+                   any(certain for _, _, _, certain in covering))
+
+    def judge_read(self, changes, start, found):
+        """A read beside changes may be torn anywhere, but has only their bytes and the old ones."""
+        for at, stop, allowed, _ in self.pieces(changes, start, start + len(found)):
+            piece = bytes(found[at - start:stop - start])
+            allowed.append(bytes(self.disk.data[at:stop]))
+            assert piece in allowed or all(byte in choice
+                                           for byte, *choice in zip(piece, *allowed)), (
+                f"read {start:#x} +{len(found):#x}: bytes {at:#x} to {stop:#x} were never there")
+
+    def judge(self, changes):
+        if not changes:
+            return
+        low = min(change[0] for change in changes)
+        high = max(change[1] for change in changes)
         buffer = bytearray()
         while low + len(buffer) < high:
             length = min(LENGTH_MAX, high - low - len(buffer))
             buffer += self.connections.handles[0].pread(length, low + len(buffer))
-        for at, stop in zip(cuts, cuts[1:]):
-            covering = [change for change in changes if change[0] <= at and stop <= change[1]]
-            allowed = [content[at - start:stop - start] for start, _, content, _ in covering]
-            if not any(certain for _, _, _, certain in covering):
+        for at, stop, allowed, certain in self.pieces(changes, low, high):
+            if not certain:
                 allowed.append(bytes(self.disk.data[at:stop]))
             assert bytes(buffer[at - low:stop - low]) in allowed, (
-                f"bytes {at:#x} to {stop:#x} hold what none of {len(covering)} racing requests "
-                f"wrote there")
+                f"bytes {at:#x} to {stop:#x} hold what none of the racing requests wrote there")
         self.disk.data[low:high] = buffer

@@ -98,16 +98,16 @@ def read_back(handle, disk):
 @pytest.mark.parametrize("kind, rounds", selection())
 def test_kind(workdir, kind, rounds):
     rng = random.Random(f"{SELECTION_SEED} {kind.name}")
-    exercise(workdir, rng, kind, rounds, lib_tools.scaled(300))
+    exercise(workdir, rng, kind, rounds, lib_tools.scaled(600))
 
 
-@pytest.mark.parametrize("number", range(lib_tools.scaled(6)))
+@pytest.mark.parametrize("number", range(lib_tools.scaled(10)))
 def test_fresh(workdir, seed, number):
     """Whatever a fresh seed chooses, other in each run."""
     rng = random.Random(f"{seed} {number}")
     kind = rng.choice(lib_kinds.KINDS)
     rounds = (rng.randrange(770), rng.randrange(770))
-    exercise(workdir, rng, kind, rounds, lib_tools.scaled(300))
+    exercise(workdir, rng, kind, rounds, lib_tools.scaled(600))
 
 
 def test_kinds_are_what_they_claim(workdir):

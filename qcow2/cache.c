@@ -69,13 +69,6 @@ static struct slice *find(struct cache *cache, uint64_t offset, unsigned piece_b
     return NULL;
 }
 
-struct slice *cache_peek(struct cache *cache, uint64_t offset, unsigned piece_bits)
-{
-    struct slice *slice = find(cache, offset, piece_bits);
-
-    return slice && !slice->loading ? slice : NULL;
-}
-
 // A slice that nobody needs, taken out of the hash; NULL when all are busy. The hand goes round
 // twice at the most: once to take the marks away, once to choose.
 static struct slice *evict(struct cache *cache)

@@ -70,7 +70,4 @@ void cache_mark_dirty(struct cache *cache, struct slice *slice);
 void cache_write_begins(struct cache *cache, struct slice *slice);
 void cache_write_ended(struct cache *cache, struct slice *slice, bool failed);
 
-// The slice at offset if it is in memory and loaded, else NULL.
-struct slice *cache_peek(struct cache *cache, uint64_t offset, unsigned piece_bits);
-
 #endif

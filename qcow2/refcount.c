@@ -242,7 +242,8 @@ int refcounts_load(struct op *op, uint64_t cluster)
 // ---- Single refcounts
 // ------------------------------------------------------------------------------
 
-uint64_t refcounts_max(const struct refcounts *rc)
+// The largest refcount of this image.
+static uint64_t refcounts_max(const struct refcounts *rc)
 {
     return refcount_array_max(rc->geometry.refcount_order);
 }
@@ -515,15 +516,11 @@ void refcounts_piece_written(struct refcounts *rc, uint64_t page_index, uint64_t
     rc->dirty_pages--;
 }
 
-void refcounts_piece_again(struct refcounts *rc, uint64_t page_index, uint64_t piece)
+int refcounts_piece_again(struct refcounts *rc, uint64_t page_index, uint64_t piece)
 {
-    struct refcount_page *page = &rc->pages[page_index];
+    uint64_t per_piece = (uint64_t)rc->geometry.piece_bytes * 8 >> rc->geometry.refcount_order;
 
-    if (!page->any_dirty) {
-        page->any_dirty = true;
-        rc->dirty_pages++;
-    }
-    bit_set(page->dirty, piece);
+    return page_mark_dirty(rc, &rc->pages[page_index], piece * per_piece);
 }
 
 void refcounts_set_block(struct refcounts *rc, uint64_t page, uint64_t host_offset)

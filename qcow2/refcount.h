@@ -65,8 +65,6 @@ bool refcounts_all_free(const struct refcounts *rc, uint64_t cluster, uint64_t c
 // Adds by to count refcounts from cluster on, all of them in one page: whole words at a time where
 // they become 1. Returns 0, or as refcounts_set, with some of them added then.
 int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64_t by);
-// The largest refcount of this image.
-uint64_t refcounts_max(const struct refcounts *rc);
 
 // The longest run of at most want clusters with refcount 0 that begins in [from, end), among known
 // pages, looking at no more than REFCOUNT_SEARCH_WORDS words of bitmap; the first that is long
@@ -92,7 +90,8 @@ uint64_t refcounts_pieces(const struct refcounts *rc); // in a block
 bool refcounts_page_dirty(const struct refcounts *rc, uint64_t page);
 bool refcounts_piece_dirty(const struct refcounts *rc, uint64_t page, uint64_t piece);
 void refcounts_piece_written(struct refcounts *rc, uint64_t page, uint64_t piece);
-void refcounts_piece_again(struct refcounts *rc, uint64_t page, uint64_t piece);
+// The piece is dirty (again). Returns 0 or -ENOMEM; it cannot fail for a page that has been dirty.
+int refcounts_piece_again(struct refcounts *rc, uint64_t page, uint64_t piece);
 // A page whose refcounts are all 0 needs no block.
 bool refcounts_page_empty(const struct refcounts *rc, uint64_t page);
 // The table entry of a page; the piece of the table becomes dirty.

@@ -8,11 +8,6 @@ void waitq_init(struct waitq *q)
     TAILQ_INIT(&q->ops);
 }
 
-bool waitq_empty(const struct waitq *q)
-{
-    return TAILQ_EMPTY(&q->ops);
-}
-
 int waitq_park(struct waitq *q, struct op *op)
 {
     op_leave_active(op);

@@ -3,7 +3,6 @@
 #ifndef LAZYCOW_QCOW2_WAITQ_H
 #define LAZYCOW_QCOW2_WAITQ_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <sys/queue.h>
 
@@ -17,7 +16,6 @@ struct waitq {
 #define OP_PARKED 1
 
 void waitq_init(struct waitq *q);
-bool waitq_empty(const struct waitq *q);
 // Parks the op. Returns OP_PARKED, so that one can say `return waitq_park(q, op);`.
 int waitq_park(struct waitq *q, struct op *op);
 // Wakes all in the order in which they came; a negative error ends them with that result.

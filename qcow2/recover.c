@@ -141,7 +141,8 @@ static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
     return true;
 }
 
-static void claim_refcounts(struct image *image)
+// Returns 0 or -ENOMEM.
+static int claim_refcounts(struct image *image)
 {
     struct refcounts *rc = &image->refcounts;
     const struct header *header = &image->header;
@@ -156,9 +157,12 @@ static void claim_refcounts(struct image *image)
     }
     // None of the blocks on disk is known to be right.
     for (uint64_t page = 0; page < rc->table_size; page++) {
-        for (uint64_t piece = 0; rc->table[page] != 0 && piece < refcounts_pieces(rc); piece++)
-            refcounts_piece_again(rc, page, piece);
+        for (uint64_t piece = 0; rc->table[page] != 0 && piece < refcounts_pieces(rc); piece++) {
+            if (refcounts_piece_again(rc, page, piece) < 0)
+                return -ENOMEM;
+        }
     }
+    return 0;
 }
 
 // ---- The end
@@ -208,7 +212,7 @@ static void walk_ended(void *context, int result)
     struct recovery *recovery = &image->recovery;
 
     if (result == 0)
-        claim_refcounts(image);
+        result = claim_refcounts(image);
     op_init_internal(&recovery->op, image, recover_step);
     recovery->op.state = RECOVER_CUT;
     recovery->op.wait_result = result;

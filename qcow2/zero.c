@@ -306,8 +306,10 @@ void zero_step(struct op *op)
         op_finish(op, result);
         return;
     }
-    if (op->state == ZERO_PROVIDED && result == -EOPNOTSUPP)
+    if (op->state == ZERO_PROVIDED && result == -EOPNOTSUPP) {
+        op->wait_result = 0;
         result = give_back(op);
+    }
     if ((op->flags & OP_FAST_ZERO) && op->pos == op->offset && slow(op))
         result = -ENOTSUP;
     if (result == 0 && op->pos < end_of(op))

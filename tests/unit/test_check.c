@@ -67,11 +67,14 @@ static void disk_submit(struct file *file, struct file_io *io)
     struct disk *d = disk_of(file);
 
     if (io->kind == FILE_READ) {
-        for (int i = 0, at = 0; i < io->iovcnt; at += (int)io->iov[i++].iov_len) {
-            for (size_t k = 0; k < io->iov[i].iov_len; k++) {
-                uint64_t pos = io->offset + (uint64_t)at + k;
-                ((uint8_t *)io->iov[i].iov_base)[k] = pos < d->size ? d->bytes[pos] : 0;
-            }
+        uint64_t pos = io->offset;
+        for (int i = 0; i < io->iovcnt; pos += io->iov[i++].iov_len) {
+            size_t length = io->iov[i].iov_len;
+            size_t there = pos >= d->size ? 0 : d->size - pos < length ? d->size - pos : length;
+            uint8_t *to = io->iov[i].iov_base;
+
+            memcpy(to, d->bytes + (there > 0 ? pos : 0), there);
+            memset(to + there, 0, length - there);
         }
         file_io_complete(io, 0);
         return;
@@ -356,12 +359,12 @@ static struct check_result check(struct disk *d, enum check_repair repair)
     return result;
 }
 
-static uint64_t references_of(struct disk *d, uint64_t host)
+static uint64_t references_of(const uint64_t hosts[GUEST_CLUSTERS], uint64_t host)
 {
     uint64_t n = 0;
 
     for (uint64_t i = 0; i < GUEST_CLUSTERS; i++)
-        n += host_of(d, i) == host;
+        n += hosts[i] == host;
     return n;
 }
 
@@ -371,14 +374,17 @@ static uint64_t references_of(struct disk *d, uint64_t host)
 static void assert_mapping_kept(struct disk *before, struct disk *d)
 {
     struct header h = read_header(d);
+    uint64_t hosts[GUEST_CLUSTERS];
 
+    for (uint64_t i = 0; i < GUEST_CLUSTERS; i++)
+        hosts[i] = host_of(before, i);
     for (uint64_t i = 0; i < GUEST_CLUSTERS; i++) {
         uint64_t old = format_get64(entry_of(before, i));
         uint64_t new = format_get64(entry_of(d, i));
 
         assert_int_equal(old & ~FORMAT_COPIED, new & ~FORMAT_COPIED);
-        uint64_t host = host_of(before, i);
-        uint64_t needed = host == 0 ? 0 : references_of(before, host);
+        uint64_t host = hosts[i];
+        uint64_t needed = host == 0 ? 0 : references_of(hosts, host);
         uint64_t had = refcount_of(before, host >> h.cluster_bits);
         assert_true(refcount_of(d, host >> h.cluster_bits) >= (had < needed ? had : needed));
         if (old & FORMAT_COPIED && !(new &FORMAT_COPIED))

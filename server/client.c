@@ -275,12 +275,19 @@ static void take_request(struct client *client, const struct session_request *wi
 
 static void negotiated(struct client *client)
 {
-    client->export = exports_chosen(client->shared->exports, session_chosen(client->session));
+    const struct session *session = client->session;
+    unsigned contexts = session_contexts(session);
+
+    client->export = exports_chosen(client->shared->exports, session_chosen(session));
     assert(client->export != NULL);
-    log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s", client->name,
+    log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s", client->name,
              client->export->name,
-             session_structured(client->session) ? ", structured replies" : "",
-             session_contexts(client->session) != 0 ? ", base:allocation" : "");
+             session_extended(session)     ? ", extended headers"
+             : session_structured(session) ? ", structured replies"
+                                           : "",
+             contexts & SESSION_CONTEXT_BASE_ALLOCATION ? ", base:allocation" : "",
+             contexts & SESSION_CONTEXT_ALLOCATION_DEPTH ? ", qemu:allocation-depth" : "",
+             session_tls(session) ? ", TLS" : "");
 }
 
 // Acts on one event. Returns false when there is none.

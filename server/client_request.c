@@ -251,7 +251,11 @@ static void reply_status(struct request_pool *pool, struct session *session,
         uint32_t flags = extent->hole ? NBD_STATE_HOLE : 0;
 
         flags |= extent->zero ? NBD_STATE_ZERO : 0;
-        pool->status[i] = (struct session_status_extent){.length = extent->length, .flags = flags};
+        pool->status[i] = (struct session_status_extent){
+            .length = extent->length,
+            .flags = flags,
+            .depth = extent->depth,
+        };
     }
     session_reply_status(session, &request->request, pool->status, count);
 }

@@ -177,6 +177,7 @@ static int open_image(struct exports *exports, struct export *export, const char
         .block_min = 1,
         .block_preferred = EXPORT_BLOCK_PREFERRED,
         .block_max = SESSION_PAYLOAD_MAX,
+        .contexts = SESSION_CONTEXT_ALLOCATION_DEPTH,
     };
     return 0;
 }

@@ -291,8 +291,9 @@ const char *image_name(const struct image *image)
 // --------------------------------------------------------------------------------------
 
 // What a clean point takes: sync, let the quarantine empty, punch holes, write refcounts. A
-// refcount table that moved leaves its old clusters to quarantine, hence more rounds.
-#define CLEAN_ROUNDS 3
+// refcount table that moved leaves its old clusters to quarantine, hence more rounds, and
+// without lazy refcounts it may move in the first sync already.
+#define CLEAN_ROUNDS 4
 
 enum { CLEAN_SYNC, CLEAN_RELEASE, CLEAN_PUNCH, CLEAN_REFCOUNTS, CLEAN_ROUND_ENDED };
 
@@ -324,10 +325,13 @@ static void clean_step(struct op *op)
         case CLEAN_RELEASE:
             op->state = CLEAN_PUNCH;
             quarantine_kick(image);
-            if (!TAILQ_EMPTY(&image->quarantine.pending))
-                result = -EBUSY; // changed since the sync began
-            else if (!quarantine_empty(&image->quarantine))
+            if (!TAILQ_EMPTY(&image->quarantine.pending)) {
+                // Something was given up since the sync began: by an op, or the sync itself.
+                op->state = CLEAN_SYNC;
+                result = ++cleaner->rounds == CLEAN_ROUNDS ? -EBUSY : 0;
+            } else if (!quarantine_empty(&image->quarantine)) {
                 result = waitq_park(&image->quarantine.empty, op);
+            }
             break;
         case CLEAN_PUNCH:
             op->state = CLEAN_REFCOUNTS;

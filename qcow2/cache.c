@@ -69,6 +69,13 @@ static struct slice *find(struct cache *cache, uint64_t offset, unsigned piece_b
     return NULL;
 }
 
+bool cache_has(struct cache *cache, uint64_t offset, unsigned piece_bits)
+{
+    const struct slice *slice = find(cache, offset, piece_bits);
+
+    return slice && !slice->loading;
+}
+
 // A slice that nobody needs, taken out of the hash; NULL when all are busy. The hand goes round
 // twice at the most: once to take the marks away, once to choose.
 static struct slice *evict(struct cache *cache)

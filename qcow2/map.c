@@ -126,6 +126,14 @@ int map_lookup(struct op *op, struct image *image, uint64_t guest, uint64_t leng
     return result;
 }
 
+bool map_in_memory(struct image *image, uint64_t guest)
+{
+    uint64_t offset;
+
+    return slice_offset(image, guest, &offset) == 0 &&
+           (offset == 0 || cache_has(&image->cache, offset, image->geometry.piece_bits));
+}
+
 bool map_reads_as_zeros(const struct image *image, const struct mapping *m, uint64_t guest)
 {
     switch (m->kind) {

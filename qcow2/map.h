@@ -30,6 +30,9 @@ struct mapping {
 int map_lookup(struct op *op, struct image *image, uint64_t guest, uint64_t length,
                struct mapping *m);
 
+// Whether map_lookup would not have to wait, for guest and all that the same slice maps.
+bool map_in_memory(struct image *image, uint64_t guest);
+
 // Whether nothing but zeros is in the cluster of guest, as far as the mapping that holds there
 // tells.
 bool map_reads_as_zeros(const struct image *image, const struct mapping *m, uint64_t guest);

@@ -64,6 +64,10 @@ static void prefetch(struct op *op, struct image *layer)
     uint64_t end = op->offset + op->length;
     struct mapping m;
 
+    // Where a cluster is may be remembered when the slice is gone; the op must not wait for it
+    // here, it may be waiting for its own cluster.
+    if (!map_in_memory(layer, op->pos))
+        return;
     if (op->pos == layer->compress.sequential)
         end += READ_AHEAD_BYTES;
     if (end > layer->size)

@@ -209,8 +209,8 @@ static enum sync_state begin(struct image *image)
         sync->op.wait_result = result;
         return SYNC_DURABLE;
     }
-    sync->set_dirty = lazy_now(image) && (!sync->dirty_bit || sync->dirty_unsure) &&
-                      sync->writeback.count > 0;
+    sync->set_dirty =
+        lazy_now(image) && (!sync->dirty_bit || sync->dirty_unsure) && sync->writeback.count > 0;
     return SYNC_HEADER;
 }
 

@@ -5,9 +5,8 @@
 set -u
 cd "${top_srcdir:-.}" || exit 1
 
-# Files and functions over the common limit are named below with a reason. A ratchet: they leave the
-# list when they shrink, and none joins it lightly.
-FUNCTION_LINES_MAX=70
+# Files over the common limit are named below with a reason. A ratchet: they leave the list when they
+# shrink, and none joins it lightly.
 
 # The files that own a libuv handle, and so may include uv.h: the loop itself, a connection's
 # socket, the listening sockets, the queue of libuv's worker threads.
@@ -31,14 +30,17 @@ loop_user() {
 file_limit() {
     case $1 in
     qcow2/refcount.c) echo 550 ;; # one data structure; its two forms of a page could be told apart
+    qcow2/sync.c) echo 540 ;;     # the rules of crash safety stand at its head, in 60 lines
     tests/*) echo 1000 ;;         # a table of cases has no flow to follow
     *) echo 500 ;;                # about what is read in one sitting
     esac
 }
 
-function_length_exception() { # FILE FUNCTION
-    case $1:$2 in
-    *) false ;;
+# The most lines between the braces of a function.
+function_limit() {
+    case $1 in
+    tests/*) echo 100 ;; # the table of cases often stands in the test
+    *) echo 70 ;;
     esac
 }
 
@@ -90,14 +92,15 @@ check_length() { # FILE
     limit=$(file_limit "$1")
     [ "$lines" -le "$limit" ] || echo "$1: $lines lines, the limit is $limit"
     # A function's body stands between braces in the first column, below the line that names it.
-    awk -v limit="$FUNCTION_LINES_MAX" '
+    awk -v file="$1" -v limit="$(function_limit "$1")" '
         /^[A-Za-z_].*\(/ { name = $0; sub(/\(.*/, "", name); sub(/.*[ *]/, "", name) }
         /^\{$/ { begin = FNR }
-        /^\}$/ && begin { if (FNR - begin - 1 > limit) print name, FNR - begin - 1; begin = 0 }
-    ' "$1" | while read -r name lines; do
-        function_length_exception "$1" "$name" ||
-            echo "$1: $name has $lines lines, the limit is $FUNCTION_LINES_MAX"
-    done
+        /^\}$/ && begin {
+            if (FNR - begin - 1 > limit)
+                print file ": " name " has " FNR - begin - 1 " lines, the limit is " limit
+            begin = 0
+        }
+    ' "$1"
 }
 
 check_all() {

@@ -1,0 +1,620 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/sim/file_sim.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// A change of a disk: a request that has been applied to live, or was in flight at the power cut.
+struct sim_entry {
+    TAILQ_ENTRY(sim_entry) link;
+    enum file_io_kind kind;
+    uint64_t offset;
+    uint64_t length;
+    unsigned char *bytes;  // FILE_WRITE
+    uint64_t partial_seed; // of a request that failed: which sectors it changed; 0: all
+    uint64_t reported_at;  // its place among those whose done ran; 0: it did not
+    bool durable;          // a barrier covers it
+    bool lost;             // the barrier that covered it failed: no later one does
+    bool in_flight;        // when the power went
+    char label[48];
+};
+
+struct sim_request {
+    TAILQ_ENTRY(sim_request) link;
+    struct sim *sim;
+    struct sim_disk *disk;
+    struct file_io *io;
+    struct sim_entry *entry; // NULL: changes nothing
+    struct task task;
+    uint64_t due;
+    uint64_t number;
+    uint64_t covers; // FILE_DATASYNC: those reported so far
+    int result;
+};
+
+struct file_sim {
+    struct file file;
+    struct sim *sim;
+    struct sim_disk *disk;
+};
+
+static const char *const kind_names[] = {"read",  "write",    "barrier", "zero",
+                                         "punch", "allocate", "truncate"};
+
+static void *need(void *p)
+{
+    if (!p)
+        abort();
+    return p;
+}
+
+// ---- The machine
+// --------------------------------------------------------------------------------
+
+void sim_init(struct sim *sim, struct rng rng)
+{
+    *sim = (struct sim){.rng = rng};
+    runq_init(&sim->runq);
+    TAILQ_INIT(&sim->pending);
+}
+
+void sim_power_on(struct sim *sim)
+{
+    assert(sim_quiet(sim) && runq_empty(&sim->runq));
+    sim->events = 0;
+    sim->cut_at = 0;
+    sim->dead = false;
+    sim->fault_count = 0;
+    sim->faults_hit = 0;
+    memset(sim->class_count, 0, sizeof(sim->class_count));
+}
+
+void sim_fail(struct sim *sim, const char *format, ...)
+{
+    va_list args;
+
+    if (sim->failure[0] != '\0')
+        return;
+    va_start(args, format);
+    vsnprintf(sim->failure, sizeof(sim->failure), format, args);
+    va_end(args);
+    sim_trace(sim, "FAILED: %s", sim->failure);
+}
+
+void sim_trace(const struct sim *sim, const char *format, ...)
+{
+    va_list args;
+
+    if (!sim->trace)
+        return;
+    printf("%8llu ", (unsigned long long)sim->now);
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    putchar('\n');
+    fflush(stdout);
+}
+
+bool sim_quiet(const struct sim *sim)
+{
+    return TAILQ_EMPTY(&sim->pending);
+}
+
+uint64_t sim_next_due(const struct sim *sim)
+{
+    const struct sim_request *first = TAILQ_FIRST(&sim->pending);
+
+    return first ? first->due : UINT64_MAX;
+}
+
+static uint64_t delay(struct sim *sim, enum file_io_kind kind)
+{
+    uint64_t spread = rng_between(&sim->rng, 1, 100);
+
+    switch (sim->delays) {
+    case SIM_DELAYS_EVEN:
+        return 50;
+    case SIM_DELAYS_TAIL:
+        return rng_percent(&sim->rng, 5) ? 50 * spread : 1 + spread / 10;
+    case SIM_DELAYS_SLOW_BARRIER:
+        return kind == FILE_DATASYNC ? 500 + spread : spread;
+    case SIM_DELAYS_SLOW_WRITE:
+        return kind == FILE_WRITE && rng_percent(&sim->rng, 15) ? 20 * spread : spread;
+    default:
+        return spread;
+    }
+}
+
+static void insert_pending(struct sim *sim, struct sim_request *request)
+{
+    struct sim_request *before;
+
+    TAILQ_FOREACH_REVERSE(before, &sim->pending, sim_request_list, link)
+    {
+        if (before->due <= request->due) {
+            TAILQ_INSERT_AFTER(&sim->pending, before, request, link);
+            return;
+        }
+    }
+    TAILQ_INSERT_HEAD(&sim->pending, request, link);
+}
+
+// ---- Applying changes
+// ---------------------------------------------------------------------------
+
+// Which sectors of an entry take effect.
+struct selection {
+    uint64_t seeds[2]; // half of the sectors each; 0: all
+    bool content;      // false: none at all
+    bool size;         // whether the file grows
+};
+
+static bool sector_selected(const struct selection *s, uint64_t sector)
+{
+    for (int i = 0; i < 2; i++) {
+        if (s->seeds[i] && !(rng_mix(s->seeds[i] ^ sector) & 1))
+            return false;
+    }
+    return true;
+}
+
+static void apply_sectors(struct memory *m, const struct sim_entry *entry,
+                          const struct selection *s)
+{
+    uint64_t end = entry->offset + entry->length;
+
+    for (uint64_t at = entry->offset; at < end;) {
+        uint64_t next = (at / SIM_SECTOR + 1) * SIM_SECTOR;
+
+        if (next > end || (!s->seeds[0] && !s->seeds[1]))
+            next = end;
+        if (sector_selected(s, at / SIM_SECTOR)) {
+            if (entry->bytes)
+                memory_write(m, entry->bytes + (at - entry->offset), at, (size_t)(next - at));
+            else
+                memory_zero(m, at, next - at);
+        }
+        at = next;
+    }
+}
+
+static void apply(struct memory *m, const struct sim_entry *entry, const struct selection *s)
+{
+    uint64_t end = entry->offset + entry->length;
+
+    switch (entry->kind) {
+    case FILE_TRUNCATE:
+        if (s->content)
+            memory_resize(m, entry->offset);
+        return;
+    case FILE_WRITE:
+    case FILE_ZERO:
+    case FILE_ALLOCATE:
+        if (s->size && end > m->size)
+            memory_resize(m, end);
+        break;
+    default:
+        break;
+    }
+    if (s->content && entry->kind != FILE_ALLOCATE)
+        apply_sectors(m, entry, s);
+}
+
+static void apply_live(struct sim_disk *disk, struct sim_entry *entry)
+{
+    apply(&disk->live, entry,
+          &(struct selection){.seeds = {entry->partial_seed}, .content = true, .size = true});
+    TAILQ_INSERT_TAIL(&disk->log, entry, link);
+}
+
+static void entry_free(struct sim_entry *entry)
+{
+    if (entry)
+        free(entry->bytes);
+    free(entry);
+}
+
+// What is durable from the beginning of the log on needs no decision any more.
+static void fold_durable(struct sim_disk *disk)
+{
+    struct sim_entry *entry;
+
+    while ((entry = TAILQ_FIRST(&disk->log)) != NULL && entry->durable) {
+        apply(&disk->durable, entry,
+              &(struct selection){.seeds = {entry->partial_seed}, .content = true, .size = true});
+        TAILQ_REMOVE(&disk->log, entry, link);
+        entry_free(entry);
+    }
+}
+
+static void barrier_ended(struct sim_disk *disk, const struct sim_request *request)
+{
+    struct sim_entry *entry;
+
+    TAILQ_FOREACH (entry, &disk->log, link) {
+        if (entry->reported_at == 0 || entry->reported_at > request->covers || entry->lost)
+            continue;
+        if (request->result == 0)
+            entry->durable = true;
+        else
+            entry->lost = !entry->durable;
+    }
+    fold_durable(disk);
+}
+
+// ---- Requests
+// -----------------------------------------------------------------------------------
+
+void sim_power_off(struct sim *sim)
+{
+    struct sim_request *request;
+
+    if (sim->dead)
+        return;
+    sim->dead = true;
+    sim_trace(sim, "power off at event %llu", (unsigned long long)sim->events);
+    TAILQ_FOREACH (request, &sim->pending, link) {
+        if (!request->entry)
+            continue;
+        struct sim_entry *last = TAILQ_LAST(&request->disk->log, sim_entry_list);
+        // In any order among themselves, and after all that completed before.
+        request->entry->in_flight = true;
+        if (last && last->in_flight && rng_percent(&sim->rng, 50))
+            TAILQ_INSERT_BEFORE(last, request->entry, link);
+        else
+            TAILQ_INSERT_TAIL(&request->disk->log, request->entry, link);
+        request->entry = NULL;
+    }
+}
+
+// One more event; false: the power went before it.
+static bool event(struct sim *sim)
+{
+    sim->events++;
+    if (sim->events == sim->cut_at)
+        sim_power_off(sim);
+    return !sim->dead;
+}
+
+static void gather(const struct file_io *io, unsigned char *to)
+{
+    for (int i = 0; i < io->iovcnt; i++) {
+        memcpy(to, io->iov[i].iov_base, io->iov[i].iov_len);
+        to += io->iov[i].iov_len;
+    }
+}
+
+static void fill_read(const struct sim_disk *disk, const struct file_io *io)
+{
+    uint64_t at = io->offset;
+
+    for (int i = 0; i < io->iovcnt; i++) {
+        memory_read(&disk->live, io->iov[i].iov_base, at, io->iov[i].iov_len);
+        at += io->iov[i].iov_len;
+    }
+}
+
+// What is in a buffer before the read ends: nothing that anybody should look at.
+static void scribble(const struct file_io *io)
+{
+    for (int i = 0; i < io->iovcnt; i++)
+        memset(io->iov[i].iov_base, 0xa5, io->iov[i].iov_len);
+}
+
+static void check_unchanged(struct sim *sim, const struct sim_request *request)
+{
+    const struct sim_entry *entry = request->entry;
+    const unsigned char *at = entry->bytes;
+
+    for (int i = 0; i < request->io->iovcnt; i++) {
+        const struct iovec *iov = &request->io->iov[i];
+
+        if (memcmp(at, iov->iov_base, iov->iov_len) != 0)
+            sim_fail(sim, "the buffer of a write to %llu changed while it was in flight",
+                     (unsigned long long)entry->offset);
+        at += iov->iov_len;
+    }
+}
+
+static void report(struct task *task)
+{
+    struct sim_request *request =
+        (struct sim_request *)((char *)task - offsetof(struct sim_request, task));
+    struct file_io *io = request->io;
+
+    if (request->entry && !request->sim->dead)
+        request->entry->reported_at = ++request->disk->reported;
+    io->result = request->result;
+    free(request);
+    // What file_submit put there calls done.
+    io->task.run(&io->task);
+}
+
+static void post_report(struct sim *sim, struct sim_request *request)
+{
+    request->task = (struct task){.run = report};
+    runq_post(&sim->runq, &request->task);
+}
+
+static void complete(struct sim *sim, struct sim_request *request)
+{
+    struct sim_disk *disk = request->disk;
+    struct file_io *io = request->io;
+
+    sim_trace(sim, "  io %llu ends: %s%s", (unsigned long long)request->number,
+              kind_names[io->kind],
+              request->result == 0         ? ""
+              : request->result == -ENOSPC ? " ENOSPC"
+              : request->result == -EIO    ? " EIO"
+                                           : " EOPNOTSUPP");
+    if (io->kind == FILE_READ && request->result == 0)
+        fill_read(disk, io);
+    else if (io->kind == FILE_DATASYNC)
+        barrier_ended(disk, request);
+    if (request->entry) {
+        if (io->kind == FILE_WRITE)
+            check_unchanged(sim, request);
+        apply_live(disk, request->entry);
+    }
+}
+
+bool sim_complete_next(struct sim *sim)
+{
+    struct sim_request *request = TAILQ_FIRST(&sim->pending);
+
+    if (!request)
+        return false;
+    if (request->due > sim->now)
+        sim->now = request->due;
+    bool alive = event(sim);
+    TAILQ_REMOVE(&sim->pending, request, link);
+    if (alive)
+        complete(sim, request);
+    else
+        request->result = -EIO;
+    post_report(sim, request);
+    return true;
+}
+
+static int class_fault(struct sim *sim, enum sim_class class)
+{
+    uint64_t number = sim->class_count[class]++;
+
+    for (unsigned i = 0; i < sim->fault_count; i++) {
+        const struct sim_fault *fault = &sim->faults[i];
+
+        if (fault->class == class && number >= fault->first && number - fault->first < fault->count)
+            return fault->error;
+    }
+    return 0;
+}
+
+static int decide(struct sim *sim, const struct sim_disk *disk, const struct file_io *io)
+{
+    bool grows = (io->kind == FILE_WRITE || io->kind == FILE_ZERO || io->kind == FILE_ALLOCATE) &&
+                 io->offset + io->length > disk->live.size;
+    int error = 0;
+
+    if (disk->unsupported >> io->kind & 1)
+        return -EOPNOTSUPP;
+    if (grows)
+        error = class_fault(sim, SIM_GROW);
+    if (error == 0 && io->kind == FILE_READ)
+        error = class_fault(sim, SIM_READ);
+    else if (error == 0 && io->kind == FILE_DATASYNC)
+        error = class_fault(sim, SIM_BARRIER);
+    else if (error == 0)
+        error = class_fault(sim, SIM_WRITE);
+    if (error == 0 && grows && io->offset + io->length > MEMORY_BYTES_MAX) {
+        sim_fail(sim, "the file grows to %llu bytes",
+                 (unsigned long long)(io->offset + io->length));
+        error = -ENOSPC;
+    }
+    if (error < 0)
+        sim->faults_hit++;
+    return error;
+}
+
+static struct sim_entry *new_entry(struct sim *sim, const struct sim_request *request)
+{
+    const struct file_io *io = request->io;
+    struct sim_entry *entry = need(calloc(1, sizeof(*entry)));
+
+    entry->kind = io->kind;
+    entry->offset = io->offset;
+    entry->length = io->length;
+    if (io->kind == FILE_WRITE) {
+        entry->bytes = need(malloc(io->length + 1));
+        gather(io, entry->bytes);
+    }
+    if (request->result < 0)
+        entry->partial_seed = rng_next(&sim->rng) | 1;
+    snprintf(entry->label, sizeof(entry->label), "io %llu %s", (unsigned long long)request->number,
+             kind_names[io->kind]);
+    return entry;
+}
+
+static void submit(struct file *file, struct file_io *io)
+{
+    struct file_sim *f = (struct file_sim *)file;
+    struct sim *sim = f->sim;
+    struct sim_request *request = need(calloc(1, sizeof(*request)));
+
+    bool alive = event(sim);
+    request->sim = sim;
+    request->disk = f->disk;
+    request->io = io;
+    request->number = sim->events;
+    request->covers = f->disk->reported;
+    request->due = sim->now + delay(sim, io->kind);
+    request->result = alive ? decide(sim, f->disk, io) : -EIO;
+    sim_trace(sim, "  io %llu: %s %s %llu+%llu", (unsigned long long)request->number, file->name,
+              kind_names[io->kind], (unsigned long long)io->offset, (unsigned long long)io->length);
+    if (io->kind == FILE_READ)
+        scribble(io);
+    if (alive && request->result != -EOPNOTSUPP && io->kind != FILE_READ &&
+        io->kind != FILE_DATASYNC && (io->kind == FILE_WRITE || request->result == 0))
+        request->entry = new_entry(sim, request);
+    insert_pending(sim, request);
+}
+
+// ---- The file
+// -----------------------------------------------------------------------------------
+
+static void wait_for_request(struct file *file)
+{
+    struct sim *sim = ((struct file_sim *)file)->sim;
+
+    if (sim_complete_next(sim))
+        return;
+    sim_fail(sim, "'%s' is waited for while nothing is in flight", file->name);
+    abort();
+}
+
+static int64_t size(struct file *file)
+{
+    return (int64_t)((struct file_sim *)file)->disk->live.size;
+}
+
+static enum file_extent_kind extent(struct file *file, uint64_t offset, uint64_t *length)
+{
+    const struct sim_disk *disk = ((struct file_sim *)file)->disk;
+
+    return memory_hole(&disk->live, offset, length) ? FILE_EXTENT_HOLE : FILE_EXTENT_DATA;
+}
+
+static void file_sim_close(struct file *file)
+{
+    free(file->name);
+    free(file);
+}
+
+static const struct file_ops ops = {.submit = submit,
+                                    .wait = wait_for_request,
+                                    .size = size,
+                                    .extent = extent,
+                                    .close = file_sim_close};
+static const struct file_ops ops_without_extents = {
+    .submit = submit, .wait = wait_for_request, .size = size, .close = file_sim_close};
+
+struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *name, bool read_only)
+{
+    struct file_sim *f = need(calloc(1, sizeof(*f)));
+
+    f->file = (struct file){.ops = disk->no_extents ? &ops_without_extents : &ops,
+                            .runq = &sim->runq,
+                            .name = need(strdup(name)),
+                            .read_only = read_only,
+                            .fresh_is_zero = true};
+    f->sim = sim;
+    f->disk = disk;
+    return &f->file;
+}
+
+// ---- Disks and power cuts
+// -----------------------------------------------------------------------
+
+void sim_disk_init(struct sim_disk *disk)
+{
+    *disk = (struct sim_disk){0};
+    memory_init(&disk->live);
+    memory_init(&disk->durable);
+    TAILQ_INIT(&disk->log);
+}
+
+static void clear_log(struct sim_disk *disk)
+{
+    struct sim_entry *entry;
+
+    while ((entry = TAILQ_FIRST(&disk->log)) != NULL) {
+        TAILQ_REMOVE(&disk->log, entry, link);
+        entry_free(entry);
+    }
+}
+
+void sim_disk_free(struct sim_disk *disk)
+{
+    clear_log(disk);
+    memory_free(&disk->live);
+    memory_free(&disk->durable);
+}
+
+// What becomes of the changes that no barrier covers. A run that keeps or drops nearly all of them
+// finds other faults than one that throws a coin for each.
+struct fate {
+    unsigned keep;   // per cent
+    unsigned tear;   // of those that are kept
+    unsigned split;  // of those that are kept: content without size, or size without content
+    uint64_t single; // the one whose fate is the other one
+};
+
+static struct fate choose_fate(struct rng *rng, uint64_t undecided)
+{
+    static const unsigned keeps[] = {0, 0, 10, 50, 50, 90, 100, 100};
+    struct fate fate = {.keep = keeps[rng_below(rng, 8)], .single = UINT64_MAX};
+
+    fate.tear = rng_percent(rng, 50) ? 0 : 25;
+    fate.split = rng_percent(rng, 70) ? 0 : 25;
+    if (undecided > 0 && rng_percent(rng, 50))
+        fate.single = rng_below(rng, undecided);
+    return fate;
+}
+
+static struct selection draw(const struct fate *fate, uint64_t number, struct rng *rng)
+{
+    bool keep = rng_percent(rng, fate->keep);
+    struct selection s = {0};
+
+    if (number == fate->single)
+        keep = fate->keep < 50;
+    s.content = s.size = keep;
+    uint64_t seed = rng_next(rng) | 1;
+    if (keep && rng_percent(rng, fate->tear))
+        s.seeds[1] = seed;
+    if (keep && rng_percent(rng, fate->split))
+        *(seed & 2 ? &s.size : &s.content) = false;
+    return s;
+}
+
+void sim_disk_cut(const struct sim *sim, const struct sim_disk *disk, struct rng *rng,
+                  struct memory *out)
+{
+    const struct sim_entry *entry;
+    uint64_t undecided = 0, number = 0;
+
+    TAILQ_FOREACH (entry, &disk->log, link)
+        undecided += !entry->durable;
+    struct fate fate = choose_fate(rng, undecided);
+
+    memory_copy(out, &disk->durable);
+    TAILQ_FOREACH (entry, &disk->log, link) {
+        struct selection s = {.content = true, .size = true};
+
+        if (!entry->durable)
+            s = draw(&fate, number++, rng);
+        s.seeds[0] = entry->partial_seed;
+        sim_trace(sim, "  cut: %s %llu+%llu %s%s%s%s", entry->label,
+                  (unsigned long long)entry->offset, (unsigned long long)entry->length,
+                  entry->durable ? "durable"
+                  : s.content    ? "kept"
+                                 : "dropped",
+                  s.seeds[1] ? ", torn" : "", s.content == s.size ? "" : ", size apart",
+                  entry->in_flight ? " (in flight)" : "");
+        apply(out, entry, &s);
+    }
+}
+
+void sim_disk_restart(struct sim_disk *disk, struct memory *state)
+{
+    clear_log(disk);
+    memory_free(&disk->live);
+    memory_free(&disk->durable);
+    disk->live = *state;
+    memory_copy(&disk->durable, &disk->live);
+    memory_init(state);
+}

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// file_sim.h: struct file (qcow2/file.h) over memory, with a clock of its own, faults and power
+// cuts.
+//
+// What the disk has after a power cut: all that the last completed barrier covered, and of every
+// write, growth, cut, hole punch and zeroed range after it any part, torn at 512 bytes. A barrier
+// covers exactly the requests whose done ran before it was submitted.
+#ifndef LAZYCOW_TESTS_SIM_FILE_SIM_H
+#define LAZYCOW_TESTS_SIM_FILE_SIM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "qcow2/file.h"
+#include "tests/sim/memory.h"
+#include "tests/sim/rng.h"
+
+#define SIM_SECTOR 512u
+
+// Which requests a fault is about. Each class counts its requests since the power came on.
+enum sim_class { SIM_READ, SIM_WRITE, SIM_GROW, SIM_BARRIER, SIM_CLASSES };
+
+// Requests [first, first + count) of a class fail.
+struct sim_fault {
+    enum sim_class class;
+    uint64_t first;
+    uint64_t count;
+    int error; // negative errno
+};
+
+#define SIM_FAULTS_MAX 4
+
+// How long requests take.
+enum sim_delays {
+    SIM_DELAYS_EVEN,         // all the same: they complete in order
+    SIM_DELAYS_SPREAD,       // anything up to a limit
+    SIM_DELAYS_TAIL,         // mostly short, some very long
+    SIM_DELAYS_SLOW_BARRIER, // as spread, and barriers take as long as ten writes
+    SIM_DELAYS_SLOW_WRITE,   // as spread, and some writes outlast several barriers
+    SIM_DELAYS_COUNT,
+};
+
+// The simulated machine: one run queue, one clock, one power supply.
+struct sim {
+    struct runq runq;
+    struct rng rng;
+    uint64_t now;
+    enum sim_delays delays;
+    TAILQ_HEAD(sim_request_list, sim_request) pending; // in the order of their due times
+    uint64_t events; // requests submitted and completed since the power came on
+    uint64_t cut_at; // the power goes at this event; 0: never
+    bool dead;       // it went: requests fail, nothing reaches the disks
+    struct sim_fault faults[SIM_FAULTS_MAX];
+    unsigned fault_count;
+    uint64_t class_count[SIM_CLASSES];
+    uint64_t faults_hit; // requests that failed, other than by the power cut
+    bool trace;
+    char failure[512]; // what went wrong, "": nothing
+};
+
+// What is on a disk, and what is on its way. Lives through power cuts.
+struct sim_disk {
+    struct memory live;                        // what a read sees
+    struct memory durable;                     // what the log below is to be applied to after a cut
+    TAILQ_HEAD(sim_entry_list, sim_entry) log; // in the order in which reads see them
+    uint64_t reported;                         // requests whose done ran
+    unsigned unsupported; // kinds of request that are answered with -EOPNOTSUPP, a bit each
+    bool no_extents;      // the host cannot tell holes
+};
+
+void sim_init(struct sim *sim, struct rng rng);
+// The power comes on: what is left from before was let go of by sim_disk_cut.
+void sim_power_on(struct sim *sim);
+// Says what is wrong; the first one counts.
+__attribute__((format(printf, 2, 3))) void sim_fail(struct sim *sim, const char *format, ...);
+__attribute__((format(printf, 2, 3))) void sim_trace(const struct sim *sim, const char *format,
+                                                     ...);
+
+// Completes the request that is due next. False: there is none.
+bool sim_complete_next(struct sim *sim);
+// When that will be; UINT64_MAX: there is none.
+uint64_t sim_next_due(const struct sim *sim);
+// No request is in flight.
+bool sim_quiet(const struct sim *sim);
+void sim_power_off(struct sim *sim);
+
+void sim_disk_init(struct sim_disk *disk);
+void sim_disk_free(struct sim_disk *disk);
+// One of the states that the disk may be found in if the power goes, or went, now; out is
+// initialized here.
+void sim_disk_cut(const struct sim *sim, const struct sim_disk *disk, struct rng *rng,
+                  struct memory *out);
+// The disk is found in that state; nothing may be in flight. Takes the pages of state.
+void sim_disk_restart(struct sim_disk *disk, struct memory *state);
+
+// A file on a disk. Returns NULL without memory. The disk and sim outlive it.
+struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *name,
+                           bool read_only);
+
+#endif

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/sim/judge.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2/format.h"
+#include "qcow2/header.h"
+
+// Clusters beyond the end of the file whose refcounts are looked at.
+#define BEYOND_END 2048u
+
+enum use { USE_HEADER, USE_TABLE, USE_L2, USE_REFCOUNTS, USE_DATA, USE_COMPRESSED };
+
+struct cluster {
+    uint32_t references;
+    uint32_t active; // of them, from the disk itself
+    uint8_t uses;    // bit an enum use
+};
+
+struct judge {
+    const struct reader *reader;
+    struct judge_result *result;
+    struct cluster *clusters;
+    uint64_t count;
+    bool strict;
+    bool dirty;
+};
+
+__attribute__((format(printf, 2, 3))) static void corrupt(struct judge *judge, const char *format,
+                                                          ...)
+{
+    va_list args;
+
+    if (judge->result->corruptions++ > 0)
+        return;
+    va_start(args, format);
+    vsnprintf(judge->result->text, sizeof(judge->result->text), format, args);
+    va_end(args);
+}
+
+static struct cluster *cluster_at(struct judge *judge, uint64_t index)
+{
+    if (index >= judge->count) {
+        uint64_t count = index + 1 + judge->count / 2;
+
+        judge->clusters = realloc(judge->clusters, count * sizeof(*judge->clusters));
+        if (!judge->clusters)
+            abort();
+        memset(judge->clusters + judge->count, 0,
+               (count - judge->count) * sizeof(*judge->clusters));
+        judge->count = count;
+    }
+    return &judge->clusters[index];
+}
+
+static void refer(struct judge *judge, uint64_t offset, uint64_t bytes, enum use use, bool active)
+{
+    const struct reader *r = judge->reader;
+    uint64_t first = offset >> r->cluster_bits;
+    uint64_t end = (offset + bytes + r->cluster_size - 1) >> r->cluster_bits;
+
+    if (offset >= MEMORY_BYTES_MAX || bytes > MEMORY_BYTES_MAX) {
+        corrupt(judge, "a reference to offset %llu", (unsigned long long)offset);
+        return;
+    }
+    for (uint64_t i = first; i < end; i++) {
+        struct cluster *cluster = cluster_at(judge, i);
+
+        cluster->references++;
+        cluster->active += active;
+        cluster->uses |= (uint8_t)(1u << use);
+    }
+    if (end > judge->result->end)
+        judge->result->end = end;
+}
+
+// ---- Counting
+// -----------------------------------------------------------------------------------
+
+static void count_entry(struct judge *judge, uint64_t entry, bool active)
+{
+    const struct reader *r = judge->reader;
+    uint64_t offset = entry & FORMAT_L2_OFFSET_MASK;
+
+    if (entry & FORMAT_COMPRESSED) {
+        refer(judge, format_compressed_offset(entry, r->cluster_bits),
+              format_compressed_length(entry, r->cluster_bits), USE_COMPRESSED, active);
+        return;
+    }
+    if (offset & (r->cluster_size - 1))
+        corrupt(judge, "the L2 entry %016llx is not aligned", (unsigned long long)entry);
+    else if (offset)
+        refer(judge, offset, r->cluster_size, USE_DATA, active);
+}
+
+static void count_l1(struct judge *judge, const struct reader_l1 *l1, bool active)
+{
+    const struct reader *r = judge->reader;
+    unsigned char *table = malloc(r->cluster_size);
+
+    if (!table)
+        abort();
+    if (l1->size > 0)
+        refer(judge, l1->offset, l1->size * 8ull, USE_TABLE, active);
+    for (uint64_t i = 0; i < l1->size; i++) {
+        uint64_t offset = reader_read64(r, l1->offset + i * 8) & FORMAT_L1_OFFSET_MASK;
+
+        if (offset & (r->cluster_size - 1)) {
+            corrupt(judge, "L1 entry %llu is not aligned", (unsigned long long)i);
+            continue;
+        }
+        if (offset == 0)
+            continue;
+        refer(judge, offset, r->cluster_size, USE_L2, active);
+        memory_read(r->memory, table, offset, r->cluster_size);
+        for (uint64_t k = 0; k < r->cluster_size / 8; k++) {
+            uint64_t entry = format_get64(table + k * 8);
+
+            if (entry)
+                count_entry(judge, entry, active);
+        }
+    }
+    free(table);
+}
+
+static void count_refcounts(struct judge *judge)
+{
+    const struct reader *r = judge->reader;
+    uint64_t bytes = (uint64_t)r->refcount_table_clusters << r->cluster_bits;
+
+    refer(judge, r->refcount_table_offset, bytes, USE_REFCOUNTS, true);
+    for (uint64_t i = 0; i < bytes / 8; i++) {
+        uint64_t block =
+            reader_read64(r, r->refcount_table_offset + i * 8) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
+
+        if (block & (r->cluster_size - 1))
+            corrupt(judge, "refcount table entry %llu is not aligned", (unsigned long long)i);
+        else if (block)
+            refer(judge, block, r->cluster_size, USE_REFCOUNTS, true);
+    }
+}
+
+static void count_all(struct judge *judge)
+{
+    const struct reader *r = judge->reader;
+
+    refer(judge, 0, r->cluster_size, USE_HEADER, true);
+    count_l1(judge, &r->active, true);
+    for (uint32_t i = 0; i < r->snapshot_count; i++)
+        count_l1(judge, &r->snapshots[i], false);
+    if (r->snapshot_count > 0)
+        refer(judge, r->snapshot_table_offset, r->snapshot_table_bytes, USE_TABLE, true);
+    count_refcounts(judge);
+}
+
+// ---- Judging
+// ------------------------------------------------------------------------------------
+
+static void judge_copied(struct judge *judge, const char *what, uint64_t entry)
+{
+    uint64_t offset = entry & FORMAT_L2_OFFSET_MASK;
+    bool copied = (entry & FORMAT_COPIED) != 0;
+
+    if (offset == 0 || offset & (judge->reader->cluster_size - 1))
+        return;
+    uint32_t references = cluster_at(judge, offset >> judge->reader->cluster_bits)->references;
+    if (copied && references != 1)
+        corrupt(judge, "%s %016llx says COPIED, but there are %u references", what,
+                (unsigned long long)entry, references);
+    if (!copied && references == 1 && judge->strict)
+        corrupt(judge, "%s %016llx does not say COPIED, but is the only reference", what,
+                (unsigned long long)entry);
+}
+
+static void judge_flags(struct judge *judge)
+{
+    const struct reader *r = judge->reader;
+    unsigned char *table = malloc(r->cluster_size);
+
+    if (!table)
+        abort();
+    for (uint64_t i = 0; i < r->active.size; i++) {
+        uint64_t l1_entry = reader_read64(r, r->active.offset + i * 8);
+        uint64_t offset = l1_entry & FORMAT_L1_OFFSET_MASK;
+
+        judge_copied(judge, "the L1 entry", l1_entry);
+        if (offset == 0 || offset & (r->cluster_size - 1))
+            continue;
+        memory_read(r->memory, table, offset, r->cluster_size);
+        for (uint64_t k = 0; k < r->cluster_size / 8; k++) {
+            uint64_t entry = format_get64(table + k * 8);
+
+            if (entry & FORMAT_COMPRESSED && entry & FORMAT_COPIED)
+                corrupt(judge, "the compressed entry %016llx says COPIED",
+                        (unsigned long long)entry);
+            else if (!(entry & FORMAT_COMPRESSED))
+                judge_copied(judge, "the L2 entry", entry);
+        }
+    }
+    free(table);
+}
+
+static void judge_cluster(struct judge *judge, uint64_t index, const struct cluster *cluster)
+{
+    unsigned uses = cluster->uses;
+    uint64_t offset = index << judge->reader->cluster_bits;
+
+    if (uses & (uses - 1))
+        corrupt(judge, "the cluster at offset %llu has different uses (%#x)",
+                (unsigned long long)offset, uses);
+    if (cluster->active > 1 && uses != 1u << USE_COMPRESSED)
+        corrupt(judge, "the disk refers %u times to the cluster at offset %llu", cluster->active,
+                (unsigned long long)offset);
+}
+
+static void judge_refcounts(struct judge *judge)
+{
+    const struct reader *r = judge->reader;
+    uint64_t end = (r->memory->size + r->cluster_size - 1) >> r->cluster_bits;
+
+    if (judge->result->end > end)
+        corrupt(judge, "the file ends at %llu, references go to %llu, and the image is not dirty",
+                (unsigned long long)r->memory->size,
+                (unsigned long long)(judge->result->end << r->cluster_bits));
+    if (end < judge->result->end)
+        end = judge->result->end;
+    // Space that was allocated, and whose growth of the file did not last.
+    end += BEYOND_END;
+    for (uint64_t i = 0; i < end; i++) {
+        uint64_t count = reader_refcount(r, i);
+        uint64_t references = i < judge->count ? judge->clusters[i].references : 0;
+
+        if (count < references)
+            corrupt(judge, "the cluster at offset %llu has refcount %llu and %llu references",
+                    (unsigned long long)(i << r->cluster_bits), (unsigned long long)count,
+                    (unsigned long long)references);
+        if (count > references && judge->result->leaks++ == 0)
+            judge->result->first_leak = i << r->cluster_bits;
+    }
+}
+
+void judge_tables(const struct reader *reader, bool strict, struct judge_result *result)
+{
+    struct judge judge = {.reader = reader,
+                          .result = result,
+                          .strict = strict,
+                          .dirty = (reader->incompatible & HEADER_INCOMPATIBLE_DIRTY) != 0};
+
+    *result = (struct judge_result){0};
+    count_all(&judge);
+    for (uint64_t i = 0; i < judge.count; i++)
+        judge_cluster(&judge, i, &judge.clusters[i]);
+    judge_flags(&judge);
+    if (!judge.dirty)
+        judge_refcounts(&judge);
+    if (strict && judge.dirty)
+        corrupt(&judge, "the dirty bit is set");
+    free(judge.clusters);
+}

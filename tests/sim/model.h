@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// model.h: what a guest may find in each sector. A write is out of date once another one that began
+// after its end has been answered (for reads of the running image) or is durable (after a power
+// cut); all that is not out of date may be found, nothing else.
+#ifndef LAZYCOW_TESTS_SIM_MODEL_H
+#define LAZYCOW_TESTS_SIM_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MODEL_SECTOR 512u
+#define MODEL_TEXT 256
+
+struct model_sector;
+struct model_change;
+
+struct model {
+    uint64_t size; // guest bytes
+    struct model_sector **sectors;
+    uint64_t sector_count;
+    struct model_change *changes;
+    size_t change_count;
+    size_t change_capacity;
+    uint64_t clock;
+    // The content of a sector in the beginning.
+    void (*original)(void *context, uint64_t sector, void *buf);
+    void *context;
+};
+
+void model_init(struct model *model, uint64_t size,
+                void (*original)(void *context, uint64_t sector, void *buf), void *context);
+void model_free(struct model *model);
+
+// A change of [offset, offset + length) to value (pattern.h) begins. weak: it may be carried out or
+// not (a discard). Returns a handle for it.
+size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_t length,
+                   bool weak);
+// It was answered: well or not, and if so for good or not.
+void model_end(struct model *model, size_t change, bool success, bool durable);
+// Moments, for reads and flushes.
+uint64_t model_now(struct model *model);
+// A flush that began at a moment was answered well.
+void model_flushed(struct model *model, uint64_t began);
+
+// What the running image gave to a read that began at a moment. Returns whether that may be; if
+// not, text (MODEL_TEXT bytes) says what is wrong.
+bool model_check_read(struct model *model, uint64_t began, uint64_t offset, uint64_t length,
+                      const void *bytes, char *text);
+// What is found in one sector after a power cut (or a clean end, if all was flushed before).
+bool model_check_cut(struct model *model, uint64_t sector, const void *bytes, char *text);
+// That is from now on what the sector holds, and nothing else.
+void model_settle(struct model *model, uint64_t sector, const void *bytes);
+// All sectors are settled: forgets the changes.
+void model_settled(struct model *model);
+// Whether anything was ever written to the sector.
+bool model_touched(const struct model *model, uint64_t sector);
+
+#endif

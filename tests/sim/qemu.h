@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// qemu.h: has qemu-img look at a state of the image: it repairs it, finds nothing wrong then, and
+// reads the same.
+#ifndef LAZYCOW_TESTS_SIM_QEMU_H
+#define LAZYCOW_TESTS_SIM_QEMU_H
+
+#include <stdbool.h>
+
+#include "tests/sim/reader.h"
+#include "tests/sim/run.h"
+
+// clean: nothing is to be found before a repair either. Failures go to run->sim.
+void qemu_judge(struct run *run, const struct reader *reader, bool clean);
+
+#endif

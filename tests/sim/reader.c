@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/sim/reader.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#include "qcow2/format.h"
+
+static uint32_t read32(const struct reader *reader, uint64_t offset)
+{
+    unsigned char bytes[4];
+
+    memory_read(reader->memory, bytes, offset, sizeof(bytes));
+    return format_get32(bytes);
+}
+
+static uint16_t read16(const struct reader *reader, uint64_t offset)
+{
+    unsigned char bytes[2];
+
+    memory_read(reader->memory, bytes, offset, sizeof(bytes));
+    return format_get16(bytes);
+}
+
+uint64_t reader_read64(const struct reader *reader, uint64_t offset)
+{
+    unsigned char bytes[8];
+
+    memory_read(reader->memory, bytes, offset, sizeof(bytes));
+    return format_get64(bytes);
+}
+
+static void read_snapshots(struct reader *r)
+{
+    uint64_t at = r->snapshot_table_offset;
+
+    for (uint32_t i = 0; i < r->snapshot_count; i++) {
+        r->snapshots[i] = (struct reader_l1){
+            .offset = reader_read64(r, at + FORMAT_SNAPSHOT_L1_OFFSET),
+            .size = read32(r, at + FORMAT_SNAPSHOT_L1_SIZE),
+        };
+        at += FORMAT_SNAPSHOT_BYTES + read32(r, at + FORMAT_SNAPSHOT_EXTRA_LENGTH) +
+              read16(r, at + FORMAT_SNAPSHOT_ID_LENGTH) +
+              read16(r, at + FORMAT_SNAPSHOT_NAME_LENGTH);
+        at = (at + 7) & ~7ull;
+    }
+    r->snapshot_table_bytes = at - r->snapshot_table_offset;
+}
+
+bool reader_open(struct reader *r, const struct memory *memory, struct reader_backing backing,
+                 char *text)
+{
+    *r = (struct reader){.memory = memory, .backing = backing};
+    r->version = read32(r, FORMAT_HEADER_VERSION);
+    r->cluster_bits = read32(r, FORMAT_HEADER_CLUSTER_BITS);
+    if (read32(r, FORMAT_HEADER_MAGIC) != FORMAT_MAGIC || r->version < 2 || r->version > 3 ||
+        r->cluster_bits < 9 || r->cluster_bits > 21) {
+        snprintf(text, READER_TEXT, "the header is broken");
+        return false;
+    }
+    r->cluster_size = 1ull << r->cluster_bits;
+    r->size = reader_read64(r, FORMAT_HEADER_SIZE);
+    r->active = (struct reader_l1){.offset = reader_read64(r, FORMAT_HEADER_L1_OFFSET),
+                                   .size = read32(r, FORMAT_HEADER_L1_SIZE)};
+    r->refcount_table_offset = reader_read64(r, FORMAT_HEADER_REFCOUNT_TABLE_OFFSET);
+    r->refcount_table_clusters = read32(r, FORMAT_HEADER_REFCOUNT_TABLE_CLUSTERS);
+    r->snapshot_count = read32(r, FORMAT_HEADER_SNAPSHOT_COUNT);
+    r->snapshot_table_offset = reader_read64(r, FORMAT_HEADER_SNAPSHOT_OFFSET);
+    r->refcount_order = FORMAT_REFCOUNT_ORDER_V2;
+    if (r->version >= 3) {
+        r->incompatible = reader_read64(r, FORMAT_HEADER_INCOMPATIBLE);
+        r->refcount_order = read32(r, FORMAT_HEADER_REFCOUNT_ORDER);
+    }
+    if (r->snapshot_count > READER_SNAPSHOTS_MAX || r->refcount_order > 6) {
+        snprintf(text, READER_TEXT, "the header is broken");
+        return false;
+    }
+    read_snapshots(r);
+    return true;
+}
+
+uint64_t reader_entry(const struct reader *r, const struct reader_l1 *l1, uint64_t cluster)
+{
+    unsigned l2_bits = r->cluster_bits - 3;
+    uint64_t index = cluster >> l2_bits;
+
+    if (index >= l1->size)
+        return 0;
+    uint64_t table = reader_read64(r, l1->offset + index * 8) & FORMAT_L1_OFFSET_MASK;
+    if (table == 0)
+        return 0;
+    return reader_read64(r, table + (cluster & ((1ull << l2_bits) - 1)) * 8);
+}
+
+static void read_backing(const struct reader *r, uint64_t guest, unsigned char *buf)
+{
+    if (r->backing.raw)
+        memory_read(r->backing.raw, buf, guest, r->cluster_size);
+    else if (r->backing.image)
+        reader_bytes(r->backing.image, buf, guest, r->cluster_size);
+    else
+        memset(buf, 0, r->cluster_size);
+}
+
+static void read_compressed(const struct reader *r, uint64_t entry, unsigned char *buf)
+{
+    uint64_t offset = format_compressed_offset(entry, r->cluster_bits);
+    uint64_t length = format_compressed_length(entry, r->cluster_bits);
+    unsigned char *packed = malloc(length);
+    z_stream stream = {.next_in = packed,
+                       .avail_in = (uInt)length,
+                       .next_out = buf,
+                       .avail_out = (uInt)r->cluster_size};
+
+    if (!packed || inflateInit2(&stream, -12) != Z_OK)
+        abort();
+    memory_read(r->memory, packed, offset, length);
+    inflate(&stream, Z_FINISH);
+    // What cannot be inflated is no content that anybody expects.
+    if (stream.avail_out > 0)
+        memset(buf, 0xee, r->cluster_size);
+    inflateEnd(&stream);
+    free(packed);
+}
+
+void reader_cluster(const struct reader *r, const struct reader_l1 *l1, uint64_t cluster,
+                    unsigned char *buf)
+{
+    uint64_t entry = reader_entry(r, l1, cluster);
+
+    if (entry & FORMAT_COMPRESSED)
+        read_compressed(r, entry, buf);
+    else if (r->version >= 3 && (entry & FORMAT_L2_ZERO))
+        memset(buf, 0, r->cluster_size);
+    else if (entry & FORMAT_L2_OFFSET_MASK)
+        memory_read(r->memory, buf, entry & FORMAT_L2_OFFSET_MASK, r->cluster_size);
+    else
+        read_backing(r, cluster << r->cluster_bits, buf);
+}
+
+void reader_bytes(const struct reader *r, void *buf, uint64_t guest, uint64_t length)
+{
+    unsigned char *to = buf;
+    unsigned char *cluster = malloc(r->cluster_size);
+
+    if (!cluster)
+        abort();
+    memset(to, 0, length);
+    if (guest + length > r->size)
+        length = guest < r->size ? r->size - guest : 0;
+    while (length > 0) {
+        uint64_t at = guest & (r->cluster_size - 1);
+        uint64_t n = r->cluster_size - at < length ? r->cluster_size - at : length;
+
+        reader_cluster(r, &r->active, guest >> r->cluster_bits, cluster);
+        memcpy(to, cluster + at, n);
+        to += n;
+        guest += n;
+        length -= n;
+    }
+    free(cluster);
+}
+
+uint64_t reader_refcount(const struct reader *r, uint64_t host_cluster)
+{
+    unsigned block_bits = r->cluster_bits + 3 - r->refcount_order;
+    uint64_t page = host_cluster >> block_bits;
+    uint64_t index = host_cluster & ((1ull << block_bits) - 1);
+
+    if (page >= (uint64_t)r->refcount_table_clusters << (r->cluster_bits - 3))
+        return 0;
+    uint64_t block =
+        reader_read64(r, r->refcount_table_offset + page * 8) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
+    if (block == 0)
+        return 0;
+
+    unsigned width = 1u << r->refcount_order;
+    if (width < 8) {
+        unsigned char byte;
+
+        memory_read(r->memory, &byte, block + index * width / 8, 1);
+        return byte >> (index * width % 8) & ((1u << width) - 1);
+    }
+    uint64_t count = 0;
+    for (unsigned i = 0; i < width / 8; i++) {
+        unsigned char byte;
+
+        memory_read(r->memory, &byte, block + index * (width / 8) + i, 1);
+        count = count << 8 | byte;
+    }
+    return count;
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// scenario.h: what a seed stands for: an image, how it is served, what guests do to it, and what
+// goes wrong. Only choices, nothing runs here.
+#ifndef LAZYCOW_TESTS_SIM_SCENARIO_H
+#define LAZYCOW_TESTS_SIM_SCENARIO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qcow2/op.h"
+#include "tests/sim/file_sim.h"
+#include "tests/sim/forge.h"
+
+// What the command line, or the search for a shorter trace, takes away from a seed.
+struct scenario_limits {
+    uint64_t salt;        // another draw of times and cuts for the same image and ops
+    unsigned generations; // at most; 0: as drawn
+    unsigned ops;         // a generation, at most; 0: as drawn
+    bool no_faults;       // nothing fails but the power
+    bool no_clean;        // no clean points in between
+    unsigned depth;       // ops in flight, at most; 0: as drawn
+    const bool *skip;     // by SCENARIO_OP_NUMBER: ops that are left out; NULL: none
+};
+
+#define SCENARIO_GENERATIONS_MAX 6
+#define SCENARIO_OPS_MAX 160
+#define SCENARIO_OP_NUMBER(generation, i) ((generation)*SCENARIO_OPS_MAX + (i))
+#define SCENARIO_OP_NUMBERS (SCENARIO_GENERATIONS_MAX * SCENARIO_OPS_MAX)
+#define SCENARIO_PAYLOAD_MAX (300u << 10)
+
+enum scenario_backing { SCENARIO_NO_BACKING, SCENARIO_RAW_BACKING, SCENARIO_QCOW2_BACKING };
+
+struct scenario {
+    uint64_t seed;
+    struct scenario_limits limits;
+
+    struct forge_recipe image;
+    bool created; // by qcow2/create.h instead of the forge; empty then
+    bool preallocated;
+    enum scenario_backing backing;
+    struct forge_recipe backing_image; // SCENARIO_QCOW2_BACKING
+    uint64_t backing_size;             // bytes
+
+    bool unmap;
+    int lazy; // enum lazy_refcounts
+    size_t cache_bytes;
+    unsigned unsupported; // sim_disk.unsupported
+    bool no_extents;
+
+    unsigned generations;
+    unsigned weights[6]; // of ops, by enum op_kind
+    unsigned hot;        // per cent of ops that go to a few places
+    uint64_t longest;    // bytes
+};
+
+// One time that the image is served.
+struct scenario_generation {
+    unsigned number;
+    unsigned ops;
+    unsigned depth;
+    enum sim_delays delays;
+    uint64_t pause;  // most time between two ops
+    uint64_t cut_at; // event at which the power goes; 0: not before the end
+    bool finish;     // ends well, unless the power goes meanwhile
+    bool read_only;
+    unsigned clean; // per cent of ops before which a clean point is asked for
+    struct sim_fault faults[SIM_FAULTS_MAX];
+    unsigned fault_count;
+};
+
+struct scenario_op {
+    enum op_kind kind;
+    unsigned flags;
+    uint64_t offset;
+    uint64_t length;
+    bool zeros; // a write of zeros
+    bool clean_before;
+    uint64_t pause;
+};
+
+void scenario_draw(struct scenario *s, uint64_t seed, const struct scenario_limits *limits);
+// last: nothing goes wrong, and it ends well.
+void scenario_draw_generation(const struct scenario *s, unsigned number, bool last,
+                              struct scenario_generation *g);
+void scenario_draw_op(const struct scenario *s, const struct scenario_generation *g, unsigned i,
+                      struct scenario_op *op);
+// One line of text about the image and how it is served.
+void scenario_describe(const struct scenario *s, char *text, size_t bytes);
+
+#endif

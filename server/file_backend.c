@@ -7,6 +7,7 @@
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -174,6 +175,24 @@ static int wrap_direct(int fd, struct file *lower, struct file **out, struct err
     return result < 0 ? error_set(err, -result, "%s: %s", lower->name, strerror(-result)) : 0;
 }
 
+// A server that was killed keeps its files, and so their locks, until the kernel has ended its
+// requests in io_uring, a flush for instance. Whoever starts it again at once should not have to
+// know that.
+#define LOCK_WAIT_NS 2000000000
+#define LOCK_RETRY_NS 10000000
+
+static int lock_file(int fd, enum file_lock_role role, const char *path, struct error *err)
+{
+    const struct timespec pause = {.tv_nsec = LOCK_RETRY_NS};
+    int result = file_lock(fd, role, path, err);
+
+    for (int i = 0; result == -EAGAIN && i < LOCK_WAIT_NS / LOCK_RETRY_NS; i++) {
+        nanosleep(&pause, NULL);
+        result = file_lock(fd, role, path, err);
+    }
+    return result;
+}
+
 int backend_open_file(struct backend *backend, const char *path,
                       const struct file_open_options *options, struct file **out, struct error *err)
 {
@@ -187,7 +206,7 @@ int backend_open_file(struct backend *backend, const char *path,
     if (fd < 0)
         return fd;
     if (options->lock && !options->force_share) {
-        result = file_lock(fd, options->read_only ? FILE_LOCK_READER : FILE_LOCK_WRITER, path, err);
+        result = lock_file(fd, options->read_only ? FILE_LOCK_READER : FILE_LOCK_WRITER, path, err);
         if (result < 0) {
             close(fd);
             return result;

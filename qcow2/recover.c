@@ -108,7 +108,8 @@ static void visit_progress(void *context, uint64_t done, uint64_t total)
     struct image *image = context;
     uint64_t percent = total ? done * 100 / total : 100;
 
-    if (percent < image->recovery.told_percent + 10 || percent >= 100)
+    if (total < RECOVER_TABLES_TOLD || percent < image->recovery.told_percent + 10 ||
+        percent >= 100)
         return;
     image->recovery.told_percent = percent;
     image_log(image, "recovery: %llu %% of the tables counted", (unsigned long long)percent);

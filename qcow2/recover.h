@@ -18,6 +18,9 @@ struct op;
 
 // Faults of one image that are told in the log; more are counted.
 #define RECOVER_FAULTS_TOLD 10
+// With fewer L2 tables (16 MiB of them at the most common cluster size) it is over before it is
+// read.
+#define RECOVER_TABLES_TOLD 256
 
 struct recovery {
     bool running;

@@ -11,7 +11,9 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import lib_server  # noqa: E402  (after the path that it is found on)
+import lib_server  # noqa: E402  (after the path that they are found on)
+import lib_tools  # noqa: E402
+import lib_wire  # noqa: E402
 
 # No test needs a minute on two cores; one that does says so with @pytest.mark.limit(seconds).
 LIMIT_SECONDS = 120
@@ -82,3 +84,22 @@ def seed():
     value = int(os.environ.get("LAZYCOW_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"LAZYCOW_SEED={value}")
     return value
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """A server for protocol probes, none of which may disturb the next: 64 MiB, of which the first
+    holds 5s and 64 KiB at 2 MiB hold 6s."""
+    directory = tmp_path_factory.mktemp("p")
+    image = lib_tools.create(directory / "disk.qcow2", 64 << 20, lazy_refcounts="on")
+    lib_tools.qemu_io(image, "write -P 5 0 1M", "write -P 6 2M 64k")
+    with lib_server.Server(directory, image) as server:
+        yield server
+    lib_tools.check_clean(image)
+
+
+@pytest.fixture
+def wire(probed):
+    """A raw connection to it."""
+    with lib_wire.Wire(probed) as connection:
+        yield connection

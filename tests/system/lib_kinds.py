@@ -20,12 +20,13 @@ class Kind:
     """One kind of image. build() makes it; what the guest then sees is asked from qemu.
 
     backing: formats and cluster sizes from the overlay's backing file downwards, each
-    (format, cluster, size as a share of the overlay's).
+    (format, cluster, size as a share of the overlay's). small_cache: to be served with less memory
+    for tables than it has tables.
     """
 
     def __init__(self, name, version=3, cluster=65536, refcount_bits=16, lazy=True, snapshots=0,
                  zeroes=False, compressed=False, backing=(), preallocation=None, empty=False,
-                 size=None):
+                 size=None, small_cache=False):
         self.name = name
         self.version = version
         self.cluster = cluster
@@ -38,6 +39,7 @@ class Kind:
         self.preallocation = preallocation
         self.empty = empty
         self.size = size or SIZES[cluster]
+        self.small_cache = small_cache
 
     def options(self):
         options = {"cluster_size": self.cluster, "compat": "1.1" if self.version == 3 else "0.10"}
@@ -186,6 +188,11 @@ KINDS = [
     Kind("backing-compressed", zeroes=True, compressed=True, backing=[("qcow2", 65536, 1)]),
     Kind("backing-2m-snapshot", cluster=2 * MEBI, snapshots=1,
          backing=[("qcow2", 64 * KIBI, 0.5)]),
+    Kind("many-tables", cluster=512, size=12 * MEBI, empty=True, small_cache=True),
+    Kind("many-tables-snapshot-eager", cluster=512, size=10 * MEBI, snapshots=1, lazy=False,
+         small_cache=True),
+    Kind("many-tables-backing", cluster=512, size=12 * MEBI, backing=[("qcow2", 512, 0.9)],
+         small_cache=True),
     Kind("preallocated-metadata", preallocation="metadata"),
     Kind("preallocated-falloc-4k", cluster=4096, preallocation="falloc"),
 ]

@@ -176,7 +176,8 @@ def test_nbd_client_lists(workdir):
 def test_nbdsh(workdir):
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     with Server(workdir, image) as server:
-        run("/usr/bin/python3", "-m", "nbd", "-u", server.uri, "-c", "h.pwrite(b'hello', 12345, nbd.CMD_FLAG_FUA)",
+        run("/usr/bin/python3", "-m", "nbd", "-u", server.uri,
+            "-c", "h.pwrite(b'hello', 12345, nbd.CMD_FLAG_FUA)",
             "-c", "assert h.pread(5, 12345) == b'hello'",
             "-c", f"assert h.get_size() == {SIZE}")
     lib_tools.check_clean(image)

@@ -113,7 +113,8 @@ def test_writes_without_taking_replies(shared):
     payload = os.urandom(4096)
     with Wire(shared) as wire:
         wire.go(structured=False)
-        data = b"".join(request_bytes(CMD_WRITE, cookie, 40 * MEBI + cookie * 4096, 4096, 0, payload)
+        data = b"".join(request_bytes(CMD_WRITE, cookie, 40 * MEBI + cookie * 4096, 4096, 0,
+                                      payload)
                         for cookie in range(count))
         sender = threading.Thread(target=wire.send, args=(data,))
         sender.start()

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that are broken, unusual or hostile: refused by name, or served as far as they can be,
-and never made worse."""
-import errno
+"""Headers, features, backing files, sizes: what is refused and how it is named, what is served."""
 import os
-import random
 import struct
 
-import nbd
 import pytest
 
 import lib_qcow2
-import lib_server
 import lib_tools
-from lib_qcow2 import COPIED, Header, peek, poke, poke_bytes, set_field
+from lib_broken import overlay, serve_refused, survive
+from lib_qcow2 import Header, poke, poke_bytes, set_field
 from lib_server import Server, refused
 from lib_tools import create, qemu_img, qemu_io
 
@@ -20,7 +16,6 @@ pytestmark = pytest.mark.lazycow_only
 
 MEBI = 1 << 20
 SIZE = 16 * MEBI
-EIO, EPERM = errno.EIO, errno.EPERM
 
 
 @pytest.fixture
@@ -28,15 +23,6 @@ def image(workdir):
     path = create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
     qemu_io(path, "write -P 65 0 64k", "write -P 66 64k 64k", "write -P 67 4M 64k")
     return path
-
-
-def serve_refused(workdir, image, *options):
-    """The one line that refuses the image; it names the file, and the file stays as it is."""
-    before = lib_tools.digest(image)
-    line = refused(workdir, "-k", "s", *options, image, timeout=20)
-    assert os.path.basename(image) in line, line
-    assert lib_tools.digest(image) == before
-    return line
 
 
 # ---- The header ---------------------------------------------------------------------------------
@@ -208,10 +194,6 @@ def test_bitmaps_are_not_left_to_lie(workdir, image):
 
 # ---- Backing files ------------------------------------------------------------------------------
 
-def overlay(workdir, base, base_format="qcow2", name="disk.qcow2", **options):
-    return create(f"{workdir}/{name}", None, base, base_format, **options)
-
-
 def test_missing_backing_file(workdir):
     create(f"{workdir}/base.qcow2", SIZE)
     path = overlay(workdir, "base.qcow2")
@@ -363,300 +345,3 @@ def test_largest_sizes(workdir, cluster, size):
     qemu_io(path, f"read -P 1 {size // 2 + 77} 5000", f"read -P 1 {size - 5000} 5000",
             "read -P 1 0 5000")
     lib_tools.check_clean(path)
-
-
-# ---- Corrupt images -----------------------------------------------------------------------------
-
-def attempt(function, *arguments):
-    """0, or the error number."""
-    try:
-        function(*arguments)
-        return 0
-    except nbd.Error as error:
-        return getattr(errno, error.errno)
-
-
-def test_corrupt_bit_opens_read_only(workdir, image):
-    set_field(image, "incompatible_features", lib_qcow2.CORRUPT)
-    before = lib_tools.digest(image)
-    with Server(workdir, image) as server:
-        handle = server.connect(strict=False)
-        assert handle.is_read_only()
-        assert handle.pread(3, 65535) == b"ABB"
-        assert attempt(handle.pwrite, b"x", 0) == EPERM
-        handle.shutdown()
-    assert lib_tools.digest(image) == before
-
-
-@pytest.mark.parametrize("what, value", [
-    ("unaligned L2 entry", lambda h: COPIED | 0x50200),
-    ("L2 entry at an odd place", lambda h: COPIED | h.l2_entry(0) & lib_qcow2.OFFSET_MASK | 512),
-    ("L2 entry far beyond the file", lambda h: COPIED | 1 << 50),
-    ("L2 entry just beyond the file",
-     lambda h: COPIED | (os.path.getsize(h.path) + 65535) // 65536 * 65536 + 10 * 65536),
-    ("compressed beyond the file", lambda h: lib_qcow2.COMPRESSED | 1 << 45),
-    ("compressed noise", lambda h: lib_qcow2.COMPRESSED | h.l2_entry(0) & lib_qcow2.OFFSET_MASK),
-    ("reserved bits", lambda h: h.l2_entry(0) | 1 << 57 | 4),
-    ("all ones", lambda h: (1 << 64) - 1),
-], ids=lambda value: value if isinstance(value, str) else "")
-def test_bad_l2_entry(workdir, image, what, value):
-    """Costs the cluster, no more: EIO or zeros there, and the rest is served."""
-    header = Header(image)
-    header.set_l2_entry(0, value(header))
-    server = Server(workdir, image)
-    with server:
-        handle = server.connect()
-        error = attempt(handle.pread, 512, 0)
-        assert error in (0, EIO), what
-        if error == 0 and "beyond" in what and "compressed" not in what:
-            assert handle.pread(512, 0) == bytes(512)
-        assert handle.pread(512, 65536) == b"\x42" * 512
-        assert handle.pread(512, 4 * MEBI) == b"\x43" * 512
-        attempt(handle.pwrite, b"y" * 512, 0)
-        attempt(handle.pwrite, b"y" * 65536, 0)
-        assert handle.pread(512, 65536) == b"\x42" * 512
-        assert handle.pread(512, 4 * MEBI) == b"\x43" * 512
-        handle.shutdown()
-        server.stop(codes=(0, 1))
-    assert lib_tools.qemu_img("info", "-U", image)
-
-
-@pytest.mark.parametrize("value", [512, COPIED | 0x10200, COPIED | 1 << 50, (1 << 64) - 1,
-                                   COPIED | 0x7000000])
-def test_bad_l1_entry(workdir, image, value):
-    header = Header(image)
-    poke(image, header.l1_entry_offset(0), ">Q", value)
-    server = Server(workdir, image)
-    with server:
-        handle = server.connect()
-        assert attempt(handle.pread, 512, 0) in (0, EIO)
-        attempt(handle.pwrite, b"y" * 512, 0)
-        attempt(handle.flush)
-        handle.shutdown()
-        server.stop(codes=(0, 1))
-
-
-def metadata_targets(image):
-    header = Header(image)
-    qemu_io(image, "write -P 65 0 64k")
-    return {
-        "L1 table": header.l1_table_offset,
-        "refcount table": header.refcount_table_offset,
-        "refcount block": header.refcount_block_offset(),
-        "L2 table": header.l2_table_offset(0),
-        "snapshot table": header.snapshots_offset,
-        "snapshot's L1 table": peek(image, header.snapshots_offset, ">Q"),
-    }
-
-
-@pytest.mark.parametrize("target", ["L1 table", "refcount table", "refcount block", "L2 table",
-                                    "snapshot table", "snapshot's L1 table"])
-@pytest.mark.parametrize("zero", [False, True], ids=["data", "preallocated-zero"])
-def test_data_on_metadata(workdir, image, target, zero):
-    """An entry that sends data over metadata: the write fails, the image is marked corrupt, and
-    what it would have overwritten is intact."""
-    qemu_img("snapshot", "-c", "one", image)
-    offset = metadata_targets(image)[target]
-    Header(image).set_l2_entry(4 * MEBI, COPIED | offset | (lib_qcow2.ZERO if zero else 0))
-    with open(image, "rb") as stream:
-        stream.seek(offset)
-        before = stream.read(65536)
-    server = Server(workdir, image)
-    with server:
-        handle = server.connect()
-        error = attempt(handle.pwrite, b"\xee" * 65536, 4 * MEBI)
-        # A zero cluster's place may be given up for another.
-        assert error == EIO or (error == 0 and zero), error
-        assert handle.pread(512, 0) == b"A" * 512
-        handle.shutdown()
-        server.stop(codes=(0, 1))
-    with open(image, "rb") as stream:
-        stream.seek(offset)
-        after = stream.read(65536)
-    assert b"\xee" * 512 not in after, "metadata was overwritten with data"
-    if error == EIO:
-        assert Header(image).incompatible & lib_qcow2.CORRUPT, "not marked corrupt"
-        if target not in ("refcount block", "L2 table"):  # those change for other reasons
-            assert after == before
-        with Server(workdir, image) as server:
-            handle = server.connect()
-            assert handle.is_read_only()
-            assert handle.pread(512, 65536) == b"B" * 512
-            handle.shutdown()
-
-
-def test_data_on_the_header(workdir, image):
-    """Offset 0 with COPIED set: wherever the data goes, it is not the header."""
-    Header(image).set_l2_entry(4 * MEBI, COPIED)
-    server = Server(workdir, image)
-    with server:
-        handle = server.connect()
-        assert attempt(handle.pwrite, b"\xee" * 65536, 4 * MEBI) in (0, EIO)
-        assert handle.pread(512, 0) == b"A" * 512
-        handle.shutdown()
-        server.stop(codes=(0, 1))
-    with open(image, "rb") as stream:
-        assert b"\xee" * 512 not in stream.read(65536)
-    assert Header(image).magic == 0x514649fb
-
-
-def test_metadata_that_refcounts_call_free(workdir, image):
-    """Refcounts are wrong: the clusters of tables count as free. Allocations must not land there."""
-    qemu_img("snapshot", "-c", "one", image)
-    qemu_io(image, "write -P 65 0 64k")
-    header = Header(image)
-    block = header.refcount_block_offset()
-    for offset in metadata_targets(image).values():
-        poke(image, block + 2 * (offset // 65536), ">H", 0)
-    server = Server(workdir, image)
-    with server:
-        handle = server.connect()
-        errors = [attempt(handle.pwrite, b"\xee" * 65536, 8 * MEBI + index * 65536)
-                  for index in range(20)]
-        assert set(errors) <= {0, EIO, EPERM}
-        assert handle.pread(512, 0) == b"A" * 512
-        handle.shutdown()
-        server.stop(codes=(0, 1))
-    with Server(workdir, image, read_only=True) as server:
-        handle = server.connect()
-        assert handle.pread(1, 0) == b"A" and handle.pread(1, 65536) == b"B"
-        assert handle.pread(1, 4 * MEBI) == b"C"
-        for index, error in enumerate(errors):
-            if error == 0:
-                assert handle.pread(65536, 8 * MEBI + index * 65536) == b"\xee" * 65536
-        handle.shutdown()
-    qemu_img("snapshot", "-l", image)
-
-
-def test_corrupt_compressed_data(workdir):
-    """EIO for the cluster; the next one is fine."""
-    raw = f"{workdir}/raw"
-    with open(raw, "wb") as stream:
-        stream.write(b"compress me " * 100000)
-    path = f"{workdir}/disk.qcow2"
-    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, path)
-    header = Header(path)
-    entry = header.l2_entry(0)
-    assert entry & lib_qcow2.COMPRESSED
-    shift = 62 - (header.cluster_bits - 8)
-    offset = entry & ((1 << shift) - 1)
-    poke_bytes(path, offset, b"\xff" * 40)
-    with Server(workdir, path) as server:
-        handle = server.connect()
-        assert attempt(handle.pread, 512, 0) == EIO
-        assert attempt(handle.pwrite, b"x" * 100, 1000) == EIO  # needs the rest of the cluster
-        assert handle.pread(12, 12 * 10000) == b"compress me "
-        handle.pwrite(b"x" * 65536, 0)
-        assert handle.pread(65536, 0) == b"x" * 65536
-        handle.shutdown()
-    lib_tools.check_clean(path)
-
-
-# ---- Noise --------------------------------------------------------------------------------------
-
-def survive(workdir, image, requests=True):
-    """Serves it if it can be served, and uses it: any error, no crash, no hang."""
-    server = Server(workdir, image, wait=False, options=["--clean-after=1"])
-    try:
-        try:
-            server.wait_ready()
-        except AssertionError:
-            server.check_sanitizers()
-            assert server.process.returncode == 1, server.stderr_tail()
-            assert len(server.stderr().splitlines()) == 1, server.stderr_tail()
-            return
-        handle = server.connect(strict=False)
-        size = min(handle.get_size(), 64 * MEBI)
-        writable = requests and not handle.is_read_only()
-        for offset in range(0, size, max(size // 16, 1)):
-            length = min(100000, size - offset)
-            attempt(handle.pread, length, offset)
-            attempt(handle.block_status, length, offset, lambda *_: 0)
-            if writable:
-                attempt(handle.pwrite, b"z" * min(length, 3000), offset)
-                attempt(handle.zero, length // 2, offset + length // 3)
-                attempt(handle.trim, length, offset)
-                attempt(handle.pwrite, b"q" * length, offset)
-        attempt(handle.flush)
-        handle.shutdown()
-        server.stop(codes=(0, 1), timeout=20)
-    finally:
-        server.kill()
-
-
-def noisy_images(workdir):
-    """Small images with every kind of structure in them."""
-    plain = create(f"{workdir}/plain.qcow2", MEBI, lazy_refcounts="on")
-    qemu_io(plain, "write -P 65 0 64k", "write -P 66 512k 64k", "write -z 64k 64k")
-    qemu_img("snapshot", "-c", "one", plain)
-    qemu_io(plain, "write -P 67 0 100k")
-    tiny = create(f"{workdir}/tiny.qcow2", 256 << 10, cluster_size=512, refcount_bits=1)
-    qemu_io(tiny, "write -P 65 0 20k", "write -P 66 128k 9k", "write -z 4k 2k")
-    raw = f"{workdir}/raw"
-    with open(raw, "wb") as stream:
-        stream.write(b"compress me " * 20000)
-    compressed = f"{workdir}/compressed.qcow2"
-    qemu_img("convert", "-c", "-o", "cluster_size=4096,compat=0.10", "-f", "raw", "-O", "qcow2",
-             raw, compressed)
-    return [plain, tiny, compressed]
-
-
-def interesting(path):
-    """Offsets of the bytes that make up metadata, the header's counted several times."""
-    header = Header(path)
-    offsets = list(range(104)) * 3 + list(range(104, 400))
-    ranges = [(header.l1_table_offset, 8 * header.l1_size),
-              (header.refcount_table_offset, 64), (header.refcount_block_offset(), 256)]
-    for index in range(min(header.l1_size, 8)):
-        table = peek(path, header.l1_table_offset + 8 * index, ">Q") & lib_qcow2.OFFSET_MASK
-        if table:
-            ranges.append((table, min(header.cluster, 256)))
-    if header.snapshots_offset:
-        ranges.append((header.snapshots_offset, 80))
-    for start, length in ranges:
-        offsets += range(start, start + length)
-    return offsets
-
-
-@pytest.mark.limit(300)
-def test_flipped_bytes(workdir, seed):
-    """Random damage to metadata; the sanitizers watch."""
-    rng = random.Random(seed)
-    images = []
-    for path in noisy_images(workdir):
-        with open(path, "rb") as stream:
-            images.append((path, stream.read(), interesting(path)))
-    for number in range(lib_tools.scaled(60)):
-        path, content, offsets = rng.choice(images)
-        damaged = bytearray(content)
-        for _ in range(rng.choice((1, 1, 2, 4, 16))):
-            at = rng.choice(offsets)
-            if at < len(damaged):
-                damaged[at] = rng.choice((0, 255, 128, damaged[at] ^ 1 << rng.randrange(8),
-                                          rng.randrange(256)))
-        target = f"{workdir}/damaged.qcow2"
-        with open(target, "wb") as stream:
-            stream.write(damaged)
-        print(f"round {number}: {os.path.basename(path)}")
-        survive(workdir, target)
-        os.unlink(target)
-
-
-def test_backing_chain_with_a_damaged_member(workdir):
-    base = create(f"{workdir}/base.qcow2", SIZE)
-    qemu_io(base, "write -P 7 0 64k", "write -P 8 1M 64k")
-    path = overlay(workdir, "base.qcow2")
-    header = Header(base)
-    header.set_l2_entry(0, COPIED | 0x10200)
-    with Server(workdir, path) as server:
-        handle = server.connect()
-        assert attempt(handle.pread, 512, 0) == EIO
-        assert attempt(handle.pwrite, b"x", 100) == EIO
-        assert handle.pread(512, MEBI) == b"\x08" * 512
-        handle.pwrite(b"x" * 65536, 0)
-        assert handle.pread(65536, 0) == b"x" * 65536
-        handle.shutdown()
-    lib_tools.check_clean(path)
-    set_field(base, "l1_size", 0)
-    line = refused(workdir, "-k", "s", path)
-    assert "base.qcow2" in line, line

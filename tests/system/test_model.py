@@ -29,6 +29,8 @@ def serve_options(kind, index):
         options["detect_zeroes"] = "on"  # qemu-nbd refuses the pair
     if kind.version == 3 and index % 11 == 5:
         options["lazy_refcounts"] = "off" if kind.lazy else "on"
+    if kind.small_cache and not lib_server.REFERENCE:
+        options["options"] = ["--cache-size=64k"]
     return options
 
 

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server around the protocol: where it listens, what it says, how it starts and stops."""
+"""The server around the protocol: where it listens, what it says, what it refuses, its options."""
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import nbd
@@ -16,7 +14,7 @@ import lib_qcow2
 import lib_server
 import lib_tools
 from lib_server import Server, refused
-from lib_wire import Closed, Wire
+from lib_wire import Wire
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -58,6 +56,35 @@ def test_help_and_version():
     for option in ("--socket", "--bind", "--port", "--read-only", "--cache", "--aio", "--discard",
                    "--detect-zeroes", "--lazy-refcounts", "--max-connections", "--pid-file"):
         assert option in text, option
+
+
+def test_closed_standard_output(workdir, image):
+    """Nobody reads the ready line: the server serves all the same."""
+    path = f"{workdir}/s"
+    process = subprocess.Popen([lib_server.BINARY, "serve", "-k", path, image],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=lib_server.sanitizer_environment())
+    process.stdout.close()
+    try:
+        deadline = time.monotonic() + 20
+        size = None
+        while size is None:
+            assert time.monotonic() < deadline and process.poll() is None
+            handle = nbd.NBD()
+            handle.set_export_name("disk")
+            try:
+                handle.connect_unix(path)
+                size = handle.get_size()
+            except nbd.Error:
+                time.sleep(0.02)
+        assert size == SIZE
+        handle.shutdown()
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
 
 
 # ---- Errors: exit code 1, one line on standard error --------------------------------------------
@@ -324,183 +351,6 @@ def test_pid_file(workdir, image):
         with open(path, encoding="ascii") as stream:
             assert int(stream.read()) == server.pid
     assert not os.path.exists(path)
-
-
-# ---- Stopping -----------------------------------------------------------------------------------
-
-def stop_delays():
-    """0 to 50 ms after the start, which covers it from exec to the first request."""
-    steps = lib_tools.scaled(25)
-    return [0.05 * step / steps for step in range(steps)]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
-def test_signal_during_start(workdir, number):
-    """Before main() runs a signal kills, after that it stops cleanly; nothing in between, and the
-    image is as clean as it was."""
-    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
-    clean = 0
-    for delay in stop_delays():
-        server = Server(workdir, image, plain=True, wait=False)
-        time.sleep(delay)
-        server.process.send_signal(number)
-        code = server.wait_exit(20)
-        assert code in (0, -number), f"exit code {code} after {delay} s: {server.stderr_tail()}"
-        clean += code == 0
-        assert not os.path.exists(server.socket), f"socket left behind after {delay} s, {code}"
-    assert clean > 0
-    lib_tools.check_clean(image)
-
-
-def test_signal_once_listening_is_never_lost(workdir, image):
-    """At the moment when the socket appears, before anybody could have connected."""
-    for _ in range(lib_tools.scaled(15)):
-        server = Server(workdir, image, wait=False)
-        deadline = time.monotonic() + 20
-        while not os.path.exists(server.socket):
-            assert time.monotonic() < deadline
-        server.stop(timeout=20)
-
-
-class Writers:
-    """Threads that write until their connection ends. What was answered is remembered."""
-
-    def __init__(self, server, count, size):
-        self.answered = {}
-        self.stop = False
-        self.threads = [threading.Thread(target=self.write, args=(server, number, count, size))
-                        for number in range(count)]
-        for thread in self.threads:
-            thread.start()
-
-    def write(self, server, number, count, size):
-        rng = random.Random(number)
-        try:
-            handle = server.connect()
-            share = size // count
-            while not self.stop:
-                length = rng.randint(1, 70000)
-                offset = number * share + rng.randrange(share - length)
-                content = rng.randbytes(length)
-                self.answered.setdefault(number, []).append((offset, content, False))
-                handle.pwrite(content, offset)
-                self.answered[number][-1] = (offset, content, True)
-        except nbd.Error:
-            pass
-
-    def join(self):
-        self.stop = True
-        for thread in self.threads:
-            thread.join()
-
-    def check(self, content):
-        """Every byte is that of the last answered write, or of the one that got no answer."""
-        for writes in self.answered.values():
-            low = min(offset for offset, _, _ in writes)
-            high = max(offset + len(data) for offset, data, _ in writes)
-            expected = bytearray(high - low)
-            for offset, data, answered in writes:
-                if answered:
-                    expected[offset - low:offset - low + len(data)] = data
-            found = bytearray(content[low:high])
-            offset, data, answered = writes[-1]
-            if not answered:
-                start, end = offset - low, offset - low + len(data)
-                for at in range(start, end):
-                    assert found[at] in (expected[at], data[at - start])
-                found[start:end] = expected[start:end]
-            assert found == expected
-
-
-@pytest.mark.parametrize("aio", ["io_uring", "threads"])
-@pytest.mark.parametrize("signals", [1, 5])
-def test_stop_under_load(workdir, image, aio, signals):
-    """What was answered is there, the image is clean, and more signals do no harm."""
-    for delay in (0.05, 0.2, 0.4):
-        server = Server(workdir, image, aio=aio)
-        # The model below begins with an empty disk.
-        handle = server.connect()
-        handle.zero(SIZE, 0)
-        handle.shutdown()
-        writers = Writers(server, 6, SIZE)
-        time.sleep(delay)
-        for _ in range(signals - 1):
-            server.process.send_signal(random.choice((signal.SIGTERM, signal.SIGINT)))
-            time.sleep(0.002)
-            if server.process.poll() is not None:
-                break
-        server.stop()
-        writers.join()
-        assert sum(len(writes) for writes in writers.answered.values()) > 6
-        lib_tools.check_clean(image)
-        writers.check(lib_tools.read_all(image))
-
-
-def test_stop_with_a_stuck_client(workdir, image):
-    """One that never takes its answers cannot keep the server from stopping."""
-    lib_tools.qemu_io(image, f"write -P 1 0 {SIZE}")
-    server = Server(workdir, image)
-    with Wire(server) as wire:
-        wire.go(structured=False)
-        wire.socket.settimeout(0.5)
-        try:
-            for cookie in range(100):
-                wire.request(0, 0, MEBI)
-        except TimeoutError:
-            pass
-        server.stop(timeout=30)
-    lib_tools.check_clean(image)
-
-
-def test_stop_with_idle_and_half_open_clients(workdir, image):
-    server = Server(workdir, image)
-    idle = server.connect()
-    half_open = [server.raw_socket() for _ in range(3)]
-    half_write = Wire(server)
-    half_write.go()
-    half_write.send(b"\x25\x60\x95\x13\0\0\0\1")
-    server.stop(timeout=20)
-    for connection in half_open:
-        connection.close()
-    half_write.socket.close()
-    with pytest.raises(nbd.Error):
-        idle.pread(1, 0)
-    lib_tools.check_clean(image)
-
-
-def test_sighup_and_sigpipe_do_no_harm(workdir, image):
-    with Server(workdir, image) as server:
-        server.process.send_signal(signal.SIGPIPE)
-        assert reads(server) == bytes(512)
-
-
-def test_closed_standard_output(workdir, image):
-    """Nobody reads the ready line: the server serves all the same."""
-    path = f"{workdir}/s"
-    process = subprocess.Popen([lib_server.BINARY, "serve", "-k", path, image],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=lib_server.sanitizer_environment())
-    process.stdout.close()
-    try:
-        deadline = time.monotonic() + 20
-        size = None
-        while size is None:
-            assert time.monotonic() < deadline and process.poll() is None
-            handle = nbd.NBD()
-            handle.set_export_name("disk")
-            try:
-                handle.connect_unix(path)
-                size = handle.get_size()
-            except nbd.Error:
-                time.sleep(0.02)
-        assert size == SIZE
-        handle.shutdown()
-        process.terminate()
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 # ---- The options of qemu-nbd --------------------------------------------------------------------

@@ -25,7 +25,7 @@ def small(workdir):
     os.mkdir(path)
     lib_tools.run("mount", "-t", "tmpfs", "-o", f"size={ROOM}", "lazycow-test", path)
     yield path
-    lib_tools.run("umount", path)
+    lib_tools.run("umount", "--lazy", path)  # whatever still runs on it
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def small_ext4(workdir):
     lib_tools.run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", device)
     lib_tools.run("mount", "-o", "loop", device, path)
     yield path
-    lib_tools.run("umount", path)
+    lib_tools.run("umount", "--lazy", path)  # whatever still runs on it
 
 
 def write_until_full(handle, content, step=256 << 10, flags=0):

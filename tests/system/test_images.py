@@ -115,8 +115,14 @@ def test_unsupported_feature_is_named(workdir, options, said):
 
 def test_encryption_is_named(workdir):
     path = f"{workdir}/disk.qcow2"
-    qemu_img("create", "-q", "--object", "secret,id=s,data=password", "-f", "qcow2", "-o",
-             "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, SIZE)
+    for _ in range(10):
+        text = qemu_img("create", "-q", "--object", "secret,id=s,data=password", "-f", "qcow2",
+                        "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+                        path, SIZE, codes=(0, 1))
+        # qemu-img 7.2 times the key derivation and gives up where the clock did not move.
+        if "accurate CPU usage" not in text:
+            break
+    assert text == "", text
     line = serve_refused(workdir, path).lower()
     assert "luks" in line or "encrypt" in line, line
 

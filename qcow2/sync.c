@@ -405,8 +405,10 @@ static enum sync_state clean_header(struct image *image)
         return end(image, sync->op.wait_result);
     if (!sync->dirty_bit)
         return end(image, 0);
-    // Refcounts that were written may count clusters that an op has taken meanwhile.
-    if (!sync->clean_final && image->op_count > 0)
+    // Refcounts that were written may count clusters that an op has taken meanwhile, or that tables
+    // in memory refer to and those on disk do not.
+    if (!sync->clean_final &&
+        (image->op_count > 0 || image->cache.dirty_count > 0 || image->l1.dirty_count > 0))
         return end(image, -EBUSY);
     sync->dirty_bit = false;
     return submit_header(image, SYNC_CLEAN_WRITTEN);

@@ -195,7 +195,8 @@ static void recover_step(struct op *op)
         end_recovery(image, op->wait_result < 0 ? op->wait_result : (int)size);
         return;
     }
-    if (op->state == RECOVER_CUT && (uint64_t)size > end) {
+    // A file that is too short gets its length, too: it may be closed cleanly without ever growing.
+    if (op->state == RECOVER_CUT && (uint64_t)size != end && image->file->fresh_is_zero) {
         op->state = RECOVER_END;
         op_submit(op, FILE_TRUNCATE, end, 0, NULL, 0);
         return;

@@ -11,7 +11,9 @@
 
 struct client {
     struct client_shared *shared;
+    struct access_view view;
     struct session *session; // NULL once abandoned
+    const char *identity;    // of TLS, or NULL
     struct export *export;   // once negotiated
     const char *name;
     void (*changed)(void *context);
@@ -31,16 +33,10 @@ struct client {
     uint64_t request_count;
 };
 
-int client_shared_init(struct client_shared *shared, struct exports *exports, struct log *log)
+int client_shared_init(struct client_shared *shared, const struct access *access, struct log *log)
 {
     *shared = (struct client_shared){
-        .session_host =
-            {
-                .context = exports,
-                .export_count = exports_session_count,
-                .export_at = exports_session_at,
-            },
-        .exports = exports,
+        .access = access,
         .requests = request_pool_new(),
         .budget = {.limit = CLIENTS_BUDGET, .reserve = CLIENTS_RESERVE},
         .log = log,
@@ -69,7 +65,6 @@ struct client *client_new(struct client_shared *shared, const char *name,
     }
     *client = (struct client){
         .shared = shared,
-        .session = session_new(&shared->session_host),
         .name = name,
         .changed = changed,
         .context = context,
@@ -77,7 +72,13 @@ struct client *client_new(struct client_shared *shared, const char *name,
         .reason = "",
         .share = {.budget = &shared->budget, .limit = CLIENT_SHARE},
     };
+    if (access_view_init(&client->view, shared->access, shared->tls) < 0) {
+        free(client);
+        return NULL;
+    }
+    client->session = session_new(&client->view.host);
     if (client->session == NULL) {
+        access_view_destroy(&client->view);
         free(client);
         return NULL;
     }
@@ -117,6 +118,7 @@ void client_free(struct client *client)
     assert(client->in_flight == 0);
     client_abandon(client);
     assert(client->requests == 0 && client->share.used == 0);
+    access_view_destroy(&client->view);
     free(client);
 }
 
@@ -278,16 +280,17 @@ static void negotiated(struct client *client)
     const struct session *session = client->session;
     unsigned contexts = session_contexts(session);
 
-    client->export = exports_chosen(client->shared->exports, session_chosen(session));
+    client->export = exports_chosen(client->shared->access->exports, session_chosen(session));
     assert(client->export != NULL);
-    log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s", client->name,
+    log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s%s%s", client->name,
              client->export->name,
              session_extended(session)     ? ", extended headers"
              : session_structured(session) ? ", structured replies"
                                            : "",
              contexts & SESSION_CONTEXT_BASE_ALLOCATION ? ", base:allocation" : "",
              contexts & SESSION_CONTEXT_ALLOCATION_DEPTH ? ", qemu:allocation-depth" : "",
-             session_tls(session) ? ", TLS" : "");
+             session_tls(session) ? ", TLS" : "", client->identity != NULL ? " as " : "",
+             client->identity != NULL ? client->identity : "");
 }
 
 // Acts on one event. Returns false when there is none.
@@ -306,9 +309,8 @@ static bool take_event(struct client *client)
             client->state = CLIENT_ENDING;
         }
         return false;
-    case SESSION_STARTTLS: // not while the session host has SESSION_TLS_OFF
-        client->reason = "TLS is not served";
-        client->state = CLIENT_BROKEN;
+    case SESSION_STARTTLS:
+        client->state = CLIENT_STARTTLS;
         return false;
     case SESSION_NEGOTIATED:
         negotiated(client);
@@ -339,7 +341,7 @@ enum client_state client_run(struct client *client)
 {
     unsigned left = CLIENT_RUN_REQUESTS;
 
-    while (client->state < CLIENT_ENDING) {
+    while (client->state < CLIENT_STARTTLS) {
         if (client->held != NULL && !held_proceed(client)) {
             return client->state = CLIENT_STALLED;
         }
@@ -360,9 +362,27 @@ enum client_state client_run(struct client *client)
     return client->state;
 }
 
+int client_tls_started(struct client *client, const char *identity)
+{
+    assert(client->state == CLIENT_STARTTLS);
+    if (access_view_identify(&client->view, identity) < 0) {
+        return -ENOMEM;
+    }
+    client->identity = identity;
+    client->state = CLIENT_OPEN;
+    session_tls_started(client->session);
+    return 0;
+}
+
+bool client_wants_tls(const struct client *client)
+{
+    return client->state == CLIENT_STARTTLS;
+}
+
 void client_stop(struct client *client)
 {
     client->stopping = true;
+    client->view.host.shutting_down = true;
 }
 
 int client_input(struct client *client, struct iovec iov[2])

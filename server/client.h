@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 
 #include "protocol/session.h"
+#include "server/access.h"
 #include "server/budget.h"
 #include "server/client_request.h"
 #include "server/export.h"
@@ -36,8 +37,8 @@
 
 // What the clients of a server have in common; it outlives them.
 struct client_shared {
-    struct session_host session_host;
-    struct exports *exports;
+    const struct access *access; // to the exports
+    enum session_tls tls;        // what connections demand; off unless set
     struct request_pool *requests;
     struct budget budget;
     struct log *log;
@@ -45,17 +46,18 @@ struct client_shared {
 };
 
 enum client_state {
-    CLIENT_OPEN,    // wants bytes
-    CLIENT_YIELDED, // has bytes to act on; run it again when others had their turn
-    CLIENT_STALLED, // takes nothing before replies were sent or memory came back; do not read
-    CLIENT_ENDING,  // takes nothing any more; close it when client_drained() says so, too
-    CLIENT_BROKEN,  // close at once
+    CLIENT_OPEN,     // wants bytes
+    CLIENT_YIELDED,  // has bytes to act on; run it again when others had their turn
+    CLIENT_STALLED,  // takes nothing before replies were sent or memory came back; do not read
+    CLIENT_STARTTLS, // send its output, do the handshake, then client_tls_started()
+    CLIENT_ENDING,   // takes nothing any more; close it when client_drained() says so, too
+    CLIENT_BROKEN,   // close at once
 };
 
 struct client;
 
-// Fills the shared part but log. exports and log are borrowed. Returns 0 or -ENOMEM.
-int client_shared_init(struct client_shared *shared, struct exports *exports, struct log *log);
+// access and log are borrowed. Returns 0 or -ENOMEM.
+int client_shared_init(struct client_shared *shared, const struct access *access, struct log *log);
 void client_shared_destroy(struct client_shared *shared);
 // To be called about once a second; returns whether it wants to be called again.
 bool client_shared_tick(struct client_shared *shared);
@@ -78,6 +80,13 @@ void client_eof(struct client *client);
 
 // Acts on what was received. CLIENT_BROKEN and CLIENT_ENDING are final.
 enum client_state client_run(struct client *client);
+
+// TLS runs, as CLIENT_STARTTLS asked for; what client_received() gets is its inside. identity is
+// who the peer has proven to be, or NULL; it is borrowed for the client's life. Returns 0 or
+// -ENOMEM.
+int client_tls_started(struct client *client, const char *identity);
+// The last client_run() said CLIENT_STARTTLS, and client_tls_started() was not called since.
+bool client_wants_tls(const struct client *client);
 
 // Requests that come from now on, or that wait for memory, are answered with ESHUTDOWN.
 void client_stop(struct client *client);

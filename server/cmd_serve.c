@@ -9,13 +9,16 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "server/access.h"
 #include "server/cmd.h"
 #include "server/export.h"
 #include "server/listen.h"
 #include "server/loop.h"
 #include "server/notify.h"
+#include "server/privileges.h"
 #include "server/serve_options.h"
 #include "server/server.h"
+#include "server/tls.h"
 
 // What is open while serving, in the order of opening.
 struct serve {
@@ -25,6 +28,8 @@ struct serve {
     struct workers workers;
     struct backend *backend;
     struct exports exports;
+    struct access access;
+    struct tls_server *tls; // or NULL
     struct listeners listeners;
 };
 
@@ -87,7 +92,8 @@ static void on_ready(void *context)
         if (!listener->announce) {
             continue;
         }
-        uri = listen_uri(listener, serve->exports.list[0].name);
+        uri = listen_uri(listener, serve->exports.list[0].name,
+                         serve->tls != NULL && serve->options->tls_mode == SERVE_TLS_REQUIRE);
         if (uri != NULL) {
             printf("listening on %s\n", uri);
         } else {
@@ -99,11 +105,48 @@ static void on_ready(void *context)
     notify("READY=1");
 }
 
+// The keys and certificates, where there is to be TLS.
+static int open_tls(struct serve *serve, struct error *err)
+{
+    const struct serve_options *options = serve->options;
+    bool given = options->tls.certificates != NULL || options->tls.psk != NULL;
+
+    if (!given || options->tls_mode == SERVE_TLS_OFF) {
+        return 0;
+    }
+    return tls_server_new(&serve->tls, &options->tls, err);
+}
+
+// Becomes the user that the command line names, who owns our socket then.
+static int drop_privileges(struct serve *serve, struct error *err)
+{
+    struct privileges privileges;
+    int result;
+
+    result = privileges_find(&privileges, serve->options->user, serve->options->group, err);
+    if (result < 0 || privileges.user == NULL) {
+        return result;
+    }
+    for (size_t i = 0; i < serve->listeners.count; i++) {
+        const struct listener *listener = &serve->listeners.list[i];
+
+        if (listener->unlink && lchown(listener->path, privileges.uid, privileges.gid) < 0) {
+            return error_set(err, errno, "'%s': cannot give the socket to '%s': %s", listener->path,
+                             privileges.user, strerror(errno));
+        }
+    }
+    return privileges_drop(&privileges, err);
+}
+
 // Serves with everything open. Returns the exit code.
 static int run(struct serve *serve, int signal_fd)
 {
     const struct server_options server_options = {
         .exports = &serve->exports,
+        .access = &serve->access,
+        .tls = serve->tls,
+        .tls_required = serve->options->tls_mode == SERVE_TLS_REQUIRE,
+        .exit_with_last_client = serve->options->exit_with_last_client,
         .listeners = &serve->listeners,
         .runq = &serve->runq,
         .backend = serve->backend,
@@ -120,7 +163,7 @@ static int run(struct serve *serve, int signal_fd)
     if (pid_file != NULL && write_pid_file(pid_file, &err) < 0) {
         return cmd_fail("%s", err.text);
     }
-    if (server_run(&server_options, &err) < 0) {
+    if (drop_privileges(serve, &err) < 0 || server_run(&server_options, &err) < 0) {
         code = cmd_fail("%s", err.text);
     }
     if (exports_finish(&serve->exports) < 0) {
@@ -129,6 +172,28 @@ static int run(struct serve *serve, int signal_fd)
     if (pid_file != NULL) {
         unlink(pid_file);
     }
+    return code;
+}
+
+// With the images open: opens the rest, serves, closes it. Returns the exit code.
+static int open_rest_and_run(struct serve *serve, unsigned activated, int signal_fd)
+{
+    const struct serve_options *options = serve->options;
+    struct error err;
+    int code;
+
+    if (access_init(&serve->access, &serve->exports, options->tls_allow, options->tls_allow_count,
+                    &err) < 0) {
+        return cmd_fail("%s", err.text);
+    }
+    if (open_tls(serve, &err) < 0 || open_listeners(serve, activated, &err) < 0) {
+        code = cmd_fail("%s", err.text);
+    } else {
+        code = run(serve, signal_fd);
+        listen_close(&serve->listeners);
+    }
+    tls_server_free(serve->tls);
+    access_destroy(&serve->access);
     return code;
 }
 
@@ -151,12 +216,7 @@ static int serve(const struct serve_options *options, unsigned activated, int si
         backend_free(serve.backend);
         return cmd_fail("%s", err.text);
     }
-    if (open_listeners(&serve, activated, &err) < 0) {
-        code = cmd_fail("%s", err.text);
-    } else {
-        code = run(&serve, signal_fd);
-        listen_close(&serve.listeners);
-    }
+    code = open_rest_and_run(&serve, activated, signal_fd);
     exports_close(&serve.exports);
     backend_free(serve.backend);
     return code;

@@ -14,6 +14,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "server/connection_tls.h"
+
 // Iovecs of one sendmsg: 64 replies to reads, each a header and its data, and as many again where
 // they tell holes. The kernel takes 1024.
 #define CONNECTION_IOV_MAX 256
@@ -91,6 +93,7 @@ void connection_close(struct connection *connection, const char *reason)
     }
     connection->closed = true;
     client_abandon(connection->client);
+    connection_tls_end(connection);
     uv_close((uv_handle_t *)&connection->poll, on_handle_closed);
     close(connection->fd);
 }
@@ -202,6 +205,44 @@ void connection_open(struct connection_set *set, int fd)
     connection_run(connection);
 }
 
+// ---- Between socket and client ------------------------------------------------------------------
+
+// Where to receive: the client's own buffers, or TLS's. Returns the number of iovecs; 0: nothing is
+// to be received now.
+static int input_room(struct connection *connection, struct iovec iov[2])
+{
+    int count = client_input(connection->client, iov);
+
+    if (connection->tls == NULL || (connection->secure && count == 0)) {
+        return count;
+    }
+    return tls_input(connection->tls, &iov[0]) > 0 ? 1 : 0;
+}
+
+// bytes were received; 0: the end.
+static void input_came(struct connection *connection, size_t bytes)
+{
+    if (connection->tls == NULL) {
+        if (bytes == 0) {
+            client_eof(connection->client);
+        } else {
+            client_received(connection->client, bytes);
+        }
+    } else if (bytes == 0) {
+        tls_eof(connection->tls);
+    } else {
+        tls_received(connection->tls, bytes);
+    }
+}
+
+static bool output_pending(struct connection *connection)
+{
+    struct iovec iov;
+
+    return client_output_bytes(connection->client) > 0 ||
+           (connection->tls != NULL && tls_output(connection->tls, &iov) > 0);
+}
+
 // ---- Events -------------------------------------------------------------------------------------
 
 // Waits for the events that are wanted. Events that are not wanted any more are left until one of
@@ -215,7 +256,7 @@ static void poll_update(struct connection *connection, bool strictly)
     if (connection->closed) {
         return;
     }
-    if (client_input(connection->client, iov) > 0) {
+    if (input_room(connection, iov) > 0) {
         wanted |= UV_READABLE;
     }
     if (connection->blocked) {
@@ -232,7 +273,8 @@ static void poll_update(struct connection *connection, bool strictly)
     }
 }
 
-void connection_run(struct connection *connection)
+// Has the client act on what it has. Returns false when that ended the connection.
+static bool run_client(struct connection *connection)
 {
     struct connection_set *set = connection->set;
     enum client_state state = client_run(connection->client);
@@ -240,21 +282,36 @@ void connection_run(struct connection *connection)
     if (!connection->negotiated && client_negotiated(connection->client)) {
         if (set->negotiated >= set->negotiated_max) {
             connection_close(connection, "refused, too many connections (--max-connections)");
-            return;
+            return false;
         }
         connection->negotiated = true;
+        set->served = true;
         set->half_open--;
         set->negotiated++;
     }
     if (state == CLIENT_BROKEN) {
         connection_close(connection, client_reason(connection->client));
-        return;
+        return false;
     }
     if (state == CLIENT_YIELDED) {
         set->progress = true;
     }
     set_waiting(connection, state == CLIENT_YIELDED || state == CLIENT_STALLED);
-    if (client_output_bytes(connection->client) > 0 || state == CLIENT_ENDING) {
+    return true;
+}
+
+void connection_run(struct connection *connection)
+{
+    do {
+        if (!run_client(connection)) {
+            return;
+        }
+        // What TLS holds came before what the socket holds: no event of the socket tells of it.
+    } while (connection->secure && connection_tls_read(connection));
+    if (connection->closed) {
+        return;
+    }
+    if (output_pending(connection) || client_ending(connection->client)) {
         mark_dirty(connection);
     }
     poll_update(connection, false);
@@ -263,7 +320,7 @@ void connection_run(struct connection *connection)
 void connection_receive(struct connection *connection)
 {
     struct iovec iov[2];
-    int count = client_input(connection->client, iov);
+    int count = input_room(connection, iov);
     ssize_t n;
 
     if (count == 0) {
@@ -279,13 +336,14 @@ void connection_receive(struct connection *connection)
         }
         return;
     }
-    if (n == 0) {
-        client_eof(connection->client);
-        poll_update(connection, true);
-    } else {
-        client_received(connection->client, (size_t)n);
+    input_came(connection, (size_t)n);
+    if (connection->tls != NULL && !connection->secure && !connection_tls_handshake(connection)) {
+        return;
     }
     connection_run(connection);
+    if (n == 0) {
+        poll_update(connection, true);
+    }
 }
 
 void connection_stop(struct connection *connection)
@@ -315,7 +373,7 @@ static void on_poll(uv_poll_t *handle, int status, int events)
     }
     if (events & UV_WRITABLE) {
         connection->blocked = false;
-        if (client_output_bytes(connection->client) > 0) {
+        if (output_pending(connection)) {
             mark_dirty(connection);
         } else {
             poll_update(connection, true);
@@ -328,6 +386,35 @@ static void on_poll(uv_poll_t *handle, int status, int events)
 
 // ---- Output -------------------------------------------------------------------------------------
 
+// What is to be sent, at most CONNECTION_IOV_MAX iovecs. Returns how many, or -1 when the
+// connection is lost.
+static int output_gather(struct connection *connection, struct iovec *iov)
+{
+    int count;
+
+    if (connection->tls != NULL) {
+        if (connection->secure && !connection_tls_write(connection)) {
+            return -1;
+        }
+        return tls_output(connection->tls, iov) > 0 ? 1 : 0;
+    }
+    count = client_output(connection->client, iov, CONNECTION_IOV_MAX);
+    if (count == 0 && client_output_bytes(connection->client) > 0) {
+        connection_close(connection, "no memory for its replies");
+        return -1;
+    }
+    return count;
+}
+
+static void output_sent(struct connection *connection, size_t bytes)
+{
+    if (connection->tls != NULL) {
+        tls_sent(connection->tls, bytes);
+    } else {
+        client_sent(connection->client, bytes);
+    }
+}
+
 // Sends until the socket is full, all is sent, or it is the others' turn. Returns false when the
 // connection is lost.
 static bool send_output(struct connection *connection)
@@ -336,17 +423,14 @@ static bool send_output(struct connection *connection)
 
     for (int i = 0; i < CONNECTION_SEND_ROUNDS && !connection->blocked; i++) {
         struct msghdr message = {.msg_iov = iov};
+        int count = output_gather(connection, iov);
         size_t total = 0;
         ssize_t n;
 
-        message.msg_iovlen = (size_t)client_output(connection->client, iov, CONNECTION_IOV_MAX);
-        if (message.msg_iovlen == 0) {
-            if (client_output_bytes(connection->client) == 0) {
-                return true;
-            }
-            connection_close(connection, "no memory for its replies");
-            return false;
+        if (count <= 0) {
+            return count == 0;
         }
+        message.msg_iovlen = (size_t)count;
         for (size_t k = 0; k < message.msg_iovlen; k++) {
             total += iov[k].iov_len;
         }
@@ -360,7 +444,7 @@ static bool send_output(struct connection *connection)
         connection->progress = uv_now(connection->set->uv);
         if (n > 0) {
             connection->set->progress = true;
-            client_sent(connection->client, (size_t)n);
+            output_sent(connection, (size_t)n);
         }
         // A socket that took less is full.
         connection->blocked = n < 0 || (size_t)n < total;
@@ -381,10 +465,21 @@ void connection_flush(struct connection *connection)
     }
     if (client_drained(connection->client) &&
         (client_ending(connection->client) || connection->set->stopping)) {
-        close_gently(connection);
+        if (connection->tls != NULL) {
+            tls_bye(connection->tls);
+            if (!send_output(connection)) {
+                return;
+            }
+        }
+        if (!output_pending(connection)) {
+            close_gently(connection);
+            return;
+        }
+    } else if (client_wants_tls(connection->client) && connection->tls == NULL &&
+               !output_pending(connection) && !connection_tls_begin(connection)) {
         return;
     }
-    if (!connection->blocked && client_output_bytes(connection->client) > 0) {
+    if (!connection->blocked && output_pending(connection)) {
         mark_dirty(connection);
     }
     poll_update(connection, false);

@@ -11,6 +11,7 @@
 
 #include "server/client.h"
 #include "server/log.h"
+#include "server/tls.h"
 
 // "connection 1234567 ([2001:db8::1]:65535)", or the process and user behind a Unix socket.
 #define CONNECTION_NAME_MAX 128
@@ -22,11 +23,13 @@ TAILQ_HEAD(connection_list, connection);
 struct connection_set {
     uv_loop_t *uv;
     struct client_shared *shared;
+    const struct tls_server *tls; // or NULL
     struct log *log;
     unsigned negotiated_max;     // connections that are past negotiation
     struct connection_list open; // in the order of arrival
     unsigned negotiated;         // of these
     unsigned half_open;          // the others of these
+    bool served;                 // there was one that negotiated an export
     unsigned alive;              // open ones, and closed ones whose ops have not finished
     uint64_t next_number;
     struct connection_list dirty;   // with output to send or an end to make
@@ -34,6 +37,7 @@ struct connection_set {
     uint64_t returned;              // budget.returned when those last ran
     bool progress;                  // since then: some output was sent, or a client has yielded
     struct log_limit refusals;      // lines about connections over the limit
+    struct log_limit tls_failures;  // lines about handshakes
     bool stopping;
     uint64_t stop_time;             // milliseconds
     void (*emptied)(void *context); // runs when alive has become 0
@@ -56,6 +60,8 @@ struct connection {
     bool handle_closed; // libuv is done with the handle
 
     struct client *client;
+    struct tls *tls;   // from STARTTLS on; then the socket carries its ciphertext
+    bool secure;       // its handshake is done
     bool negotiated;   // counted as such
     uint64_t accepted; // milliseconds
     uint64_t progress; // when output was last sent or got blocked, milliseconds

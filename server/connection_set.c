@@ -4,12 +4,13 @@
 #include <unistd.h>
 
 void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct client_shared *shared,
-                         struct log *log, unsigned negotiated_max, void (*emptied)(void *context),
-                         void *context)
+                         const struct tls_server *tls, struct log *log, unsigned negotiated_max,
+                         void (*emptied)(void *context), void *context)
 {
     *set = (struct connection_set){
         .uv = uv,
         .shared = shared,
+        .tls = tls,
         .log = log,
         .negotiated_max = negotiated_max,
         .emptied = emptied,
@@ -137,7 +138,6 @@ void connection_set_stop(struct connection_set *set)
 
     set->stopping = true;
     set->stop_time = uv_now(set->uv);
-    set->shared->session_host.shutting_down = true;
     while (connection != NULL) {
         struct connection *next = TAILQ_NEXT(connection, open_link);
 

@@ -19,11 +19,11 @@
 // Milliseconds that clients have to take their last replies when the server stops.
 #define STOP_DEADLINE_MS 3000u
 
-// uv, shared and log are borrowed. emptied runs when the last connection of a stopping set, or of
-// one that is not, was freed.
+// uv, shared, tls (may be NULL) and log are borrowed. emptied runs when the last connection of a
+// stopping set, or of one that is not, was freed.
 void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct client_shared *shared,
-                         struct log *log, unsigned negotiated_max, void (*emptied)(void *context),
-                         void *context);
+                         const struct tls_server *tls, struct log *log, unsigned negotiated_max,
+                         void (*emptied)(void *context), void *context);
 
 // Takes over a socket that was accepted. Closes it at once where there are too many.
 void connection_set_add(struct connection_set *set, int fd);

@@ -260,21 +260,6 @@ void exports_close(struct exports *exports)
     exports->count = 0;
 }
 
-size_t exports_session_count(void *context)
-{
-    const struct exports *exports = context;
-
-    return exports->count;
-}
-
-const struct session_export *exports_session_at(void *context, size_t index)
-{
-    const struct exports *exports = context;
-
-    assert(index < exports->count);
-    return &exports->list[index].session;
-}
-
 struct export *exports_chosen(struct exports *exports, const struct session_export *chosen)
 {
     for (size_t i = 0; i < exports->count; i++) {

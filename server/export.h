@@ -78,10 +78,6 @@ int exports_finish(struct exports *exports);
 // Closes the images. After exports_finish, or when no op was ever started.
 void exports_close(struct exports *exports);
 
-// For struct session_host; context is the struct exports.
-size_t exports_session_count(void *context);
-const struct session_export *exports_session_at(void *context, size_t index);
-
 // The export that a session chose.
 struct export *exports_chosen(struct exports *exports, const struct session_export *chosen);
 

@@ -290,7 +290,7 @@ static char *append_encoded(char *to, const char *text, const char *also)
     return to;
 }
 
-char *listen_uri(const struct listener *listener, const char *export_name)
+char *listen_uri(const struct listener *listener, const char *export_name, bool tls)
 {
     const char *where = listener->authority != NULL ? listener->authority : listener->path;
     char *uri;
@@ -299,17 +299,17 @@ char *listen_uri(const struct listener *listener, const char *export_name)
     if (where == NULL) {
         return NULL;
     }
-    uri = malloc(sizeof("nbd+unix:///?socket=") + 3 * (strlen(where) + strlen(export_name)));
+    uri = malloc(sizeof("nbds+unix:///?socket=") + 3 * (strlen(where) + strlen(export_name)));
     if (uri == NULL) {
         return NULL;
     }
     if (listener->authority != NULL) {
         // The brackets of an IPv6 address and the colon before the port belong to the syntax.
-        to = append_encoded(stpcpy(uri, "nbd://"), where, "[]:");
+        to = append_encoded(stpcpy(uri, tls ? "nbds://" : "nbd://"), where, "[]:");
         *to++ = '/';
         append_encoded(to, export_name, "");
     } else {
-        to = append_encoded(stpcpy(uri, "nbd+unix:///"), export_name, "");
+        to = append_encoded(stpcpy(uri, tls ? "nbds+unix:///" : "nbd+unix:///"), export_name, "");
         append_encoded(stpcpy(to, "?socket="), where, "/");
     }
     return uri;

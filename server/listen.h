@@ -51,8 +51,9 @@ int listen_unix(struct listeners *listeners, const char *path, struct error *err
 // Closes the sockets, removes the path of our own.
 void listen_close(struct listeners *listeners);
 
-// The URI of an export (doc/uri.md of NetworkBlockDevice/nbd) as reached through the listener;
-// allocated. NULL without memory, or where no URI can name the socket.
-char *listen_uri(const struct listener *listener, const char *export_name);
+// The URI of an export (doc/uri.md of NetworkBlockDevice/nbd) as reached through the listener, with
+// tls where clients must use that; allocated. NULL without memory, or where no URI can name the
+// socket.
+char *listen_uri(const struct listener *listener, const char *export_name, bool tls);
 
 #endif

@@ -84,14 +84,22 @@ static void on_signal(uv_poll_t *handle, int status, int events)
 {
     struct loop *loop = handle->data;
     struct signalfd_siginfo info;
-    bool came = false;
+    bool stop = false;
+    bool hung_up = false;
 
     (void)status;
     (void)events;
     while (read(loop->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
-        came = true;
+        if (info.ssi_signo == SIGHUP) {
+            hung_up = true;
+        } else {
+            stop = true;
+        }
     }
-    if (came) {
+    if (hung_up) {
+        loop->owner.hung_up(loop->owner.context);
+    }
+    if (stop) {
         loop->owner.signalled(loop->owner.context);
     }
 }

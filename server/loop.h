@@ -20,8 +20,10 @@ struct loop_owner {
     void *context;
     // Sends what is to be sent. Returns whether it started something, or has more to do.
     bool (*turn)(void *context);
-    // SIGTERM, SIGINT or SIGHUP came.
+    // SIGTERM or SIGINT came.
     void (*signalled)(void *context);
+    // SIGHUP came.
+    void (*hung_up)(void *context);
     // About once a second; now is in milliseconds. Returns whether it wants to be called again.
     bool (*tick)(void *context, uint64_t now);
 };
@@ -39,7 +41,7 @@ struct loop {
     int signal_fd;
 };
 
-// Blocks the signals that stop the server, for this thread and those it starts, and returns a
+// Blocks the signals that the server answers to, for this thread and those it starts, and returns a
 // descriptor that they are read from; a negative errno on failure. To be called before anything
 // else, so that a signal at any moment is neither lost nor fatal.
 int loop_block_signals(void);

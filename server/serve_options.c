@@ -23,42 +23,6 @@
 #define CACHE_SIZE_MIN (64ull << 10)
 #define CACHE_SIZE_MAX (64ull << 30)
 
-static const char help[] =
-    "Usage: lazycow serve [OPTION...] [NAME=]IMAGE...\n"
-    "Serves qcow2 images over NBD until SIGTERM or SIGINT. NAME is the export's name; without it,\n"
-    "the file's name without its extension. Clients that ask for no name get the first image.\n"
-    "\n"
-    "Where to listen (default: localhost port 10809; or the sockets of systemd):\n"
-    "  -k, --socket=PATH           listen on a Unix socket\n"
-    "  -b, --bind=ADDRESS          listen on this address\n"
-    "  -p, --port=PORT             listen on this TCP port; 0: any free one\n"
-    "  -e, --max-connections=N     serve at most N connections at once (default: 100)\n"
-    "\n"
-    "How to serve:\n"
-    "  -r, --read-only             refuse writes\n"
-    "  -x, --export-name=NAME      name of a single image, as NAME=\n"
-    "  -D, --description=TEXT      a description for clients that ask\n"
-    "      --cache=MODE            writeback (default), writethrough, none, directsync, unsafe\n"
-    "  -n, --nocache               same as --cache=none\n"
-    "      --aio=MODE              auto (default), io_uring, threads\n"
-    "      --discard=MODE          unmap (default): give space back; ignore\n"
-    "      --detect-zeroes=MODE    off (default), on, unmap: store written zeros as such\n"
-    "      --lazy-refcounts=on|off override the image's own setting while serving\n"
-    "      --cache-size=SIZE       memory for each image's tables (default: 32M)\n"
-    "      --clean-after=SECONDS   write refcounts after so long without a write (default: 10;\n"
-    "                              0: only at the end)\n"
-    "  -f, --format=FORMAT         of the images: qcow2 (default) or raw\n"
-    "      --backing-format=FORMAT of backing files whose format the image does not tell\n"
-    "  -U, --force-share           with --read-only: open images that others write to\n"
-    "  -t, --persistent            accepted for qemu-nbd's sake: it is always so\n"
-    "\n"
-    "Running:\n"
-    "      --pid-file=PATH         write the process's number there while running\n"
-    "      --log-level=LEVEL       error, warning, info (default), debug\n"
-    "  -v, --verbose               same as --log-level=debug\n"
-    "  -h, --help                  print this and exit\n"
-    "  -V, --version               print the version and exit\n";
-
 // Finds a value in a list of names, which ends with NULL. Returns its index, or -1.
 static int choice(const char *value, const char *const names[])
 {
@@ -247,6 +211,64 @@ static bool set_persistent(struct serve_options *o, const char *value)
     return true;
 }
 
+static bool set_exit_with_last_client(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->exit_with_last_client = true;
+    return true;
+}
+
+static bool set_tls(struct serve_options *o, const char *value)
+{
+    static const char *const names[] = {
+        [SERVE_TLS_REQUIRE] = "require", [SERVE_TLS_ON] = "on", [SERVE_TLS_OFF] = "off", NULL};
+    int mode = choice(value, names);
+
+    o->tls_given = true;
+    o->tls_mode = mode >= 0 ? (enum serve_tls)mode : SERVE_TLS_REQUIRE;
+    return mode >= 0;
+}
+
+static bool set_tls_certificates(struct serve_options *o, const char *value)
+{
+    o->tls.certificates = value;
+    return value[0] != '\0';
+}
+
+static bool set_tls_psk(struct serve_options *o, const char *value)
+{
+    o->tls.psk = value;
+    return value[0] != '\0';
+}
+
+static bool set_tls_verify_peer(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->tls.verify_peer = true;
+    return true;
+}
+
+static bool set_tls_allow(struct serve_options *o, const char *value)
+{
+    if (o->tls_allow_count == SERVE_TLS_ALLOW_MAX) {
+        return false;
+    }
+    o->tls_allow[o->tls_allow_count++] = value;
+    return value[0] != '\0';
+}
+
+static bool set_user(struct serve_options *o, const char *value)
+{
+    o->user = value;
+    return value[0] != '\0';
+}
+
+static bool set_group(struct serve_options *o, const char *value)
+{
+    o->group = value;
+    return value[0] != '\0';
+}
+
 static bool set_pid_file(struct serve_options *o, const char *value)
 {
     o->pid_file = value;
@@ -293,6 +315,14 @@ static const struct setting {
     {"backing-format", 0, set_backing_format, "qcow2 or raw"},
     {"force-share", 'U', set_force_share, NULL},
     {"persistent", 't', set_persistent, NULL},
+    {"exit-with-last-client", 0, set_exit_with_last_client, NULL},
+    {"tls", 0, set_tls, "require, on or off"},
+    {"tls-certificates", 0, set_tls_certificates, "a directory"},
+    {"tls-psk", 0, set_tls_psk, "a file"},
+    {"tls-verify-peer", 0, set_tls_verify_peer, NULL},
+    {"tls-allow", 0, set_tls_allow, "one of at most 256 patterns"},
+    {"user", 0, set_user, "a user"},
+    {"group", 0, set_group, "a group"},
     {"pid-file", 0, set_pid_file, "a path"},
     {"log-level", 0, set_log_level, "error, warning, info or debug"},
     {"verbose", 'v', set_verbose, NULL},
@@ -345,6 +375,32 @@ static const struct setting *setting_of(int value)
     return NULL;
 }
 
+// What does not go together for TLS.
+static bool check_tls(const struct serve_options *options)
+{
+    const struct tls_options *tls = &options->tls;
+    bool given = tls->certificates != NULL || tls->psk != NULL;
+
+    if (options->tls_given && options->tls_mode == SERVE_TLS_OFF) {
+        // The rest may stand ready in a script or unit, but rules that cannot hold may not.
+        if (options->tls_allow_count > 0) {
+            cmd_fail("serve: --tls-allow needs TLS; remove it or --tls=off");
+            return false;
+        }
+        return true;
+    }
+    if (tls->certificates != NULL && tls->psk != NULL) {
+        cmd_fail("serve: --tls-certificates and --tls-psk do not go together; choose one");
+    } else if (!given && (options->tls_given || tls->verify_peer || options->tls_allow_count > 0)) {
+        cmd_fail("serve: TLS needs --tls-certificates or --tls-psk");
+    } else if (options->tls_allow_count > 0 && tls->psk == NULL && !tls->verify_peer) {
+        cmd_fail("serve: --tls-allow needs --tls-verify-peer, or any name could be claimed");
+    } else {
+        return true;
+    }
+    return false;
+}
+
 // What does not go together.
 static bool check(const struct serve_options *options)
 {
@@ -363,7 +419,7 @@ static bool check(const struct serve_options *options)
     } else if (exports->detect_zeroes == DETECT_ZEROES_UNMAP && !exports->unmap) {
         cmd_fail("serve: --detect-zeroes=unmap needs --discard=unmap");
     } else {
-        return true;
+        return check_tls(options);
     }
     return false;
 }
@@ -395,7 +451,7 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
         const struct setting *setting;
 
         if (value == VALUE_HELP) {
-            fputs(help, stdout);
+            fputs(serve_help, stdout);
             return SERVE_PARSE_DONE;
         }
         if (value == VALUE_VERSION) {

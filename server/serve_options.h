@@ -10,6 +10,12 @@
 #include "server/export.h"
 #include "server/file_backend.h"
 #include "server/log.h"
+#include "server/tls.h"
+
+// Patterns of --tls-allow; more than fit in a command line that someone understands.
+#define SERVE_TLS_ALLOW_MAX 256u
+
+enum serve_tls { SERVE_TLS_REQUIRE, SERVE_TLS_ON, SERVE_TLS_OFF };
 
 struct serve_options {
     struct export_options exports;
@@ -19,11 +25,22 @@ struct serve_options {
     bool port_given;
     enum backend_kind aio;
     unsigned connections_max;
+    bool exit_with_last_client;
+    struct tls_options tls; // neither certificates nor psk: there is no TLS
+    enum serve_tls tls_mode;
+    bool tls_given; // --tls was
+    const char *tls_allow[SERVE_TLS_ALLOW_MAX];
+    size_t tls_allow_count;
+    const char *user;     // or NULL
+    const char *group;    // or NULL
     const char *pid_file; // or NULL
     enum log_level log_level;
     char *const *images; // [NAME=]IMAGE
     size_t image_count;
 };
+
+// What --help prints (serve_help.c).
+extern const char serve_help[];
 
 enum serve_parse { SERVE_PARSE_RUN, SERVE_PARSE_DONE, SERVE_PARSE_WRONG };
 

@@ -97,15 +97,8 @@ static bool on_turn(void *context)
     return more;
 }
 
-static void on_connections_emptied(void *context)
+static void stop(struct server *server)
 {
-    stop_if_done(context);
-}
-
-static void on_signalled(void *context)
-{
-    struct server *server = context;
-
     if (server->stopping) {
         return;
     }
@@ -119,6 +112,40 @@ static void on_signalled(void *context)
     connection_set_stop(&server->connections);
     loop_want_tick(&server->loop);
     stop_if_done(server);
+}
+
+static void on_connections_emptied(void *context)
+{
+    struct server *server = context;
+
+    if (server->options->exit_with_last_client && server->connections.served) {
+        stop(server);
+    }
+    stop_if_done(server);
+}
+
+static void on_signalled(void *context)
+{
+    stop(context);
+}
+
+static void on_hung_up(void *context)
+{
+    const struct server *server = context;
+    const struct server_options *options = server->options;
+    struct error err;
+
+    if (server->stopping) {
+        return;
+    }
+    if (options->tls == NULL) {
+        log_line(options->log, LOG_LEVEL_INFO, "SIGHUP: there is nothing to read again");
+    } else if (tls_server_reload(options->tls, &err) < 0) {
+        log_line(options->log, LOG_LEVEL_ERROR, "%s; new connections get what was there before",
+                 err.text);
+    } else {
+        log_line(options->log, LOG_LEVEL_INFO, "the files of TLS were read again");
+    }
 }
 
 static bool on_tick(void *context, uint64_t now)
@@ -147,13 +174,17 @@ static int begin(struct server *server, struct error *err)
         .context = server,
         .turn = on_turn,
         .signalled = on_signalled,
+        .hung_up = on_hung_up,
         .tick = on_tick,
     };
     int result;
 
-    result = client_shared_init(&server->shared, options->exports, options->log);
+    result = client_shared_init(&server->shared, options->access, options->log);
     if (result < 0) {
         return error_set(err, ENOMEM, "out of memory");
+    }
+    if (options->tls != NULL) {
+        server->shared.tls = options->tls_required ? SESSION_TLS_REQUIRED : SESSION_TLS_OPTIONAL;
     }
     result =
         loop_init(&server->loop, options->runq, options->backend, options->signal_fd, &owner, err);
@@ -161,8 +192,8 @@ static int begin(struct server *server, struct error *err)
         client_shared_destroy(&server->shared);
         return result;
     }
-    connection_set_init(&server->connections, &server->loop.uv, &server->shared, options->log,
-                        options->connections_max, on_connections_emptied, server);
+    connection_set_init(&server->connections, &server->loop.uv, &server->shared, options->tls,
+                        options->log, options->connections_max, on_connections_emptied, server);
     for (size_t i = 0; i < listeners->count; i++) {
         result = uv_poll_init(&server->loop.uv, &server->accept_polls[i], listeners->list[i].fd);
         if (result < 0) {

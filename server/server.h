@@ -3,15 +3,23 @@
 #ifndef LAZYCOW_SERVER_SERVER_H
 #define LAZYCOW_SERVER_SERVER_H
 
+#include <stdbool.h>
+
 #include "qcow2/error.h"
 #include "qcow2/runq.h"
+#include "server/access.h"
 #include "server/export.h"
 #include "server/file_backend.h"
 #include "server/listen.h"
 #include "server/log.h"
+#include "server/tls.h"
 
 struct server_options {
     struct exports *exports;
+    const struct access *access; // to the exports
+    struct tls_server *tls;      // NULL: connections are plain
+    bool tls_required;           // none are; tls must be given
+    bool exit_with_last_client;  // stop when a client has been there and none is left
     struct listeners *listeners;
     struct runq *runq;
     struct backend *backend;
@@ -22,9 +30,9 @@ struct server_options {
     void *context;
 };
 
-// Serves until a signal comes; then finishes what is in flight and closes listeners and
-// connections. All pointers are borrowed. Returns 0 after a stop in good order, or a negative errno
-// with a message if it could not begin.
+// Serves until a signal says to stop; then finishes what is in flight and closes listeners and
+// connections. SIGHUP has the files of TLS read again. All pointers are borrowed. Returns 0 after a
+// stop in good order, or a negative errno with a message if it could not begin.
 int server_run(const struct server_options *options, struct error *err);
 
 #endif

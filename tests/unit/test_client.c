@@ -93,6 +93,7 @@ struct fixture {
     struct export export;
     struct exports exports;
     struct log log;
+    struct access access;
     struct client_shared shared;
     struct client *client;
     enum client_state state;
@@ -240,7 +241,8 @@ static void setup(struct fixture *f, struct export_options options)
         .image = &f->image,
     };
     log_init(&f->log, LOG_LEVEL_ERROR, -1);
-    assert_int_equal(client_shared_init(&f->shared, &f->exports, &f->log), 0);
+    assert_int_equal(access_init(&f->access, &f->exports, NULL, 0, NULL), 0);
+    assert_int_equal(client_shared_init(&f->shared, &f->access, &f->log), 0);
     f->client = client_new(&f->shared, "client", on_changed, f);
     assert_non_null(f->client);
 }

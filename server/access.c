@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/access.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fnmatch.h>
+#include <stdlib.h>
+#include <string.h>
+
+// The export that the argument begins with the name and a colon of, the longest such name; or NULL.
+static struct export *named_export(const struct exports *exports, const char *argument)
+{
+    struct export *found = NULL;
+    size_t longest = 0;
+
+    for (size_t i = 0; i < exports->count; i++) {
+        size_t length = strlen(exports->list[i].name);
+
+        if (strncmp(argument, exports->list[i].name, length) == 0 && argument[length] == ':' &&
+            (found == NULL || length > longest)) {
+            found = &exports->list[i];
+            longest = length;
+        }
+    }
+    return found;
+}
+
+static int parse_rule(const struct exports *exports, const char *argument, struct access_rule *rule,
+                      struct error *err)
+{
+    const char *colon = strchr(argument, ':');
+
+    rule->export = named_export(exports, argument);
+    rule->pattern = argument;
+    if (rule->export != NULL) {
+        rule->pattern = argument + strlen(rule->export->name) + 1;
+    } else if (colon != NULL && strcspn(argument, "=*?[") > (size_t)(colon - argument)) {
+        // No part of a distinguished name, nor of a pattern for one: a name that is mistyped.
+        return error_set(err, EINVAL, "--tls-allow '%s': there is no export '%.*s'", argument,
+                         (int)(colon - argument), argument);
+    }
+    if (rule->pattern[0] == '\0') {
+        return error_set(err, EINVAL, "--tls-allow '%s': the pattern is empty; * is for everyone",
+                         argument);
+    }
+    return 0;
+}
+
+int access_init(struct access *access, struct exports *exports, const char *const *arguments,
+                size_t count, struct error *err)
+{
+    *access = (struct access){.exports = exports, .count = count};
+    if (count == 0) {
+        return 0;
+    }
+    access->rules = calloc(count, sizeof(*access->rules));
+    if (access->rules == NULL) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        int result = parse_rule(exports, arguments[i], &access->rules[i], err);
+
+        if (result < 0) {
+            access_destroy(access);
+            return result;
+        }
+    }
+    return 0;
+}
+
+void access_destroy(struct access *access)
+{
+    free(access->rules);
+    access->rules = NULL;
+    access->count = 0;
+}
+
+static bool may_use(const struct access *access, const struct export *export, const char *identity)
+{
+    bool ruled = false;
+
+    for (size_t i = 0; i < access->count; i++) {
+        const struct access_rule *rule = &access->rules[i];
+
+        if (rule->export == NULL || rule->export == export) {
+            ruled = true;
+            if (identity != NULL && fnmatch(rule->pattern, identity, 0) == 0) {
+                return true;
+            }
+        }
+    }
+    return !ruled;
+}
+
+static size_t visible_count(void *context)
+{
+    const struct access_view *view = context;
+
+    return view->visible != NULL ? view->count : view->access->exports->count;
+}
+
+static const struct session_export *visible_at(void *context, size_t index)
+{
+    const struct access_view *view = context;
+
+    assert(index < visible_count(context));
+    return view->visible != NULL ? &view->visible[index]->session
+                                 : &view->access->exports->list[index].session;
+}
+
+int access_view_init(struct access_view *view, const struct access *access, enum session_tls tls)
+{
+    *view = (struct access_view){
+        .host =
+            {
+                .context = view,
+                .export_count = visible_count,
+                .export_at = visible_at,
+                .tls = tls,
+            },
+        .access = access,
+    };
+    return access_view_identify(view, NULL);
+}
+
+int access_view_identify(struct access_view *view, const char *identity)
+{
+    struct exports *exports = view->access->exports;
+
+    if (view->access->count == 0) {
+        return 0;
+    }
+    if (view->visible == NULL) {
+        view->visible = calloc(exports->count, sizeof(struct export *));
+        if (view->visible == NULL) {
+            return -ENOMEM;
+        }
+    }
+    view->count = 0;
+    for (size_t i = 0; i < exports->count; i++) {
+        if (may_use(view->access, &exports->list[i], identity)) {
+            view->visible[view->count++] = &exports->list[i];
+        }
+    }
+    return 0;
+}
+
+void access_view_destroy(struct access_view *view)
+{
+    free(view->visible);
+    view->visible = NULL;
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE // setresuid
+#include "server/privileges.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <pwd.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// A decimal number that fits an id; the last one means "unchanged" to the kernel.
+static bool parse_id(const char *text, unsigned *id)
+{
+    unsigned long value;
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9') {
+        return false;
+    }
+    errno = 0;
+    value = strtoul(text, &end, 10);
+    if (*end != '\0' || errno != 0 || value >= UINT32_MAX) {
+        return false;
+    }
+    *id = (unsigned)value;
+    return true;
+}
+
+int privileges_find(struct privileges *privileges, const char *user, const char *group,
+                    struct error *err)
+{
+    *privileges = (struct privileges){.uid = getuid(), .gid = getgid()};
+    if (user != NULL) {
+        const struct passwd *entry = getpwnam(user);
+
+        privileges->user = user;
+        if (entry != NULL) {
+            privileges->uid = entry->pw_uid;
+            privileges->gid = entry->pw_gid;
+        } else if (!parse_id(user, &privileges->uid)) {
+            return error_set(err, EINVAL, "--user '%s': there is no such user", user);
+        } else if ((entry = getpwuid(privileges->uid)) != NULL) {
+            privileges->gid = entry->pw_gid;
+        } else if (group == NULL) {
+            return error_set(err, EINVAL, "--user %s: has no group; give one with --group", user);
+        }
+    }
+    if (group != NULL) {
+        const struct group *entry = getgrnam(group);
+
+        privileges->user = user != NULL ? user : group;
+        if (entry != NULL) {
+            privileges->gid = entry->gr_gid;
+        } else if (!parse_id(group, &privileges->gid)) {
+            return error_set(err, EINVAL, "--group '%s': there is no such group", group);
+        }
+    }
+    return 0;
+}
+
+int privileges_drop(const struct privileges *privileges, struct error *err)
+{
+    if (privileges->user == NULL) {
+        return 0;
+    }
+    // Groups first: the user may not change them any more.
+    if ((geteuid() == 0 && setgroups(0, NULL) < 0) ||
+        setresgid(privileges->gid, privileges->gid, privileges->gid) < 0 ||
+        setresuid(privileges->uid, privileges->uid, privileges->uid) < 0) {
+        return error_set(err, errno, "cannot become user or group '%s': %s; that needs root",
+                         privileges->user, strerror(errno));
+    }
+    return 0;
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE // asprintf
+#include "server/tls_credentials.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <gnutls/x509.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// "TLS" in the protocol asks for 1.2 at least. The rest is the system's policy.
+#define PRIORITY_CERTIFICATES "-VERS-TLS1.0:-VERS-TLS1.1:-VERS-DTLS-ALL"
+// Forward secrecy where the client can do it; plain PSK is all that some can.
+#define PRIORITY_PSK PRIORITY_CERTIFICATES ":+ECDHE-PSK:+DHE-PSK:+PSK"
+
+// Keys in one file, and the length of a line: more than a site has clients, and room for a name and
+// a key of 2048 bits many times over.
+#define PSK_KEYS_MAX 65536u
+#define PSK_LINE_MAX 4096
+
+struct psk_key {
+    char *name;
+    gnutls_datum_t key;
+};
+
+struct tls_psk_list {
+    size_t count;
+    struct psk_key keys[];
+};
+
+// ---- Pre-shared keys ----------------------------------------------------------------------------
+
+static void psk_list_free(struct tls_psk_list *list)
+{
+    for (size_t i = 0; list != NULL && i < list->count; i++) {
+        free(list->keys[i].name);
+        gnutls_memset(list->keys[i].key.data, 0, list->keys[i].key.size);
+        gnutls_free(list->keys[i].key.data);
+    }
+    free(list);
+}
+
+// Appends the key of a line NAME:KEY; cuts the line. Empty lines and comments have none. Returns 0
+// or a negative errno.
+static int psk_add_line(struct tls_psk_list **list, char *line)
+{
+    struct tls_psk_list *grown;
+    struct psk_key *key;
+    gnutls_datum_t hex;
+    char *colon;
+
+    line[strcspn(line, "\r\n")] = '\0';
+    if (line[0] == '\0' || line[0] == '#') {
+        return 0;
+    }
+    colon = strrchr(line, ':');
+    if (colon == NULL || colon == line || (*list)->count == PSK_KEYS_MAX) {
+        return -EINVAL;
+    }
+    *colon = '\0';
+    if (strlen(line) >= TLS_IDENTITY_MAX) {
+        return -EINVAL;
+    }
+    // In steps of powers of two: the list is full when its count is one.
+    if (((*list)->count & ((*list)->count - 1)) == 0) {
+        size_t room = (*list)->count > 0 ? 2 * (*list)->count : 1;
+
+        grown = realloc(*list, sizeof(*grown) + room * sizeof(grown->keys[0]));
+        if (grown == NULL) {
+            return -ENOMEM;
+        }
+        *list = grown;
+    }
+    key = &(*list)->keys[(*list)->count];
+    hex = (gnutls_datum_t){.data = (unsigned char *)colon + 1, .size = (unsigned)strlen(colon + 1)};
+    if (hex.size == 0 || gnutls_hex_decode2(&hex, &key->key) < 0) {
+        return -EINVAL;
+    }
+    key->name = strdup(line);
+    if (key->name == NULL) {
+        gnutls_free(key->key.data);
+        return -ENOMEM;
+    }
+    (*list)->count++;
+    return 0;
+}
+
+static int psk_read(struct tls_psk_list **list, const char *path, struct error *err)
+{
+    FILE *file = fopen(path, "re");
+    char line[PSK_LINE_MAX];
+    unsigned number = 0;
+    int result = 0;
+
+    if (file == NULL) {
+        return error_set(err, errno, "--tls-psk '%s': %s", path, strerror(errno));
+    }
+    *list = calloc(1, sizeof(**list));
+    if (*list == NULL) {
+        fclose(file);
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    while (result == 0 && fgets(line, sizeof(line), file) != NULL) {
+        number++;
+        result = psk_add_line(list, line);
+    }
+    if (result == 0 && (ferror(file) || (*list)->count == 0)) {
+        result = error_set(err, EINVAL, "--tls-psk '%s': has no keys; make one with psktool", path);
+    } else if (result == -ENOMEM) {
+        error_set(err, ENOMEM, "out of memory");
+    } else if (result < 0) {
+        error_set(err, EINVAL, "--tls-psk '%s': line %u is not NAME:KEY with a hexadecimal key",
+                  path, number);
+    }
+    gnutls_memset(line, 0, sizeof(line));
+    fclose(file);
+    if (result < 0) {
+        psk_list_free(*list);
+        *list = NULL;
+    }
+    return result;
+}
+
+// Called by GnuTLS: the key of a name. 1: there is none; then it goes on with a random key, so that
+// strangers do not learn which names exist.
+static int psk_find(gnutls_session_t session, const char *name, gnutls_datum_t *key)
+{
+    const struct tls_credentials *credentials = gnutls_session_get_ptr(session);
+    const struct tls_psk_list *list = credentials->keys;
+
+    for (size_t i = 0; i < list->count; i++) {
+        if (strcmp(list->keys[i].name, name) == 0) {
+            key->data = gnutls_malloc(list->keys[i].key.size);
+            if (key->data == NULL) {
+                return -1;
+            }
+            memcpy(key->data, list->keys[i].key.data, list->keys[i].key.size);
+            key->size = list->keys[i].key.size;
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static int load_psk(struct tls_credentials *credentials, const char *path, struct error *err)
+{
+    int result = psk_read(&credentials->keys, path, err);
+
+    if (result < 0) {
+        return result;
+    }
+    if (gnutls_psk_allocate_server_credentials(&credentials->psk) < 0) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    gnutls_psk_set_server_credentials_function(credentials->psk, psk_find);
+    gnutls_psk_set_server_known_dh_params(credentials->psk, GNUTLS_SEC_PARAM_MEDIUM);
+    return 0;
+}
+
+// ---- Certificates -------------------------------------------------------------------------------
+
+// Has set read a file of the directory. Returns what set does, with a message if that is negative;
+// 0 where the file is not there and need not be.
+static int load_file(gnutls_certificate_credentials_t certificates, const char *directory,
+                     const char *name, bool needed,
+                     int (*set)(gnutls_certificate_credentials_t, const char *,
+                                gnutls_x509_crt_fmt_t),
+                     struct error *err)
+{
+    char *path;
+    int result = 0;
+
+    if (asprintf(&path, "%s/%s", directory, name) < 0) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    if (access(path, R_OK) == 0) {
+        result = set(certificates, path, GNUTLS_X509_FMT_PEM);
+        if (result < 0) {
+            result = error_set(err, EINVAL, "--tls-certificates: '%s': %s", path,
+                               gnutls_strerror(result));
+        }
+    } else if (needed || errno != ENOENT) {
+        result = error_set(err, errno, "--tls-certificates: '%s': %s", path, strerror(errno));
+    }
+    free(path);
+    return result;
+}
+
+static int load_key_pair(gnutls_certificate_credentials_t certificates, const char *directory,
+                         struct error *err)
+{
+    char *certificate = NULL;
+    char *key = NULL;
+    int result = 0;
+
+    if (asprintf(&certificate, "%s/server-cert.pem", directory) < 0) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    if (asprintf(&key, "%s/server-key.pem", directory) < 0) {
+        free(certificate);
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    if (access(certificate, R_OK) < 0) {
+        result =
+            error_set(err, errno, "--tls-certificates: '%s': %s", certificate, strerror(errno));
+    } else if (access(key, R_OK) < 0) {
+        result = error_set(err, errno, "--tls-certificates: '%s': %s", key, strerror(errno));
+    } else {
+        result = gnutls_certificate_set_x509_key_file(certificates, certificate, key,
+                                                      GNUTLS_X509_FMT_PEM);
+        if (result < 0) {
+            result = error_set(err, EINVAL, "--tls-certificates: '%s' with server-key.pem: %s",
+                               certificate, gnutls_strerror(result));
+        }
+    }
+    free(certificate);
+    free(key);
+    return result;
+}
+
+static int load_certificates(struct tls_credentials *credentials, const struct tls_options *options,
+                             struct error *err)
+{
+    int result;
+
+    if (gnutls_certificate_allocate_credentials(&credentials->certificates) < 0) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    result = load_key_pair(credentials->certificates, options->certificates, err);
+    if (result >= 0) {
+        result = load_file(credentials->certificates, options->certificates, "ca-cert.pem",
+                           options->verify_peer, gnutls_certificate_set_x509_trust_file, err);
+    }
+    if (result >= 0) {
+        result = load_file(credentials->certificates, options->certificates, "ca-crl.pem", false,
+                           gnutls_certificate_set_x509_crl_file, err);
+    }
+    if (result >= 0) {
+        gnutls_certificate_set_known_dh_params(credentials->certificates, GNUTLS_SEC_PARAM_MEDIUM);
+    }
+    return result < 0 ? result : 0;
+}
+
+// ---- Both ---------------------------------------------------------------------------------------
+
+int tls_credentials_load(struct tls_credentials **out, const struct tls_options *options,
+                         struct error *err)
+{
+    struct tls_credentials *credentials = calloc(1, sizeof(*credentials));
+    int result;
+
+    assert((options->psk != NULL) != (options->certificates != NULL));
+    if (credentials == NULL) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    credentials->references = 1;
+    credentials->verify_peer = options->verify_peer && options->psk == NULL;
+    result = options->psk != NULL ? load_psk(credentials, options->psk, err)
+                                  : load_certificates(credentials, options, err);
+    if (result == 0) {
+        const char *where;
+        const char *priority = options->psk != NULL ? PRIORITY_PSK : PRIORITY_CERTIFICATES;
+
+        result = gnutls_priority_init2(&credentials->priority, priority, &where,
+                                       GNUTLS_PRIORITY_INIT_DEF_APPEND);
+        if (result < 0) {
+            credentials->priority = NULL;
+            result = error_set(err, EINVAL, "GnuTLS does not take its priorities: %s",
+                               gnutls_strerror(result));
+        }
+    }
+    if (result < 0) {
+        tls_credentials_drop(credentials);
+        return result;
+    }
+    *out = credentials;
+    return 0;
+}
+
+void tls_credentials_drop(struct tls_credentials *credentials)
+{
+    assert(credentials->references > 0);
+    if (--credentials->references > 0) {
+        return;
+    }
+    if (credentials->certificates != NULL) {
+        gnutls_certificate_free_credentials(credentials->certificates);
+    }
+    if (credentials->psk != NULL) {
+        gnutls_psk_free_server_credentials(credentials->psk);
+    }
+    if (credentials->priority != NULL) {
+        gnutls_priority_deinit(credentials->priority);
+    }
+    psk_list_free(credentials->keys);
+    free(credentials);
+}
+
+int tls_credentials_use(struct tls_credentials *credentials, gnutls_session_t session)
+{
+    static gnutls_typed_vdata_st purpose = {
+        .type = GNUTLS_DT_KEY_PURPOSE_OID,
+        .data = (unsigned char *)GNUTLS_KP_TLS_WWW_CLIENT,
+    };
+    int result = gnutls_priority_set(session, credentials->priority);
+
+    if (result < 0) {
+        return result;
+    }
+    gnutls_session_set_ptr(session, credentials);
+    if (credentials->psk != NULL) {
+        return gnutls_credentials_set(session, GNUTLS_CRD_PSK, credentials->psk);
+    }
+    if (credentials->verify_peer) {
+        gnutls_certificate_server_set_request(session, GNUTLS_CERT_REQUIRE);
+        gnutls_session_set_verify_cert2(session, &purpose, 1, 0);
+    }
+    return gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, credentials->certificates);
+}

@@ -31,6 +31,7 @@ struct serve {
     struct access access;
     struct tls_server *tls; // or NULL
     struct listeners listeners;
+    bool activated; // these were handed over
 };
 
 // Each connection takes a descriptor, each image of a backing chain one or more.
@@ -48,6 +49,7 @@ static int open_listeners(struct serve *serve, unsigned activated, struct error 
 {
     const struct serve_options *options = serve->options;
 
+    serve->activated = activated > 0;
     if (activated > 0) {
         if (options->socket != NULL || options->bind != NULL || options->port_given) {
             return error_set(err, EINVAL,
@@ -78,13 +80,9 @@ static int write_pid_file(const char *path, struct error *err)
     return 0;
 }
 
-// Tells the world that connections are answered from now on.
-static void on_ready(void *context)
+// Prints the URIs.
+static void announce(const struct serve *serve)
 {
-    struct serve *serve = context;
-
-    log_line(&serve->log, LOG_LEVEL_DEBUG, "files are served with %s",
-             backend_name(serve->backend));
     for (size_t i = 0; i < serve->listeners.count; i++) {
         const struct listener *listener = &serve->listeners.list[i];
         char *uri;
@@ -102,6 +100,20 @@ static void on_ready(void *context)
         free(uri);
     }
     fflush(stdout);
+}
+
+// Tells the world that connections are answered from now on.
+static void on_ready(void *context)
+{
+    struct serve *serve = context;
+
+    log_line(&serve->log, LOG_LEVEL_DEBUG, "files are served with %s",
+             backend_name(serve->backend));
+    // A program that starts a server for itself knows where, and standard output is its own: it may
+    // be what an image is copied to.
+    if (!serve->activated || !serve->options->exit_with_last_client) {
+        announce(serve);
+    }
     notify("READY=1");
 }
 

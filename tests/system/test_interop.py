@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How programs of other projects, and several of them at once, get along with the server."""
 import json
+import os
+import random
+import subprocess
+import time
 
 import nbd
+import pytest
 
 import lib_tools
 from lib_server import Server
@@ -54,3 +59,190 @@ def test_both_contexts_in_one_reply(workdir):
         BASE: [(196608, 0), (MEBI - 196608, nbd.STATE_HOLE | nbd.STATE_ZERO)],
         DEPTH: [(65536, 3), (65536, 2), (65536, 1), (MEBI - 196608, 0)]}
     assert [offset for _context, offset, _pairs in answers] == [0, 0]
+
+
+# ---- Several exports ----------------------------------------------------------------------------
+
+def test_nbdinfo_lists_all_exports(workdir):
+    images = [lib_tools.create(f"{workdir}/d{number}.qcow2", (number + 1) * MEBI)
+              for number in range(3)]
+    with Server(workdir, *images, ("with space", lib_tools.create(f"{workdir}/x.qcow2", SIZE)),
+                options=["--description=a test"]) as server:
+        found = json.loads(run("nbdinfo", "--list", "--json", server.uri))
+        sizes = {export["export-name"]: export["export-size"] for export in found["exports"]}
+        assert sizes == {"d0": MEBI, "d1": 2 * MEBI, "d2": 3 * MEBI, "with space": SIZE}
+        assert {export["description"] for export in found["exports"]} == {"a test"}
+        assert run("nbdinfo", "--size", server.uri_of("with space")).strip() == str(SIZE)
+        assert run("nbdinfo", "--size", server.uri_of("")).strip() == str(MEBI)
+
+
+# ---- nbdfuse ------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse") or os.geteuid() != 0,
+                    reason="mounting needs /dev/fuse and root")
+def test_nbdfuse(workdir):
+    """The export as a file: written through the kernel's FUSE, and found again in the image."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    mount = f"{workdir}/mnt"
+    os.mkdir(mount)
+    content = random.Random(3).randbytes(3 * MEBI)
+    with Server(workdir, image) as server:
+        with subprocess.Popen(["nbdfuse", f"{mount}/disk", server.uri]) as fuse:
+            try:
+                wait_for(lambda: os.path.exists(f"{mount}/disk"))
+                with open(f"{mount}/disk", "r+b") as stream:
+                    assert os.fstat(stream.fileno()).st_size == SIZE
+                    stream.seek(MEBI + 512)
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    stream.seek(MEBI + 512)
+                    assert stream.read(len(content)) == content
+            finally:
+                run("fusermount3", "-u", mount)
+                fuse.wait(30)
+    lib_tools.check_clean(image)
+    found = lib_tools.read_all(image)
+    assert found[MEBI + 512:MEBI + 512 + len(content)] == content
+    assert not any(found[:MEBI + 512])
+
+
+# ---- nbdsh --------------------------------------------------------------------------------------
+
+def test_nbdsh_asynchronous_script(workdir):
+    """Many commands in flight from a script, as backup tools are written."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    script = """
+buffers = [nbd.Buffer.from_bytearray(bytearray([n + 1]) * 65536) for n in range(64)]
+for n, buffer in enumerate(buffers):
+    h.aio_pwrite(buffer, n * 65536, lambda error: 1)
+while h.aio_in_flight() > 0:
+    h.poll(-1)
+h.flush()
+h.trim(65536, 0)
+h.zero(65536, 65536)
+for n in range(2, 64):
+    assert h.pread(65536, n * 65536) == bytes([n + 1]) * 65536
+assert h.pread(131072, 0) == bytes(131072)
+"""
+    with Server(workdir, image) as server:
+        run("/usr/bin/python3", "-m", "nbd", "-u", server.uri, "-c", script)
+    lib_tools.check_clean(image)
+
+
+# ---- nbdcopy ------------------------------------------------------------------------------------
+
+def test_nbdcopy_both_ways_with_four_connections(workdir):
+    content = random.Random(4).randbytes(SIZE // 4)
+    content = content + bytes(SIZE // 2) + content
+    source, out = f"{workdir}/in.raw", f"{workdir}/out.raw"
+    with open(source, "wb") as stream:
+        stream.write(content)
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    with Server(workdir, image, tcp=True) as server:
+        words = ("--connections=4", "--threads=4", "--requests=32", "--flush")
+        run("nbdcopy", *words, source, server.uri)
+        run("nbdcopy", *words, server.uri, out)
+        assert server.stderr().count("export 'disk'") >= 8
+    with open(out, "rb") as stream:
+        assert stream.read() == content
+    lib_tools.check_clean(image)
+
+
+# ---- QEMU ---------------------------------------------------------------------------------------
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class StorageDaemon:
+    """A qemu-storage-daemon that has the export as a block device and serves that again."""
+
+    def __init__(self, directory, server):
+        self.process = subprocess.Popen([
+            "qemu-storage-daemon", "--blockdev",
+            "driver=nbd,node-name=disk,export=disk,reconnect-delay=30,server.type=unix,"
+            f"server.path={server.socket}", "--nbd-server",
+            f"addr.type=unix,addr.path={directory}/again", "--export",
+            "type=nbd,id=e,node-name=disk,name=again,writable=on"])
+        self.uri = f"nbd+unix:///again?socket={directory}/again"
+        wait_for(lambda: os.path.exists(f"{directory}/again"))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # A daemon whose server is gone would first wait out its reconnect-delay.
+        self.process.kill()
+        self.process.wait(30)
+
+
+def test_qemu_reconnects_over_a_restart(workdir):
+    """-blockdev with reconnect-delay: requests of before and after a restart, and during it."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
+    socket_path = f"{workdir}/nbd"
+    first = Server(workdir, image, socket_path=socket_path)
+    try:
+        with StorageDaemon(workdir, first) as qemu:
+            lib_tools.qemu_io(qemu.uri, "write -P 1 0 1M", "flush", image_format="raw")
+            first.stop()
+            # While there is no server; it waits for one.
+            with subprocess.Popen(
+                    ["qemu-io", "-f", "raw", "-c", "read -P 1 0 1M", "-c", "write -P 2 1M 1M",
+                     "-c", "flush", qemu.uri], stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT) as waiting:
+                time.sleep(0.5)
+                assert waiting.poll() is None
+                with Server(workdir, image, socket_path=socket_path):
+                    text, _ = waiting.communicate(timeout=60)
+                    assert waiting.returncode == 0 and b"failed" not in text, text
+                    lib_tools.qemu_io(qemu.uri, "read -P 2 1M 1M", image_format="raw")
+    finally:
+        first.kill()
+    lib_tools.check_clean(image)
+    lib_tools.qemu_io(image, "read -P 1 0 1M", "read -P 2 1M 1M")
+
+
+def test_qemu_img_map(workdir):
+    """Data and holes as qemu-img sees them over NBD are those that it sees in the image."""
+    disk = chain(workdir)
+
+    def data(text):
+        found = []
+        for extent in json.loads(text):
+            start, end = extent["start"], extent["start"] + extent["length"]
+            if found and found[-1][1] == start and found[-1][2] == extent["zero"]:
+                found[-1][1] = end
+            else:
+                found.append([start, end, extent["zero"]])
+        return found
+    direct = data(lib_tools.qemu_img("map", "--output=json", "-f", "qcow2", disk))
+    with Server(workdir, disk, read_only=True) as server:
+        over_nbd = data(lib_tools.qemu_img("map", "--output=json", "-f", "raw", server.uri))
+    assert over_nbd == direct
+    assert [zero for _start, _end, zero in direct] == [False, True]
+
+
+def test_a_guest_and_a_backup_at_once(workdir):
+    """A backup reads through connections of its own while another client writes elsewhere."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    content = random.Random(5).randbytes(SIZE // 2)
+    with Server(workdir, image) as server:
+        writer = server.connect()
+        for at in range(0, len(content), MEBI):
+            writer.pwrite(content[at:at + MEBI], at)
+        out = f"{workdir}/backup.raw"
+        with subprocess.Popen(["nbdcopy", "--connections=4", server.uri, out]) as backup:
+            count = 0
+            while backup.poll() is None or count == 0:
+                writer.pwrite(bytes([count % 255 + 1]) * 65536, SIZE // 2 + count % 64 * 65536)
+                count += 1
+            assert backup.returncode == 0
+        writer.flush()
+        writer.shutdown()
+    with open(out, "rb") as stream:
+        assert stream.read(len(content)) == content
+    lib_tools.check_clean(image)

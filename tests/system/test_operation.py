@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running the server under a service manager, as another user, or for one program."""
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import time
+
+import pytest
+
+import lib_server
+import lib_tools
+from lib_server import ROOT, Server, refused
+from lib_tools import run
+
+pytestmark = pytest.mark.lazycow_only
+
+MEBI = 1 << 20
+SIZE = 16 * MEBI
+
+
+@pytest.fixture
+def image(workdir):
+    path = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
+    lib_tools.qemu_io(path, "write -P 5 1M 64k")
+    return path
+
+
+def ids(server):
+    """(uids, gids, supplementary groups) of the server's threads, which must be the same."""
+    found = set()
+    for thread in os.listdir(f"/proc/{server.pid}/task"):
+        with open(f"/proc/{server.pid}/task/{thread}/status", encoding="ascii") as status:
+            fields = dict(line.rstrip("\n").split(":", 1) for line in status)
+        found.add((tuple(fields["Uid"].split()), tuple(fields["Gid"].split()),
+                   fields["Groups"].strip()))
+    [one] = found
+    return one
+
+
+# ---- --user and --group -------------------------------------------------------------------------
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+
+
+@needs_root
+@pytest.mark.parametrize("aio", ["io_uring", "threads"])
+def test_user(workdir, image, aio):
+    """Images, socket and pid file are opened as root; from then on root is nobody."""
+    nobody = pwd.getpwnam("nobody")
+    os.chmod(workdir, 0o755)
+    assert os.stat(image).st_uid == 0 and stat.S_IMODE(os.stat(image).st_mode) & 2 == 0
+    with Server(workdir, image, aio=aio,
+                options=["--user=nobody", f"--pid-file={workdir}/pid"]) as server:
+        uid, gid = str(nobody.pw_uid), str(nobody.pw_gid)
+        handle = server.connect()
+        handle.pwrite(b"x" * 4096, 0)
+        handle.flush()
+        assert ids(server) == ((uid,) * 4, (gid,) * 4, "")
+        with open(f"{workdir}/pid", encoding="ascii") as stream:
+            assert int(stream.read()) == server.pid
+        assert os.stat(server.socket).st_uid == nobody.pw_uid
+        handle.shutdown()
+    lib_tools.check_clean(image)
+    lib_tools.qemu_io(image, "read -P 0x78 0 4096", "read -P 5 1M 64k")
+
+
+@needs_root
+def test_user_and_group_by_number(workdir, image):
+    with Server(workdir, image, options=["--user=12345", "--group=54321"]) as server:
+        assert ids(server) == (("12345",) * 4, ("54321",) * 4, "")
+        server.connect().shutdown()
+
+
+def test_unknown_user_and_group(workdir, image):
+    where = f"--socket={workdir}/s"
+    assert "no such user" in refused(workdir, where, "--user=nosuchuser", image)
+    assert "no such group" in refused(workdir, where, "--group=nosuchgroup", image)
+    assert "--group" in refused(workdir, where, "--user=4294967", image)
+    assert not os.path.exists(f"{workdir}/s")
+
+
+# ---- --exit-with-last-client --------------------------------------------------------------------
+
+def test_exit_with_last_client(workdir, image):
+    server = Server(workdir, image, options=["--exit-with-last-client"])
+    # One that looks at the list only, and one that says nothing, are no clients.
+    run("nbdinfo", "--list", "--json", "--no-content", f"nbd+unix:///?socket={server.socket}")
+    server.raw_socket().close()
+    time.sleep(0.3)
+    if not server.alive():
+        pytest.fail("it has ended before there was a client")
+    first, second = server.connect(), server.connect()
+    first.shutdown()
+    time.sleep(0.3)
+    assert server.alive()
+    second.pwrite(b"y" * 512, 0)
+    second.shutdown()
+    assert server.wait_exit() == 0
+    server.check_sanitizers()
+    lib_tools.check_clean(image)
+    assert not os.path.exists(server.socket)
+
+
+BRACKETS = ["[", lib_server.BINARY, "serve", "--exit-with-last-client"]
+
+
+def test_nbdcopy_in_square_brackets(workdir, image):
+    out = f"{workdir}/out.raw"
+    run("nbdcopy", "--", *BRACKETS, image, "]", out)
+    lib_tools.qemu_io(out, "read -P 5 1M 64k", "read -P 0 0 1M", image_format="raw")
+    with open(out, "r+b") as stream:
+        stream.seek(2 * MEBI)
+        stream.write(b"\6" * MEBI)
+    run("nbdcopy", "--", out, *BRACKETS, image, "]")
+    lib_tools.check_clean(image)
+    lib_tools.qemu_io(image, "read -P 5 1M 64k", "read -P 6 2M 1M")
+
+
+def test_standard_output_belongs_to_the_program_that_starts_it(workdir, image):
+    result = subprocess.run(["nbdcopy", "--", *BRACKETS, image, "]", "-"], check=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+    assert len(result.stdout) == SIZE
+    assert result.stdout[MEBI:MEBI + 65536] == b"\5" * 65536
+
+
+# ---- systemd ------------------------------------------------------------------------------------
+
+def test_units_verify(workdir):
+    """systemd-analyze has nothing to say about the units."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("there is no systemd-analyze")
+    for kind in ("service", "socket"):
+        with open(f"{ROOT}/dist/systemd/lazycow@.{kind}", encoding="ascii") as source:
+            text = source.read()
+        # It looks for the program, which need not be installed here.
+        text = text.replace("ExecStart=lazycow ", f"ExecStart={lib_server.BINARY} ")
+        with open(f"{workdir}/lazycow@.{kind}", "w", encoding="ascii") as out:
+            out.write(text)
+    text = run("systemd-analyze", "verify", "--man=no", f"{workdir}/lazycow@.service",
+               f"{workdir}/lazycow@.socket")
+    assert text == ""
+
+
+def test_reload_keeps_the_connections(workdir, image):
+    """What the unit's ExecReload does."""
+    with Server(workdir, image) as server:
+        handle = server.connect()
+        server.process.send_signal(signal.SIGHUP)
+        for _ in range(20):
+            assert handle.pread(512, MEBI) == b"\5" * 512
+            time.sleep(0.01)
+        server.connect().shutdown()
+        handle.shutdown()

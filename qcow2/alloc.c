@@ -96,14 +96,17 @@ static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
 {
     struct alloc *alloc = &image->alloc;
     const struct refcounts *rc = &image->refcounts;
-    uint64_t from = alloc->search < alloc->fresh ? alloc->search : 0;
+    // A file may be longer than its refcount table can tell.
+    uint64_t covered = rc->table_size << rc->geometry.block_bits;
+    uint64_t end = alloc->fresh < covered ? alloc->fresh : covered;
+    uint64_t from = alloc->search < end ? alloc->search : 0;
     uint64_t next;
 
     if (!alloc->may_find)
         return 0;
-    uint64_t found = refcounts_find_free(rc, from, alloc->fresh, want, first, &next);
-    bool all = from == 0 && next >= alloc->fresh;
-    if (found < want && next >= alloc->fresh && from > 0) {
+    uint64_t found = refcounts_find_free(rc, from, end, want, first, &next);
+    bool all = from == 0 && next >= end;
+    if (found < want && next >= end && from > 0) {
         uint64_t other;
         uint64_t found_before = refcounts_find_free(rc, 0, from, want, &other, &next);
 

@@ -90,6 +90,7 @@ static void read_ended(struct file_io *io)
     struct inflated *entry = (struct inflated *)((char *)io - offsetof(struct inflated, io));
     struct image *image = entry->image;
 
+    op_leave_active(&entry->op);
     if (io->result < 0) {
         end_load(entry, io->result);
         return;
@@ -156,6 +157,9 @@ static int start_load(struct image *image, struct inflated *entry, const struct 
                                  .iov = &entry->iov,
                                  .iovcnt = 1,
                                  .done = read_ended};
+    // The mapping was looked up in this turn; whoever waits for the load holds nothing meanwhile.
+    op_init_internal(&entry->op, image, NULL);
+    op_replan(&entry->op);
     file_submit(image->file, &entry->io);
     return 0;
 }

@@ -10,6 +10,7 @@
 
 #include "qcow2/file.h"
 #include "qcow2/offload.h"
+#include "qcow2/op.h"
 #include "qcow2/waitq.h"
 
 struct image;
@@ -30,7 +31,8 @@ struct inflated {
     unsigned char *bytes; // one cluster
     unsigned char *packed;
     struct waitq waiters;
-    int result; // of inflating
+    int result;   // of inflating
+    struct op op; // internal: keeps the host clusters from being used again while they are read
     struct file_io io;
     struct iovec iov;
     struct offload_job job;

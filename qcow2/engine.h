@@ -38,8 +38,7 @@ struct image {
     uint64_t size; // guest bytes
     bool read_only;
     bool lazy;         // refcounts wait for a clean shutdown
-    int latched_error; // a barrier failed, or the image is corrupt: writes and flushes end with
-                       // this
+    int latched_error; // a barrier failed or the image is corrupt: writes and flushes end with it
 
     struct image *backing; // owned; NULL: none
 
@@ -47,7 +46,8 @@ struct image {
     // quarantine.h.
     TAILQ_HEAD(, op) active;
     uint64_t next_begun;
-    size_t op_count; // started and not done, internal ones not counted
+    struct waitq older_gone; // ops that wait for those before them to end
+    size_t op_count;         // started and not done, internal ones not counted
     SLIST_HEAD(, op_work) spare_work;
     size_t spare_work_count;
 
@@ -71,7 +71,6 @@ struct image {
 };
 
 // ---- Ops (op.c)
-// -----------------------------------------------------------------------------------
 
 // What an op holds while it does more than read or write in place. Released by op_finish.
 struct op_work {
@@ -104,6 +103,9 @@ void op_finish(struct op *op, int result);
 void op_replan(struct op *op);
 // The op waits for something else than its own I/O, and holds no host offset meanwhile.
 void op_leave_active(struct op *op);
+// Waits until every op has ended, or made a new plan, that made its plan before this one did. Returns 0 or
+// OP_PARKED (ask again).
+int op_wait_for_older(struct op *op);
 // op->work, made if there is none. Returns 0 or -ENOMEM.
 int op_need_work(struct op *op);
 // Submits op->io or another io whose end is the op's next turn, with wait_result telling how it
@@ -125,7 +127,6 @@ void flush_step(struct op *op);
 void status_step(struct op *op);
 
 // ---- Saying things
-// --------------------------------------------------------------------------------
 
 __attribute__((format(printf, 2, 3))) void image_log(struct image *image, const char *format, ...);
 // Something in the image contradicts itself where it would be written: nothing is written any more,

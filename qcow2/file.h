@@ -9,8 +9,7 @@
 //     filled with zeros and is no error.
 //  3. Buffers and the file_io belong to the file from file_submit until done runs.
 //  4. A FILE_DATASYNC covers exactly the requests whose done ran before it was submitted.
-//  Everything
-//     else is unordered. It covers the size of the file and its allocation too.
+//     Everything else is unordered. It covers the size of the file and its allocation too.
 //  5. Requests have any byte alignment; an implementation on O_DIRECT hides that.
 #ifndef LAZYCOW_QCOW2_FILE_H
 #define LAZYCOW_QCOW2_FILE_H

@@ -56,7 +56,6 @@ void image_mark_corrupt(struct image *image, const char *what, uint64_t host_off
 }
 
 // ---- Opening
-// -------------------------------------------------------------------------------------------
 
 static int open_at_depth(struct image **out, struct file *file, const struct image_options *options,
                          const struct image_host *host, unsigned depth, struct error *err);
@@ -247,6 +246,7 @@ static int open_at_depth(struct image **out, struct file *file, const struct ima
     if (image->options.cache_bytes == 0)
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
     TAILQ_INIT(&image->active);
+    waitq_init(&image->older_gone);
     SLIST_INIT(&image->spare_work);
     TAILQ_INIT(&image->quarantine.durable);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;
@@ -288,7 +288,6 @@ const char *image_name(const struct image *image)
 }
 
 // ---- Clean points
-// --------------------------------------------------------------------------------------
 
 // What a clean point takes: sync, let the quarantine empty, punch holes, write refcounts. A
 // refcount table that moved leaves its old clusters to quarantine, hence more rounds, and
@@ -389,7 +388,6 @@ bool image_tick(struct image *image)
 }
 
 // ---- The end
-// -------------------------------------------------------------------------------------------
 
 struct finish {
     bool ended;

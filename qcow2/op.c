@@ -81,6 +81,13 @@ void op_start(struct image *image, struct op *op)
     op->step(op);
 }
 
+// An op has left its place in the order.
+static void tell_left(struct image *image)
+{
+    quarantine_kick(image);
+    waitq_wake(&image->older_gone, 0);
+}
+
 void op_replan(struct op *op)
 {
     struct image *image = op->image;
@@ -94,7 +101,7 @@ void op_replan(struct op *op)
     op->active = true;
     op->begun = image->next_begun++;
     TAILQ_INSERT_TAIL(&image->active, op, active_link);
-    quarantine_kick(image);
+    tell_left(image);
 }
 
 void op_leave_active(struct op *op)
@@ -103,7 +110,16 @@ void op_leave_active(struct op *op)
         return;
     op->active = false;
     TAILQ_REMOVE(&op->image->active, op, active_link);
-    quarantine_kick(op->image);
+    tell_left(op->image);
+}
+
+int op_wait_for_older(struct op *op)
+{
+    const struct op *oldest = TAILQ_FIRST(&op->image->active);
+
+    if (!oldest || oldest->begun >= op->begun)
+        return 0;
+    return waitq_park(&op->image->older_gone, op);
 }
 
 int op_need_work(struct op *op)
@@ -194,6 +210,7 @@ static void child_done(struct op *child)
 
 void op_start_child(struct op *op, struct image *image, const struct op *child)
 {
+    op_leave_active(op);
     op->work->child = *child;
     op->work->child.done = child_done;
     op_start(image, &op->work->child);

@@ -2,8 +2,7 @@
 // quarantine.h: references to host clusters that were given up. Their refcounts go down, and the
 // clusters may be used again, only when
 //   1. a sync has made the unlinking durable (else a power cut brings the old entry back, and
-//   behind it
-//      somebody else's data), and
+//      behind it somebody else's data), and
 //   2. every op has ended that may still read or write there, having planned before the unlinking.
 // Then punch.c may give them back to the host.
 #ifndef LAZYCOW_QCOW2_QUARANTINE_H

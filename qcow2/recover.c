@@ -48,7 +48,6 @@ static void tell_fault(struct image *image, const char *what, uint64_t guest, ui
 }
 
 // ---- Counting
-// ----------------------------------------------------------------------------------------------
 
 // The references of a run of clusters that are in one page.
 static int count_run(struct image *image, const struct walk_reference *ref, uint64_t first,
@@ -119,7 +118,6 @@ static const struct walk_visitor visitor = {
     .reference = visit_reference, .problem = visit_problem, .progress = visit_progress};
 
 // ---- What is left of the old refcounts
-// -----------------------------------------------------------------------
 
 // Claims clusters that refcount structures have, unless something else turned out to be there.
 static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
@@ -167,7 +165,6 @@ static int claim_refcounts(struct image *image)
 }
 
 // ---- The end
-// ---------------------------------------------------------------------------------------------------
 
 static void end_recovery(struct image *image, int result)
 {

@@ -37,7 +37,6 @@ static void bit_clear(uint64_t *bits, uint64_t i)
 }
 
 // ---- The table and its pages
-// ---------------------------------------------------------------------
 
 static void page_init(const struct refcounts *rc, struct refcount_page *page, bool ready)
 {
@@ -140,7 +139,6 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster)
 }
 
 // ---- Loading a page
-// --------------------------------------------------------------------------------
 
 struct refcount_load {
     struct image *image;
@@ -240,7 +238,6 @@ int refcounts_load(struct op *op, uint64_t cluster)
 }
 
 // ---- Single refcounts
-// ------------------------------------------------------------------------------
 
 // The largest refcount of this image.
 static uint64_t refcounts_max(const struct refcounts *rc)
@@ -376,7 +373,6 @@ int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64
 }
 
 // ---- Searching
-// -------------------------------------------------------------------------------------
 
 // First cluster in [from, end) of the page whose used bit equals used; end if there is none.
 static uint64_t scan(const struct refcount_page *page, uint64_t from, uint64_t end, bool used)
@@ -463,7 +459,6 @@ uint64_t refcounts_end(const struct refcounts *rc, uint64_t end)
 }
 
 // ---- Writing back
-// ----------------------------------------------------------------------------------
 
 uint64_t refcounts_pieces(const struct refcounts *rc)
 {

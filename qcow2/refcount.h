@@ -66,7 +66,7 @@ bool refcounts_all_free(const struct refcounts *rc, uint64_t cluster, uint64_t c
 // they become 1. Returns 0, or as refcounts_set, with some of them added then.
 int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64_t by);
 
-// The longest run of at most want clusters with refcount 0 that begins in [from, end), among known
+// The longest run of at most want clusters with refcount 0 that begins in [from, end), inside the table, among known
 // pages, looking at no more than REFCOUNT_SEARCH_WORDS words of bitmap; the first that is long
 // enough wins. Returns its length, 0 if none was found. *next is where to go on looking.
 #define REFCOUNT_SEARCH_WORDS 4096 // 256 Ki clusters, about 10 µs
@@ -82,7 +82,6 @@ static inline uint64_t refcounts_page_index(const struct refcounts *rc, uint64_t
 }
 
 // ---- For sync.c: writing back
-// --------------------------------------------------------------------
 
 // The bytes of a piece of a block as they go to disk; buf has geometry.piece_bytes.
 void refcounts_encode_piece(const struct refcounts *rc, uint64_t page, uint64_t piece, void *buf);

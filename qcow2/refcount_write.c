@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-//   place -> blocks (batch after batch) -> [barrier -> table -> [barrier -> pointer -> barrier]] ->
-//   done
+//   place -> blocks (batch after batch) -> [barrier -> table -> [barrier -> pointer -> barrier]] -> done
 //
 // A block lies in fresh space, so that until its table entry is durable nobody misses it; the entry
 // is written behind a barrier, because a block that reads as zeros would give away clusters in use.

@@ -13,8 +13,7 @@ enum refcount_write_state {
     REFCOUNT_WRITE_BLOCKS,  // write pieces of blocks, a batch at a time
     REFCOUNT_WRITE_BARRIER, // no table entry before its block
     REFCOUNT_WRITE_TABLE,   // write pieces of the table, or the whole of a new one
-    REFCOUNT_WRITE_POINTER, // a new table: barrier, then the header points at it, then a barrier
-                            // again
+    REFCOUNT_WRITE_POINTER, // a new table: barrier, then the header points at it, a barrier again
     REFCOUNT_WRITE_POINTED,
     REFCOUNT_WRITE_MOVED,
     REFCOUNT_WRITE_DONE,

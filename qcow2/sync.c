@@ -3,29 +3,24 @@
 // What a disk keeps through a power cut: all that was written before the last completed barrier
 // (FILE_DATASYNC), and any part of what was written after it. Hence:
 //
-//  1. Durable means durable. Who waits for a sync is woken by a barrier that was submitted after
-//  the end
-//     of every write that it waits for, and after the end of the table writes that make them
+//  1. Durable means durable. Who waits for a sync is woken by a barrier that was submitted after the
+//     end of every write that it waits for, and after the end of the table writes that make them
 //     reachable.
 //  2. Old or new, never a third value. An L2 entry is written before its data is durable only where
-//  the
-//     cluster reads as zeros until then, and zeros are what the guest had there. In every other
+//     the cluster reads as zeros until then, and zeros are what the guest had there. In every other
 //     case barrier_needed is set when the entry changes in memory, and the sync puts a barrier
 //     between the data and the entry.
-//  3. The mapping is self-sufficient. A new L2 table lies in fresh space: an L1 entry that is
-//  durable
+//  3. The mapping is self-sufficient. A new L2 table lies in fresh space: an L1 entry that is durable
 //     before the table maps nothing, which is what the guest had. A copied one is behind a barrier.
 //  4. It always opens. The dirty bit is durable before any entry that the refcounts on disk do not
-//  cover.
-//     Without lazy refcounts the refcounts themselves are.
+//     cover. Without lazy refcounts the refcounts themselves are.
 //  5. A cluster that lost its last reference is not used again before the unlinking is durable:
 //     quarantine.c gives it back only after the sync that wrote the entry.
 //
 // One sync runs at a time; all who ask meanwhile share the next one (group commit). Tables are
 // copied when it begins, so what changes later belongs to the next one.
 //
-//   IDLE ── sync_request ──> BEGIN            copy dirty pieces of L2 and L1; quarantine moves
-//   along
+//   IDLE ── sync_request ──> BEGIN            copy dirty pieces of L2 and L1; quarantine moves along
 //        ──> HEADER          rule 4: dirty bit, and autoclear bits that are not ours
 //        ──> REFCOUNTS       only without lazy refcounts
 //        ──> PREPARED        rules 2, 3, 4: the first barrier, if anything needs it
@@ -124,7 +119,6 @@ int sync_clean(struct op *op)
 }
 
 // ---- BEGIN
-// -------------------------------------------------------------------------------------------
 
 static int copy_slices(struct image *image)
 {
@@ -215,7 +209,6 @@ static enum sync_state begin(struct image *image)
 }
 
 // ---- HEADER
-// ------------------------------------------------------------------------------------------
 
 // Writes incompatible, compatible and autoclear bits as the image has them now: 24 bytes in one
 // sector.
@@ -260,7 +253,6 @@ static enum sync_state write_header(struct image *image)
 }
 
 // ---- REFCOUNTS to WRITTEN
-// ----------------------------------------------------------------------------
 
 // Whether there is something to write, or to go on with.
 static bool refcounts_pending(const struct image *image)
@@ -313,7 +305,6 @@ static enum sync_state last_barrier(struct image *image)
 }
 
 // ---- DURABLE
-// -----------------------------------------------------------------------------------------
 
 static void latch(struct image *image, int error)
 {
@@ -382,7 +373,6 @@ static enum sync_state durable(struct image *image)
 }
 
 // ---- CLEAN
-// -------------------------------------------------------------------------------------------
 
 static enum sync_state clean_refcounts(struct image *image)
 {
@@ -437,7 +427,6 @@ static enum sync_state clean_durable(struct image *image)
 }
 
 // ---- The step function
-// -------------------------------------------------------------------------------
 
 static enum sync_state (*const stages[])(struct image *image) = {
     [SYNC_BEGIN] = begin,
@@ -469,7 +458,6 @@ static void sync_step(struct op *op)
 }
 
 // ---- The corrupt bit
-// ---------------------------------------------------------------------------------
 
 static void corrupt_written(struct file_io *io)
 {

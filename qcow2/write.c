@@ -39,7 +39,6 @@ static int write_in_place(struct op *op, const struct mapping *m)
 }
 
 // ---- Taking clusters
-// -----------------------------------------------------------------------------------
 
 // Whether the mapping is written in a way of its own, so that a run of new clusters ends before it.
 static bool has_own_way(const struct mapping *m)
@@ -226,7 +225,6 @@ static int plan(struct op *op)
 }
 
 // ---- Copy on write
-// -------------------------------------------------------------------------------------
 
 static int start_copy(struct op *op, uint64_t guest, uint64_t length, unsigned char *to)
 {
@@ -280,7 +278,6 @@ static int write_data(struct op *op)
 }
 
 // ---- Link
-// ----------------------------------------------------------------------------------------------
 
 static void advance(struct op *op)
 {
@@ -306,9 +303,6 @@ static int link_clusters(struct op *op)
     image->sync.barrier_needed |= work->needs_barrier;
     for (uint64_t i = 0; i < count; i++)
         map_replace(image, slice, index + (unsigned)i, entry_data((work->target + i) << bits));
-    // What was taken beyond the stretch goes back.
-    if (work->run.count > count)
-        quarantine_add(image, work->run.first + count, work->run.count - count);
     work->run.count = 0;
     free(work->bounce);
     work->bounce = NULL;
@@ -318,7 +312,6 @@ static int link_clusters(struct op *op)
 }
 
 // ---- The step function
-// ---------------------------------------------------------------------------------
 
 static int turn(struct op *op)
 {

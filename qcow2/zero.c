@@ -2,11 +2,11 @@
 // zero.c: discard and write zeroes. Whole clusters change their mapping, a slice's worth in one
 // turn; parts of clusters are written as zeros, or left alone where the request is a discard.
 //
-//   plan ── part of a cluster ──> child write of zeros ──────────────────────┐
-//    ^  ├── whole clusters ─────> new entries, at once ──────────────────────┤
-//    │  └── to be provided for ─> take clusters ──> [make them zero] ──> link ┤
-//    └────────────────────────────────── advance <───────────────────────────┘──> done, or sync ──>
-//    done
+//   plan ── part of a cluster ──> child write of zeros ────────────────────────┐
+//    ^  ├── whole clusters ─────> new entries ──> [wait for older ops] ────────┤
+//    │  └── to be provided for ─> take clusters ──> [make them zero] ──> link ─┤
+//    └────────────────────────────── advance <─────────────────────────────────┘
+//                                       └──> done, or with FUA: sync ──> done
 #include <errno.h>
 #include <stdlib.h>
 
@@ -14,7 +14,7 @@
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
 
-enum { ZERO_PLAN, ZERO_PROVIDED, ZERO_WRITTEN, ZERO_LINK, ZERO_SYNC };
+enum { ZERO_PLAN, ZERO_DRAIN, ZERO_PROVIDED, ZERO_WRITTEN, ZERO_LINK, ZERO_SYNC };
 
 static uint64_t end_of(const struct op *op)
 {
@@ -46,7 +46,6 @@ static uint64_t whole_clusters(const struct op *op)
 }
 
 // ---- Parts of clusters
-// -----------------------------------------------------------------------------------
 
 static int write_zeros(struct op *op, uint64_t length)
 {
@@ -84,7 +83,10 @@ static int zero_part(struct op *op)
         advance(op, length);
         return 0;
     }
-    int result = map_lookup(op, op->image, op->pos, length, &m);
+    uint64_t cluster = op->pos >> g->cluster_bits;
+    int result = inflight_wait(&op->image->inflight, cluster, cluster + 1, op);
+    if (result == 0)
+        result = map_lookup(op, op->image, op->pos, length, &m);
     if (result != 0)
         return result;
     bool zero = map_reads_as_zeros(op->image, &m, op->pos);
@@ -96,7 +98,6 @@ static int zero_part(struct op *op)
 }
 
 // ---- Whole clusters
-// --------------------------------------------------------------------------------------
 
 // The entry that makes the cluster of guest read as zeros without a host cluster, or with the one
 // it has. False where the format has none.
@@ -130,31 +131,67 @@ static bool satisfied(const struct op *op, const struct mapping *m)
            map_reads_as_zeros(op->image, m, op->pos);
 }
 
+// Clusters from pos to the end of its slice.
+static uint64_t left_in_slice(const struct op *op)
+{
+    uint64_t entries = map_slice_entries(op->image);
+
+    return entries - (geometry_l2_index(&op->image->geometry, op->pos) & (entries - 1));
+}
+
+// The clusters keep their place in the file, where older writes may still be on their way: nobody uses
+// that place again before they have ended, or what they leave behind would come back.
+static int drain(struct op *op, uint64_t clusters)
+{
+    uint64_t first = op->pos >> op->image->geometry.cluster_bits;
+
+    inflight_lock(&op->image->inflight, &op->work->range, first, first + clusters);
+    op->state = ZERO_DRAIN;
+    return 0;
+}
+
+static int drained(struct op *op)
+{
+    int result = op_wait_for_older(op);
+
+    if (result != 0)
+        return result;
+    inflight_unlock(&op->image->inflight, &op->work->range);
+    advance(op, op->step_length);
+    return 0;
+}
+
 // Gives the clusters of m their new entries, those that are in the slice.
 static int replace_entries(struct op *op, const struct mapping *m, uint64_t raw)
 {
     struct image *image = op->image;
     const struct geometry *g = &image->geometry;
+    bool keeps = (raw & FORMAT_L2_OFFSET_MASK) != 0;
     uint64_t clusters = geometry_clusters(g, m->length);
     struct slice *slice;
     unsigned index;
-    int result = map_own_table(op, op->pos);
+    int result = keeps ? op_need_work(op) : 0;
 
+    if (clusters > left_in_slice(op))
+        clusters = left_in_slice(op);
+    if (result == 0)
+        result = map_own_table(op, op->pos);
     if (result == 0)
         result = map_slice_for_change(op, op->pos, &slice, &index);
     if (result != 0)
         return result;
-    for (uint64_t i = 0; i < clusters && index + i < map_slice_entries(image); i++) {
-        bool keeps = (raw & FORMAT_L2_OFFSET_MASK) != 0;
-
+    for (uint64_t i = 0; i < clusters; i++)
         map_replace(image, slice, index + (unsigned)i, keeps ? raw + (i << g->cluster_bits) : raw);
-    }
-    advance(op, m->length);
+    op->step_length = clusters << g->cluster_bits;
+    if (op->step_length > m->length)
+        op->step_length = m->length;
+    if (keeps)
+        return drain(op, clusters);
+    advance(op, op->step_length);
     return 0;
 }
 
 // ---- Clusters that are provided for
-// ----------------------------------------------------------------------
 
 static int link_provided(struct op *op)
 {
@@ -196,13 +233,11 @@ static int provide(struct op *op, const struct mapping *m)
 {
     struct image *image = op->image;
     const struct geometry *g = &image->geometry;
-    uint64_t in_slice =
-        map_slice_entries(image) - (geometry_l2_index(g, op->pos) & (map_slice_entries(image) - 1));
     uint64_t want = geometry_clusters(g, m->length);
     int result = op_need_work(op);
 
-    if (want > in_slice)
-        want = in_slice;
+    if (want > left_in_slice(op))
+        want = left_in_slice(op);
     if (result == 0)
         result = map_own_table(op, op->pos);
     if (result == 0)
@@ -229,7 +264,6 @@ static int provide(struct op *op, const struct mapping *m)
 }
 
 // ---- The step function
-// -----------------------------------------------------------------------------------
 
 static int zero_whole(struct op *op, uint64_t length)
 {
@@ -276,6 +310,8 @@ static int turn(struct op *op)
     switch (op->state) {
     case ZERO_PLAN:
         return plan(op);
+    case ZERO_DRAIN:
+        return drained(op);
     case ZERO_WRITTEN:
         zeros_written(op);
         return 0;

@@ -54,7 +54,6 @@ static void *need(void *p)
 }
 
 // ---- The machine
-// --------------------------------------------------------------------------------
 
 void sim_init(struct sim *sim, struct rng rng)
 {
@@ -68,6 +67,8 @@ void sim_power_on(struct sim *sim)
     assert(sim_quiet(sim) && runq_empty(&sim->runq));
     sim->events = 0;
     sim->cut_at = 0;
+    sim->cut_barrier = 0;
+    sim->barriers = 0;
     sim->dead = false;
     sim->fault_count = 0;
     sim->faults_hit = 0;
@@ -145,7 +146,6 @@ static void insert_pending(struct sim *sim, struct sim_request *request)
 }
 
 // ---- Applying changes
-// ---------------------------------------------------------------------------
 
 // Which sectors of an entry take effect.
 struct selection {
@@ -248,7 +248,6 @@ static void barrier_ended(struct sim_disk *disk, const struct sim_request *reque
 }
 
 // ---- Requests
-// -----------------------------------------------------------------------------------
 
 void sim_power_off(struct sim *sim)
 {
@@ -371,6 +370,8 @@ bool sim_complete_next(struct sim *sim)
         return false;
     if (request->due > sim->now)
         sim->now = request->due;
+    if (request->io->kind == FILE_DATASYNC && ++sim->barriers == sim->cut_barrier)
+        sim_power_off(sim);
     bool alive = event(sim);
     TAILQ_REMOVE(&sim->pending, request, link);
     if (alive)
@@ -410,6 +411,8 @@ static int decide(struct sim *sim, const struct sim_disk *disk, const struct fil
         error = class_fault(sim, SIM_BARRIER);
     else if (error == 0)
         error = class_fault(sim, SIM_WRITE);
+    if (error == 0 && grows && io->offset + io->length > disk->limit)
+        error = -ENOSPC;
     if (error == 0 && grows && io->offset + io->length > MEMORY_BYTES_MAX) {
         sim_fail(sim, "the file grows to %llu bytes",
                  (unsigned long long)(io->offset + io->length));
@@ -464,7 +467,6 @@ static void submit(struct file *file, struct file_io *io)
 }
 
 // ---- The file
-// -----------------------------------------------------------------------------------
 
 static void wait_for_request(struct file *file)
 {
@@ -517,11 +519,10 @@ struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *n
 }
 
 // ---- Disks and power cuts
-// -----------------------------------------------------------------------
 
 void sim_disk_init(struct sim_disk *disk)
 {
-    *disk = (struct sim_disk){0};
+    *disk = (struct sim_disk){.limit = UINT64_MAX};
     memory_init(&disk->live);
     memory_init(&disk->durable);
     TAILQ_INIT(&disk->log);

@@ -48,9 +48,11 @@ struct sim {
     uint64_t now;
     enum sim_delays delays;
     TAILQ_HEAD(sim_request_list, sim_request) pending; // in the order of their due times
-    uint64_t events; // requests submitted and completed since the power came on
-    uint64_t cut_at; // the power goes at this event; 0: never
-    bool dead;       // it went: requests fail, nothing reaches the disks
+    uint64_t events;      // requests submitted and completed since the power came on
+    uint64_t cut_at;      // the power goes at this event; 0: never
+    uint64_t cut_barrier; // or when this barrier was about to end; 0: never
+    uint64_t barriers;    // that ended since the power came on
+    bool dead;            // it went: requests fail, nothing reaches the disks
     struct sim_fault faults[SIM_FAULTS_MAX];
     unsigned fault_count;
     uint64_t class_count[SIM_CLASSES];
@@ -65,6 +67,7 @@ struct sim_disk {
     struct memory durable;                     // what the log below is to be applied to after a cut
     TAILQ_HEAD(sim_entry_list, sim_entry) log; // in the order in which reads see them
     uint64_t reported;                         // requests whose done ran
+    uint64_t limit;                            // the file cannot grow beyond; bytes
     unsigned unsupported; // kinds of request that are answered with -EOPNOTSUPP, a bit each
     bool no_extents;      // the host cannot tell holes
 };

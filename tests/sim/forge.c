@@ -10,6 +10,9 @@
 #include "qcow2/format.h"
 #include "tests/sim/pattern.h"
 
+// Host clusters of the largest image that is filled up with leaks.
+#define LEAKS_MAX 16384u
+
 #define LAYERS_MAX (FORGE_SNAPSHOTS_MAX + 1)
 // What free clusters hold: bytes of no write.
 #define STALE_VALUE 0x7ffff0u
@@ -32,6 +35,8 @@ struct forge {
     struct layer layers[LAYERS_MAX];
     unsigned layer_count;
     uint64_t next;       // first host cluster that is not used
+    uint64_t first_leak; // [first_leak, end_leak) count as used
+    uint64_t end_leak;
     uint64_t packed_end; // where the last compressed cluster ended, bytes; 0: begin a cluster
     uint64_t snapshot_cluster;
     uint64_t snapshot_bytes;
@@ -79,7 +84,6 @@ static uint64_t take(struct forge *f, uint64_t count)
 }
 
 // ---- Data
-// ---------------------------------------------------------------------------------------
 
 static void leave_gap(struct forge *f)
 {
@@ -121,10 +125,12 @@ static uint64_t put_compressed(struct forge *f, uint64_t guest, uint32_t value)
     deflateEnd(&stream);
 
     // Narrow refcounts cannot count the neighbours in one cluster.
-    uint64_t room = f->packed_end % f->cluster_size;
-    if (room == 0 || f->recipe->refcount_order < FORMAT_REFCOUNT_ORDER_V2 ||
-        room + length > f->cluster_size || f->packed_end / f->cluster_size + 1 != f->next)
+    uint64_t used = f->packed_end % f->cluster_size;
+    if (used == 0 || f->recipe->refcount_order < FORMAT_REFCOUNT_ORDER_V2 ||
+        f->packed_end / f->cluster_size + 1 != f->next || rng_percent(f->rng, 20))
         f->packed_end = take(f, divide_up(length, f->cluster_size)) * f->cluster_size;
+    else if (used + length > f->cluster_size)
+        take(f, divide_up(used + length, f->cluster_size) - 1);
     uint64_t offset = f->packed_end;
     put(f, packed, offset, length);
     f->packed_end += length;
@@ -155,6 +161,7 @@ static void make_layer(struct forge *f, unsigned number)
     if (number > 0)
         memcpy(layer->entries, f->layers[number - 1].entries,
                f->guest_clusters * sizeof(*layer->entries));
+    uint64_t seed = rng_next(f->rng);
     for (unsigned z = 0; z < f->recipe->zone_count; z++) {
         const struct forge_zone *zone = &f->recipe->zones[z];
         uint64_t end = divide_up(zone->offset + zone->length, f->cluster_size);
@@ -162,6 +169,9 @@ static void make_layer(struct forge *f, unsigned number)
         for (uint64_t g = zone->offset / f->cluster_size; g < end; g++) {
             unsigned percent = number == 0 ? f->recipe->fill : f->recipe->fill / 3;
 
+            // Half of the tables stay as the snapshot has them, and so can be shared with it.
+            if (number > 0 && rng_mix(seed ^ g / f->l2_entries) % 2)
+                continue;
             if (rng_percent(f->rng, percent))
                 layer->entries[g] = new_entry(f, g, f->recipe->value + number);
         }
@@ -169,7 +179,6 @@ static void make_layer(struct forge *f, unsigned number)
 }
 
 // ---- Where tables lie
-// ---------------------------------------------------------------------------
 
 static bool same_table(const struct forge *f, unsigned number, uint64_t i)
 {
@@ -205,9 +214,25 @@ static void place_tables(struct forge *f, unsigned number)
     layer->l1_cluster = take(f, divide_up(f->l1_size * 8, f->cluster_size));
 }
 
+// Clusters that count as used and are not, up to where the refcount table has no room for more, so
+// that it has to grow soon.
+static void place_leaks(struct forge *f, uint64_t per_block)
+{
+    uint64_t covered = per_block * (f->cluster_size / 8);
+    uint64_t tables = 1 + f->cluster_size / 8;
+
+    if (!f->recipe->leaks || covered > LEAKS_MAX || f->next + tables >= covered)
+        return;
+    f->first_leak = f->next;
+    take(f, covered - tables - f->next);
+    f->end_leak = f->next;
+}
+
 static void place_refcounts(struct forge *f)
 {
     uint64_t per_block = f->cluster_size * 8 >> f->recipe->refcount_order;
+
+    place_leaks(f, per_block);
 
     f->table_clusters = 1;
     f->blocks = 1;
@@ -220,7 +245,6 @@ static void place_refcounts(struct forge *f)
 }
 
 // ---- References and flags
-// -----------------------------------------------------------------------
 
 static void refer(struct forge *f, uint64_t first, uint64_t count)
 {
@@ -246,6 +270,7 @@ static void count_references(struct forge *f)
 {
     f->references = need(calloc(f->next, sizeof(*f->references)));
     refer(f, 0, 1);
+    refer(f, f->first_leak, f->end_leak - f->first_leak);
     refer(f, f->table_cluster, f->table_clusters);
     refer(f, f->block_cluster, f->blocks);
     refer(f, f->snapshot_cluster, divide_up(f->snapshot_bytes, f->cluster_size));
@@ -274,7 +299,6 @@ static uint64_t flagged(const struct forge *f, uint64_t entry)
 }
 
 // ---- Writing tables
-// -----------------------------------------------------------------------------
 
 static void write_layer(struct forge *f, const struct layer *layer)
 {
@@ -379,7 +403,7 @@ static void write_header(struct forge *f)
     put(f, h, 0, f->cluster_size);
 }
 
-void forge_image(const struct forge_recipe *recipe, struct rng *rng, struct memory *out)
+uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct memory *out)
 {
     struct forge f = {.recipe = recipe, .rng = rng, .memory = out, .next = 1};
 
@@ -413,6 +437,7 @@ void forge_image(const struct forge_recipe *recipe, struct rng *rng, struct memo
     }
     free(f.references);
     free(f.buffer);
+    return f.end_leak - f.first_leak;
 }
 
 void forge_raw(uint64_t size, uint32_t value, struct memory *out)

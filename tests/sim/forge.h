@@ -29,6 +29,7 @@ struct forge_recipe {
     const char *backing_format;
     unsigned snapshots; // at most FORGE_SNAPSHOTS_MAX
     bool compressed;
+    bool leaks;     // count so many clusters as used that the refcount table is nearly full
     bool gaps;      // leave free clusters in between
     unsigned fill;  // per cent of the clusters in zones that are mapped
     uint32_t value; // of the first layer (pattern.h); the layers above it count on
@@ -39,7 +40,8 @@ struct forge_recipe {
 #define FORGE_SNAPSHOTS_MAX 2
 
 // The image in out, which is initialized here. The recipe has to fit the format.
-void forge_image(const struct forge_recipe *recipe, struct rng *rng, struct memory *out);
+// Returns how many clusters leak.
+uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct memory *out);
 // A raw file of that size, full of value.
 void forge_raw(uint64_t size, uint32_t value, struct memory *out);
 

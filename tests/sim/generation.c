@@ -38,7 +38,6 @@ static const char *const op_names[] = {"read",         "write", "discard",
                                        "write zeroes", "flush", "block status"};
 
 // ---- The world around the engine
-// ----------------------------------------------------------------
 
 static int open_backing(void *context, const char *path, struct file **out, struct error *err)
 {
@@ -76,7 +75,6 @@ static void take_log(void *context, const char *line)
 }
 
 // ---- Guests
-// -------------------------------------------------------------------------------------
 
 static bool may_fail(const struct generation *gen, const struct op *op)
 {
@@ -271,7 +269,6 @@ static void start_next(struct generation *gen)
 }
 
 // ---- The course of events
-// -----------------------------------------------------------------------
 
 // One more thing happens. False: nothing is left to happen.
 static bool advance(struct generation *gen)
@@ -370,6 +367,8 @@ bool generation_run(struct run *run, const struct scenario_generation *g)
     sim_power_on(sim);
     sim->delays = g->delays;
     sim->cut_at = g->cut_at;
+    sim->cut_barrier = g->cut_barrier;
+    run->disk.limit = g->room == UINT64_MAX ? UINT64_MAX : run->disk.live.size + g->room;
     sim->fault_count = g->fault_count;
     memcpy(sim->faults, g->faults, sizeof(sim->faults));
     sim_trace(sim, "generation %u: %u ops, %u at once%s%s", g->number, g->ops, g->depth,

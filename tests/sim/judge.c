@@ -78,7 +78,6 @@ static void refer(struct judge *judge, uint64_t offset, uint64_t bytes, enum use
 }
 
 // ---- Counting
-// -----------------------------------------------------------------------------------
 
 static void count_entry(struct judge *judge, uint64_t entry, bool active)
 {
@@ -157,7 +156,6 @@ static void count_all(struct judge *judge)
 }
 
 // ---- Judging
-// ------------------------------------------------------------------------------------
 
 static void judge_copied(struct judge *judge, const char *what, uint64_t entry)
 {

@@ -120,7 +120,6 @@ void model_flushed(struct model *model, uint64_t began)
 }
 
 // ---- What may be found
-// --------------------------------------------------------------------------
 
 // The moment of asking: of a read that began then, or UINT64_MAX for the state after a power cut.
 static bool established(const struct model_change *c, uint64_t moment)

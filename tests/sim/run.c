@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "qcow2/create.h"
+#include "qcow2/image.h"
 #include "tests/sim/generation.h"
 #include "tests/sim/judge.h"
 #include "tests/sim/qemu.h"
@@ -19,7 +20,6 @@ static uint64_t salted(const struct run *run)
 }
 
 // ---- The content in the beginning
-// ---------------------------------------------------------------
 
 static void original(void *context, uint64_t sector, void *buf)
 {
@@ -61,7 +61,6 @@ static void read_originals(struct run *run)
 }
 
 // ---- Making the image
-// ---------------------------------------------------------------------------
 
 static void create(struct run *run, struct memory *out)
 {
@@ -119,7 +118,7 @@ static void make_images(struct run *run)
     if (s->created)
         create(run, &run->pristine);
     else
-        forge_image(&s->image, &rng, &run->pristine);
+        run->leaks = forge_image(&s->image, &rng, &run->pristine);
     if (!reader_open(&run->pristine_reader, &run->pristine, backing, text)) {
         sim_fail(&run->sim, "the image as made: %s", text);
         return;
@@ -132,13 +131,12 @@ static void make_images(struct run *run)
 
     struct judge_result result;
     judge_tables(&run->pristine_reader, true, &result);
-    if (result.corruptions > 0 || result.leaks > 0)
+    if (result.corruptions > 0 || result.leaks != run->leaks)
         sim_fail(&run->sim, "the image as made: %s, %llu leaks", result.text,
                  (unsigned long long)result.leaks);
 }
 
 // ---- Judging a state
-// ----------------------------------------------------------------------------
 
 // What a state is expected to be.
 struct expectation {
@@ -212,6 +210,13 @@ static void judge_content(struct run *run, const struct reader *reader, bool set
     free(bytes);
 }
 
+static bool is_lazy(const struct run *run)
+{
+    const struct scenario *s = &run->scenario;
+
+    return s->lazy == LAZY_ON || (s->lazy == LAZY_FROM_HEADER && s->image.lazy_refcounts);
+}
+
 static void judge_state(struct run *run, const struct memory *state,
                         const struct expectation *expect)
 {
@@ -228,9 +233,14 @@ static void judge_state(struct run *run, const struct memory *state,
     if (result.corruptions > 0)
         sim_fail(&run->sim, "%s: %s", expect->clean ? "after a clean end" : "after the cut",
                  result.text);
-    if (expect->clean && !expect->faults && result.leaks > expect->leaks)
-        sim_fail(&run->sim, "%llu clusters leak after a clean end, the first at offset %llu",
-                 (unsigned long long)result.leaks, (unsigned long long)result.first_leak);
+    // Without lazy refcounts a power cut may leave leaks. With them, while the image says that it
+    // is clean, its refcounts are exact; but a refcount table that moved is given up after that.
+    uint64_t leaks = expect->leaks + (expect->clean ? 0 : reader.refcount_table_clusters);
+    if ((expect->clean || is_lazy(run)) && !expect->faults && result.leaks > leaks)
+        sim_fail(&run->sim, "%llu clusters leak %s, the first at offset %llu",
+                 (unsigned long long)result.leaks,
+                 expect->clean ? "after a clean end" : "after the cut",
+                 (unsigned long long)result.first_leak);
     judge_content(run, &reader, expect->settle);
     if (run->with_qemu && run->sim.failure[0] == '\0')
         qemu_judge(run, &reader, result.corruptions + result.leaks == 0 && expect->clean);
@@ -268,7 +278,6 @@ static void judge_cut(struct run *run, const struct scenario_generation *g, bool
 }
 
 // ---- The whole
-// ----------------------------------------------------------------------------------
 
 static void set_up(struct run *run)
 {

@@ -20,7 +20,6 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 }
 
 // ---- The image
-// ----------------------------------------------------------------------------------
 
 struct shape {
     unsigned percent;
@@ -84,6 +83,7 @@ static void draw_layers(struct forge_recipe *r, struct rng *rng)
     r->fill = (unsigned)rng_between(rng, 0, 9) * 10;
     r->compressed = rng_percent(rng, 40);
     r->gaps = rng_percent(rng, 50);
+    r->leaks = rng_percent(rng, 40);
     // A refcount of one bit cannot say that anything is shared.
     if (r->refcount_order > 0 && rng_percent(rng, 30))
         r->snapshots = (unsigned)rng_between(rng, 1, FORGE_SNAPSHOTS_MAX);
@@ -184,14 +184,14 @@ void scenario_draw(struct scenario *s, uint64_t seed, const struct scenario_limi
 }
 
 // ---- A generation
-// -------------------------------------------------------------------------------
 
 static void draw_fault(struct sim_fault *fault, struct rng *rng)
 {
     static const struct sim_fault kinds[] = {
-        {.class = SIM_READ, .error = -EIO},    {.class = SIM_WRITE, .error = -EIO},
-        {.class = SIM_BARRIER, .error = -EIO}, {.class = SIM_WRITE, .error = -ENOSPC},
-        {.class = SIM_GROW, .error = -ENOSPC}, {.class = SIM_GROW, .error = -ENOSPC},
+        {.class = SIM_READ, .error = -EIO},     {.class = SIM_WRITE, .error = -EIO},
+        {.class = SIM_BARRIER, .error = -EIO},  {.class = SIM_BARRIER, .error = -ENOSPC},
+        {.class = SIM_WRITE, .error = -ENOSPC}, {.class = SIM_WRITE, .error = -ENOSPC},
+        {.class = SIM_GROW, .error = -ENOSPC},  {.class = SIM_GROW, .error = -ENOSPC},
     };
 
     *fault = kinds[rng_below(rng, sizeof(kinds) / sizeof(kinds[0]))];
@@ -220,10 +220,17 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
         g->ops = s->limits.ops;
     if (s->limits.depth > 0 && g->depth > s->limits.depth)
         g->depth = s->limits.depth;
+    g->room = UINT64_MAX;
     if (last)
         return;
-    if (rng_percent(&salted, 75))
+    // A barrier that was about to end is the moment that most depends on it.
+    if (rng_percent(&salted, 40))
+        g->cut_barrier = rng_scaled(&salted, 16);
+    else if (rng_percent(&salted, 70))
         g->cut_at = 1 + rng_below(&salted, 30 + 7ull * g->ops);
+    // A disk that is nearly full: space cannot be had ahead, and in the end not at all.
+    if (!s->limits.no_faults && rng_percent(&rng, 15))
+        g->room = rng_scaled(&rng, 64ull << s->image.cluster_bits);
     if (!s->limits.no_faults && rng_percent(&rng, 30)) {
         g->fault_count = (unsigned)rng_between(&rng, 1, SIM_FAULTS_MAX);
         for (unsigned i = 0; i < g->fault_count; i++)
@@ -232,7 +239,6 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
 }
 
 // ---- An op
-// --------------------------------------------------------------------------------------
 
 static uint64_t draw_alignment(const struct scenario *s, struct rng *rng)
 {

@@ -60,9 +60,11 @@ struct scenario_generation {
     unsigned ops;
     unsigned depth;
     enum sim_delays delays;
-    uint64_t pause;  // most time between two ops
-    uint64_t cut_at; // event at which the power goes; 0: not before the end
-    bool finish;     // ends well, unless the power goes meanwhile
+    uint64_t pause;       // most time between two ops
+    uint64_t cut_at;      // event at which the power goes; 0: not before the end
+    uint64_t cut_barrier; // barrier that does not end any more; 0: none
+    uint64_t room;        // bytes that the file can still grow by; UINT64_MAX: as it likes
+    bool finish;          // ends well, unless the power goes meanwhile
     bool read_only;
     unsigned clean; // per cent of ops before which a clean point is asked for
     struct sim_fault faults[SIM_FAULTS_MAX];

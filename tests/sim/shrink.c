@@ -68,7 +68,6 @@ static bool attempt(struct search *search, struct scenario_limits limits)
 }
 
 // ---- What can be left out
-// -----------------------------------------------------------------------
 
 static void fewer_generations(struct search *search)
 {
@@ -148,7 +147,6 @@ static void skip_ops(struct search *search)
 }
 
 // ---- What comes out
-// -----------------------------------------------------------------------------
 
 static void print_skip(const struct search *search)
 {

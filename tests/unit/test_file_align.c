@@ -18,7 +18,6 @@
 #define PENDING_MAX 512
 
 // ---- The file below
-// -------------------------------------------------------------------------------
 
 struct memory_file {
     struct file file;
@@ -139,7 +138,6 @@ static const struct file_ops memory_ops = {
     .submit = memory_submit, .wait = memory_wait, .size = memory_size, .close = memory_close};
 
 // ---- Fixture
-// --------------------------------------------------------------------------------------
 
 struct fixture {
     struct runq runq;
@@ -214,7 +212,6 @@ static void drain(struct fixture *x)
 }
 
 // ---- Cases
-// ----------------------------------------------------------------------------------------
 
 static void test_aligned_passes(void **state)
 {

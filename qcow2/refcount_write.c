@@ -218,7 +218,7 @@ static int moved(struct op *op, struct refcount_write *rw)
     image->refcounts.table_moved = image->refcounts.table_size * FORMAT_ENTRY_BYTES >
                                    rw->table_clusters << header->cluster_bits;
     rw->state = REFCOUNT_WRITE_DONE;
-    op_submit(op, FILE_DATASYNC, 0, 0, NULL, 0);
+    sync_submit_barrier(&op->image->sync);
     return OP_PARKED;
 }
 
@@ -237,7 +237,7 @@ static void take_back(struct image *image)
 static int barrier(struct op *op, struct refcount_write *rw, enum refcount_write_state next)
 {
     rw->state = next;
-    op_submit(op, FILE_DATASYNC, 0, 0, NULL, 0);
+    sync_submit_barrier(&op->image->sync);
     return OP_PARKED;
 }
 

@@ -30,8 +30,8 @@
 //        ──> CLEAN_…         at shutdown and when idle: refcounts, barrier, dirty bit off, barrier
 //
 // A barrier that failed leaves unknown what is on disk: the error is latched, writes and flushes
-// end with EIO from then on, the dirty bit stays. Without space nothing is lost: the copies that
-// were not written are dirty again, and the waiters are told ENOSPC.
+// end with EIO from then on, the dirty bit stays. A table write without space loses nothing:
+// the copies that were not written are dirty again, and the waiters are told ENOSPC.
 #include "qcow2/sync.h"
 
 #include <assert.h>
@@ -232,10 +232,16 @@ static enum sync_state submit_header(struct image *image, enum sync_state next)
     return SYNC_PARKED;
 }
 
+void sync_submit_barrier(struct sync *sync)
+{
+    sync->barrier = true;
+    op_submit(&sync->op, FILE_DATASYNC, 0, 0, NULL, 0);
+}
+
 static enum sync_state submit_barrier(struct image *image, enum sync_state next)
 {
     image->sync.op.state = next;
-    op_submit(&image->sync.op, FILE_DATASYNC, 0, 0, NULL, 0);
+    sync_submit_barrier(&image->sync);
     return SYNC_PARKED;
 }
 
@@ -447,6 +453,10 @@ static void sync_step(struct op *op)
     struct image *image = op->image;
     enum sync_state state = (enum sync_state)op->state;
 
+    // Whatever the reason: a host that reserves space late says ENOSPC here, and has dropped data.
+    if (image->sync.barrier && op->wait_result < 0)
+        op->wait_result = -EIO;
+    image->sync.barrier = false;
     // What failed before DURABLE ends there; refcounts take back what they could not write
     // themselves.
     if (op->wait_result < 0 && state < SYNC_DURABLE && state != SYNC_REFCOUNTS)

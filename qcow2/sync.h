@@ -47,6 +47,7 @@ struct sync {
     bool clean_final;  // at shutdown: ops are over, nothing is in the way
 
     // Of the sync that runs.
+    bool barrier; // the I/O in flight is one
     bool set_dirty;
     bool has_data;    // data to make durable
     bool needs_first; // the first barrier
@@ -76,6 +77,8 @@ int sync_flush(struct op *op);
 // As sync_wait, and then refcounts are written and the dirty bit is cleared. wait_result is -EBUSY
 // where ops are in flight or clusters wait to be released.
 int sync_clean(struct op *op);
+// For refcount_write.c: a barrier, whose end is the sync's next turn.
+void sync_submit_barrier(struct sync *sync);
 // Whether memory has anything that disk has not.
 bool sync_needed(const struct image *image);
 // Sets the corrupt bit on disk, soon.

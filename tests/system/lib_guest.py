@@ -26,8 +26,8 @@ def kernel():
     raise AssertionError("no kernel with modules in /boot; install linux-image-amd64")
 
 
-def module_paths(release):
-    """The files of MODULES and of all that they need, in the order in which to load them."""
+def module_paths(release, modules):
+    """The files of modules and of all that they need, in the order in which to load them."""
     root = f"/lib/modules/{release}"
     needs = {}
     names = {}
@@ -43,7 +43,7 @@ def module_paths(release):
             visit(needed)
         if path not in order:
             order.append(path)
-    for name in MODULES:
+    for name in modules:
         if name in names:  # else it is part of the kernel
             visit(names[name])
     return [os.path.join(root, path) for path in order]
@@ -73,7 +73,7 @@ def copy_program(path, root):
         shutil.copy(library, target)
 
 
-def build_initramfs(directory, release, script):
+def build_initramfs(directory, release, script, modules=MODULES, programs=()):
     """The initial file system, whose /init loads the modules, runs script and powers off."""
     root = os.path.join(directory, "root")
     for name in ("bin", "dev", "proc", "sys", "mnt", "modules", "tmp"):
@@ -81,8 +81,10 @@ def build_initramfs(directory, release, script):
     shutil.copy(shutil.which("busybox"), os.path.join(root, "bin", "busybox"))
     copy_program(shutil.which("mkfs.ext4") or "/sbin/mkfs.ext4", root)
     copy_program(shutil.which("e2fsck") or "/sbin/e2fsck", root)
+    for program in programs:
+        copy_program(shutil.which(program) or f"/sbin/{program}", root)
     loads = []
-    for number, path in enumerate(module_paths(release)):
+    for number, path in enumerate(module_paths(release, modules)):
         name = f"{number:02}.ko"
         unpack_module(path, os.path.join(root, "modules", name))
         loads.append(f"insmod /modules/{name} || echo 'not loaded: {os.path.basename(path)}'")
@@ -95,7 +97,8 @@ def build_initramfs(directory, release, script):
             "mount -t devtmpfs none /dev; mount -t proc none /proc; mount -t sysfs none /sys",
             "echo 2 > /proc/sys/kernel/printk",
             *loads,
-            "for wait in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] && break; sleep 1; done",
+            *(["for wait in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vda ] && break; sleep 1; done"]
+              if "virtio_blk" in modules else []),
             "fail() { echo \"GUEST FAILED: $*\"; sync; poweroff -f; }",
             "sh -e /script || fail script",
             "sync",
@@ -118,14 +121,19 @@ def build_initramfs(directory, release, script):
 
 def boot(directory, drive, script, timeout=100):
     """Runs script in a guest that has drive (-drive's words) as /dev/vda. Returns what it said."""
+    return boot_with(directory, ["-drive", drive], script, timeout=timeout)
+
+
+def boot_with(directory, devices, script, modules=MODULES, programs=(), timeout=100):
+    """The same with other devices (words for qemu), the modules and programs that they ask for."""
     path, release = kernel()
-    archive = build_initramfs(directory, release, script)
+    archive = build_initramfs(directory, release, script, modules, programs)
     text = lib_tools.run(
         "qemu-system-x86_64", "-accel", "tcg", "-machine", "q35", "-cpu", "max", "-m", "384",
         "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-serial", "stdio", "-kernel", path, "-initrd", archive,
         "-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on",
-        "-drive", drive, timeout=timeout)
+        *devices, timeout=timeout)
     os.unlink(archive)
     assert "GUEST DONE" in text and "GUEST FAILED" not in text, text[-6000:]
     for bad in ("I/O error", "EXT4-fs error", "not loaded"):

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The NBD client of the Linux kernel: nbd.ko and nbd-client in a guest, over TCP to the server."""
+import threading
+import time
+
+import pytest
+
+import lib_guest
+import lib_tools
+from lib_server import Server
+
+pytestmark = pytest.mark.lazycow_only
+
+GIBI = 1 << 30
+MODULES = ("crc32c_generic", "virtio_pci", "virtio_net", "nbd", "ext4", "xfs")
+# The host as qemu's user network shows it to the guest.
+HOST = "10.0.2.2"
+
+# Some hundred operations on files, most of them made durable, with contents that tell where they
+# belong.
+FILE_OPERATIONS = r"""
+operations() {
+    i=0
+    while [ $i -lt 250 ]; do
+        d=/mnt/$1/d$((i % 7))
+        [ -d $d ] || mkdir -p $d
+        dd if=/dev/urandom of=$d/f$i bs=1000 count=$((i % 23 * 3 + 1)) conv=fsync 2>/dev/null
+        case $((i % 6)) in
+        1) mv $d/f$i $d/m$i ;;
+        2) dd if=/dev/zero of=$d/f$i bs=512 seek=$i count=9 conv=notrunc,fsync 2>/dev/null ;;
+        3) truncate -s $((i * 311)) $d/f$i; dd if=/dev/null of=$d/f$i conv=notrunc,fsync 2>/dev/null ;;
+        4) ln $d/f$i $d/l$i; cp $d/f$i $d/c$i; rm $d/f$i ;;
+        5) rm $d/f$i ;;
+        esac
+        i=$((i + 1))
+    done
+    sync
+}
+"""
+
+SCRIPT = FILE_OPERATIONS + r"""
+ifconfig lo 127.0.0.1
+ifconfig eth0 10.0.2.15 netmask 255.255.255.0
+
+nbd-client HOST PORT /dev/nbd0 -N first -b 512 -C 1 -t 30
+[ "$(cat /sys/block/nbd0/queue/logical_block_size)" = 512 ]
+[ "$(cat /sys/block/nbd0/size)" = 4194304 ]
+mkfs.ext4 -q -F /dev/nbd0
+mount -t ext4 /dev/nbd0 /mnt
+operations one
+cp -r /mnt/one /mnt/two
+rm -r /mnt/one/d1 /mnt/one/d2
+fstrim -v /mnt
+cd /mnt; find . -type f | sort | xargs sha256sum > /tmp/sums; cd /
+umount /mnt
+e2fsck -fn /dev/nbd0
+
+nbd-client HOST PORT /dev/nbd1 -N xfs -b 4096 -C 4 -t 30
+mkfs.xfs -q -f /dev/nbd1
+mount -t xfs -o discard /dev/nbd1 /mnt
+operations xfs
+rm -r /mnt/xfs/d3
+fstrim -v /mnt
+umount /mnt
+xfs_repair -n /dev/nbd1 >/tmp/repair 2>&1 || { cat /tmp/repair; false; }
+nbd-client -d /dev/nbd1
+
+nbd-client -d /dev/nbd0
+echo FIRST DONE
+
+# The server stops and another one starts, which has the image under another name.
+tries=0
+until nbd-client HOST PORT /dev/nbd0 -N second -b 4096 -C 4 -t 30; do
+    tries=$((tries + 1))
+    [ $tries -lt 40 ]
+    sleep 1
+done
+[ "$(cat /sys/block/nbd0/queue/logical_block_size)" = 4096 ]
+e2fsck -fn /dev/nbd0
+mount -t ext4 -o discard /dev/nbd0 /mnt
+cd /mnt; sha256sum -c -s /tmp/sums; cd /
+echo SUMS MATCH
+operations three
+rm -r /mnt/two
+fstrim -v /mnt
+umount /mnt
+e2fsck -fn /dev/nbd0
+nbd-client -d /dev/nbd0
+"""
+
+
+@pytest.mark.limit(400)
+def test_kernel_client(workdir):
+    """ext4 with one connection and 512-byte blocks, then, after the server was stopped and started
+    again, with four connections and blocks of 4096 bytes; in between XFS on another export."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", 2 * GIBI, lazy_refcounts="on")
+    xfs = lib_tools.create(f"{workdir}/xfs.qcow2", GIBI, lazy_refcounts="on")
+    first = Server(workdir, ("first", image), ("xfs", xfs), tcp=True)
+    script = SCRIPT.replace("HOST", HOST).replace("PORT", str(first.port))
+    said = []
+
+    def guest():
+        try:
+            said.append(lib_guest.boot_with(
+                workdir, ["-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n"], script,
+                modules=MODULES, programs=("nbd-client", "mkfs.xfs", "xfs_repair"), timeout=300))
+        except Exception as error:  # reported by the test's own thread
+            said.append(error)
+    thread = threading.Thread(target=guest)
+    thread.start()
+    try:
+        # Four connections to the one export, one to the other.
+        while thread.is_alive() and first.stderr().count("disconnected by the client") < 5:
+            time.sleep(0.2)
+        assert thread.is_alive(), said
+        first.stop()
+        lib_tools.check_clean(image)
+        lib_tools.check_clean(xfs)
+        with Server(workdir, ("second", image), tcp=True,
+                    options=["--port", str(first.port)]) as second:
+            thread.join(300)
+            assert second.stderr().count("export 'second'") == 4
+    finally:
+        first.kill()
+        thread.join(310)
+    [text] = said
+    assert isinstance(text, str), text
+    assert "FIRST DONE" in text and "SUMS MATCH" in text, text[-6000:]
+    assert text.count("trimmed") == 3, text[-6000:]
+    lib_tools.check_clean(image)
+    raw = f"{workdir}/disk.raw"
+    lib_tools.qemu_img("convert", "-f", "qcow2", "-O", "raw", image, raw)
+    lib_tools.run("e2fsck", "-fn", raw)

@@ -179,7 +179,8 @@ static int plan_allocating(struct op *op, const struct mapping *m)
     uint64_t last = op->pos + m->length - 1;
     int result = op_need_work(op);
 
-    if (m->kind != ENTRY_ZERO_ALLOCATED)
+    // New clusters are taken for what follows, too.
+    if (!has_own_way(m))
         last = end_of(op) - 1;
     if (result == 0)
         result = inflight_wait(&image->inflight, op->pos >> bits, (last >> bits) + 1, op);

@@ -40,7 +40,8 @@ struct image {
     bool lazy;         // refcounts wait for a clean shutdown
     int latched_error; // a barrier failed or the image is corrupt: writes and flushes end with it
 
-    struct image *backing; // owned; NULL: none
+    struct image *backing;       // owned; NULL: none
+    const struct image *overlay; // what it stands behind; NULL: it is served itself
 
     // Ops that may use host clusters, in the order in which their plans were made; see
     // quarantine.h.

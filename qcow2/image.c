@@ -11,7 +11,7 @@
 #include "qcow2/backing_name.h"
 #include "qcow2/engine.h"
 
-// Images in a chain: more than anybody stacks; a chain that names itself ends here.
+// Images in a chain: more than anybody stacks.
 #define BACKING_DEPTH_MAX 200
 
 // The size of a raw image counts whole sectors, as elsewhere; zeros are behind the file's end.
@@ -57,8 +57,9 @@ void image_mark_corrupt(struct image *image, const char *what, uint64_t host_off
 
 // ---- Opening
 
-static int open_at_depth(struct image **out, struct file *file, const struct image_options *options,
-                         const struct image_host *host, unsigned depth, struct error *err);
+static int open_behind(struct image **out, struct file *file, const struct image_options *options,
+                       const struct image_host *host, const struct image *overlay,
+                       struct error *err);
 
 static int read_refcount_table(struct image *image, struct error *err)
 {
@@ -112,7 +113,27 @@ static int prepare_writing(struct image *image, struct error *err)
     return 0;
 }
 
-static int open_backing(struct image *image, unsigned depth, struct error *err)
+// Whether an image at path may stand behind this one.
+static int check_chain(const struct image *image, const char *path, struct error *err)
+{
+    unsigned depth = 0;
+
+    for (const struct image *above = image; above; above = above->overlay) {
+        if (strcmp(above->file->name, path) == 0)
+            return error_set(err, ELOOP,
+                             "'%s' stands behind itself; give one of the images another backing "
+                             "file with 'qemu-img rebase -u'",
+                             path);
+        if (++depth >= BACKING_DEPTH_MAX)
+            return error_set(err, ELOOP,
+                             "more than %d images in the backing chain; shorten it with "
+                             "'qemu-img commit' or 'qemu-img rebase'",
+                             BACKING_DEPTH_MAX);
+    }
+    return 0;
+}
+
+static int open_backing(struct image *image, struct error *err)
 {
     const struct header *header = &image->header;
     struct image_options options = image->options;
@@ -139,20 +160,22 @@ static int open_backing(struct image *image, unsigned depth, struct error *err)
     char *path = backing_name_resolve(image->file->name, header->backing_name);
     if (!path)
         return error_set(err, ENOMEM, "'%s': no memory", image->file->name);
-    int result = image->host.open_backing(image->host.context, path, &file, err);
+    int result = check_chain(image, path, err);
+    if (result == 0)
+        result = image->host.open_backing(image->host.context, path, &file, err);
     free(path);
     if (result < 0) {
         error_prefix(err, "'%s': backing file", image->file->name);
         return result;
     }
     options.read_only = true;
-    result = open_at_depth(&image->backing, file, &options, &image->host, depth + 1, err);
+    result = open_behind(&image->backing, file, &options, &image->host, image, err);
     if (result < 0)
         file_close(file);
     return result;
 }
 
-static int open_qcow2(struct image *image, unsigned depth, struct error *err)
+static int open_qcow2(struct image *image, struct error *err)
 {
     int result = header_read(image->file, &image->header, err);
 
@@ -177,7 +200,7 @@ static int open_qcow2(struct image *image, unsigned depth, struct error *err)
     if (result == 0 && !image->read_only)
         result = snapshot_table_read(image->file, &image->header, &image->snapshots, err);
     if (result == 0)
-        result = open_backing(image, depth, err);
+        result = open_backing(image, err);
     if (result == 0 && !image->read_only)
         result = prepare_writing(image, err);
     return result;
@@ -225,20 +248,15 @@ static void release(struct image *image)
     free(image);
 }
 
-static int open_at_depth(struct image **out, struct file *file, const struct image_options *options,
-                         const struct image_host *host, unsigned depth, struct error *err)
+static int open_behind(struct image **out, struct file *file, const struct image_options *options,
+                       const struct image_host *host, const struct image *overlay,
+                       struct error *err)
 {
-    if (depth > BACKING_DEPTH_MAX)
-        return error_set(
-            err, ELOOP,
-            "'%s': more than %d images in the backing chain, or it names itself; look with "
-            "'qemu-img info --backing-chain'",
-            file->name, BACKING_DEPTH_MAX);
-
     struct image *image = calloc(1, sizeof(*image));
     if (!image)
         return error_set(err, ENOMEM, "'%s': no memory", file->name);
     image->file = file;
+    image->overlay = overlay;
     image->runq = file->runq;
     image->host = *host;
     image->options = *options;
@@ -251,8 +269,7 @@ static int open_at_depth(struct image **out, struct file *file, const struct ima
     TAILQ_INIT(&image->quarantine.durable);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;
 
-    int result =
-        image->format == IMAGE_FORMAT_RAW ? open_raw(image, err) : open_qcow2(image, depth, err);
+    int result = image->format == IMAGE_FORMAT_RAW ? open_raw(image, err) : open_qcow2(image, err);
     if (result < 0) {
         release(image);
         return result;
@@ -264,7 +281,7 @@ static int open_at_depth(struct image **out, struct file *file, const struct ima
 int image_open(struct image **out, struct file *file, const struct image_options *options,
                const struct image_host *host, struct error *err)
 {
-    return open_at_depth(out, file, options, host, 0, err);
+    return open_behind(out, file, options, host, NULL, err);
 }
 
 uint64_t image_size(const struct image *image)

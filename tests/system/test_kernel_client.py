@@ -6,6 +6,7 @@ import time
 import pytest
 
 import lib_guest
+import lib_tls
 import lib_tools
 from lib_server import Server
 
@@ -89,6 +90,9 @@ nbd-client -d /dev/nbd0
 """
 
 
+NETWORK = ["-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n"]
+
+
 @pytest.mark.limit(400)
 def test_kernel_client(workdir):
     """ext4 with one connection and 512-byte blocks, then, after the server was stopped and started
@@ -102,8 +106,8 @@ def test_kernel_client(workdir):
     def guest():
         try:
             said.append(lib_guest.boot_with(
-                workdir, ["-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n"], script,
-                modules=MODULES, programs=("nbd-client", "mkfs.xfs", "xfs_repair"), timeout=300))
+                workdir, NETWORK, script, modules=MODULES,
+                programs=("nbd-client", "mkfs.xfs", "xfs_repair"), timeout=300))
         except Exception as error:  # reported by the test's own thread
             said.append(error)
     thread = threading.Thread(target=guest)
@@ -131,3 +135,40 @@ def test_kernel_client(workdir):
     raw = f"{workdir}/disk.raw"
     lib_tools.qemu_img("convert", "-f", "qcow2", "-O", "raw", image, raw)
     lib_tools.run("e2fsck", "-fn", raw)
+
+
+TLS_SCRIPT = FILE_OPERATIONS + r"""
+ifconfig lo 127.0.0.1
+ifconfig eth0 10.0.2.15 netmask 255.255.255.0
+nbd-client HOST PORT /dev/nbd0 -N disk -enable-tls -cacertfile /tmp/ca-cert.pem \
+    -certfile /tmp/client-cert.pem -keyfile /tmp/client-key.pem -tlshostname localhost
+mkfs.ext4 -q -F /dev/nbd0
+mount -t ext4 /dev/nbd0 /mnt
+operations tls
+fstrim -v /mnt
+umount /mnt
+e2fsck -fn /dev/nbd0
+nbd-client -d /dev/nbd0
+"""
+
+
+@pytest.mark.limit(300)
+def test_kernel_client_over_tls(workdir):
+    """nbd-client -certfile: TLS ends in a process of nbd-client's, the kernel speaks NBD inside."""
+    authority = lib_tls.Authority(f"{workdir}/ca")
+    authority.issue("server", f"{workdir}/server", "localhost")
+    client = authority.issue("client", f"{workdir}/client", "guest")
+    files = ""
+    for name in ("ca-cert.pem", "client-cert.pem", "client-key.pem"):
+        with open(f"{client}/{name}", encoding="ascii") as stream:
+            files += f"cat >/tmp/{name} <<END_OF_FILE\n{stream.read()}END_OF_FILE\n"
+    image = lib_tools.create(f"{workdir}/disk.qcow2", GIBI, lazy_refcounts="on")
+    with Server(workdir, image, tcp=True, options=[
+            "--tls-certificates", f"{workdir}/server", "--tls-verify-peer",
+            "--tls-allow=disk:CN=guest,*"]) as server:
+        script = files + TLS_SCRIPT.replace("HOST", HOST).replace("PORT", str(server.port))
+        text = lib_guest.boot_with(workdir, NETWORK, script, modules=MODULES,
+                                   programs=("nbd-client",), timeout=250)
+        assert "TLS as CN=guest" in server.stderr()
+    assert "trimmed" in text, text[-6000:]
+    lib_tools.check_clean(image)

@@ -144,6 +144,17 @@ def test_units_verify(workdir):
     assert text == ""
 
 
+def test_user_of_the_units():
+    """systemd-sysusers takes the file, which makes the user that the service names."""
+    if not shutil.which("systemd-sysusers"):
+        pytest.skip("there is no systemd-sysusers")
+    with open(f"{ROOT}/dist/systemd/lazycow@.service", encoding="ascii") as stream:
+        assert "User=lazycow\n" in stream.read()
+    with open(f"{ROOT}/dist/systemd/lazycow.conf", encoding="ascii") as stream:
+        assert "\nu lazycow " in stream.read()
+    run("systemd-sysusers", "--dry-run", f"{ROOT}/dist/systemd/lazycow.conf")
+
+
 def test_reload_keeps_the_connections(workdir, image):
     """What the unit's ExecReload does."""
     with Server(workdir, image) as server:

@@ -122,15 +122,19 @@ static uint64_t put_compressed(struct forge *f, uint64_t guest, uint32_t value)
         deflate(&stream, Z_FINISH) != Z_STREAM_END)
         abort();
     uint64_t length = 2 * f->cluster_size - stream.avail_out;
+    assert(length < f->cluster_size);
     deflateEnd(&stream);
 
-    // Narrow refcounts cannot count the neighbours in one cluster.
+    // Narrow refcounts cannot count the neighbours in one cluster. Some begin so late in theirs that
+    // they end in the next one.
     uint64_t used = f->packed_end % f->cluster_size;
     if (used == 0 || f->recipe->refcount_order < FORMAT_REFCOUNT_ORDER_V2 ||
-        f->packed_end / f->cluster_size + 1 != f->next || rng_percent(f->rng, 20))
-        f->packed_end = take(f, divide_up(length, f->cluster_size)) * f->cluster_size;
-    else if (used + length > f->cluster_size)
+        f->packed_end / f->cluster_size + 1 != f->next || rng_percent(f->rng, 20)) {
+        used = rng_percent(f->rng, 30) ? f->cluster_size - 1 - rng_below(f->rng, length) : 0;
+        f->packed_end = take(f, divide_up(used + length, f->cluster_size)) * f->cluster_size + used;
+    } else if (used + length > f->cluster_size) {
         take(f, divide_up(used + length, f->cluster_size) - 1);
+    }
     uint64_t offset = f->packed_end;
     put(f, packed, offset, length);
     f->packed_end += length;

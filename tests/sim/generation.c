@@ -263,6 +263,8 @@ static void start_next(struct generation *gen)
         return;
     }
     gen->next_time = gen->run->sim.now + plan.pause;
+    if (plan.tick_before)
+        image_tick(gen->image);
     if (!skip || !skip[SCENARIO_OP_NUMBER(gen->plan->number, gen->next)])
         start_op(gen, &plan);
     gen->next++;

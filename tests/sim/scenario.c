@@ -300,6 +300,7 @@ void scenario_draw_op(const struct scenario *s, const struct scenario_generation
     op->zeros = op->kind == OP_WRITE && rng_percent(&rng, 5);
     if (op->kind == OP_READ && rng_percent(&rng, 30))
         op->flags |= OP_REPORT_HOLES;
+    op->tick_before = rng_percent(&rng, 5);
 }
 
 void scenario_describe(const struct scenario *s, char *text, size_t bytes)

@@ -78,6 +78,7 @@ struct scenario_op {
     uint64_t length;
     bool zeros; // a write of zeros
     bool clean_before;
+    bool tick_before; // of the host's clock
     uint64_t pause;
 };
 

@@ -39,11 +39,13 @@ static void mark_dirty(struct connection *connection)
     }
 }
 
-static void free_if_done(struct connection *connection)
+void connection_free_if_done(struct connection *connection)
 {
     struct connection_set *set = connection->set;
 
-    if (connection->closed && connection->handle_closed && client_idle(connection->client)) {
+    // One that is in the list of dirty ones is freed from there.
+    if (connection->closed && connection->handle_closed && !connection->dirty &&
+        !connection->shaking && client_idle(connection->client)) {
         client_free(connection->client);
         free(connection);
         set->alive--;
@@ -58,9 +60,7 @@ static void on_handle_closed(uv_handle_t *handle)
     struct connection *connection = handle->data;
 
     connection->handle_closed = true;
-    if (!connection->dirty) {
-        free_if_done(connection);
-    }
+    connection_free_if_done(connection);
 }
 
 static void set_waiting(struct connection *connection, bool waiting)
@@ -216,6 +216,9 @@ static int input_room(struct connection *connection, struct iovec iov[2])
     if (connection->tls == NULL || (connection->secure && count == 0)) {
         return count;
     }
+    if (connection->shaking) {
+        return 0;
+    }
     return tls_input(connection->tls, &iov[0]) > 0 ? 1 : 0;
 }
 
@@ -240,7 +243,8 @@ static bool output_pending(struct connection *connection)
     struct iovec iov;
 
     return client_output_bytes(connection->client) > 0 ||
-           (connection->tls != NULL && tls_output(connection->tls, &iov) > 0);
+           (connection->tls != NULL && !connection->shaking &&
+            tls_output(connection->tls, &iov) > 0);
 }
 
 // ---- Events -------------------------------------------------------------------------------------
@@ -337,10 +341,11 @@ void connection_receive(struct connection *connection)
         return;
     }
     input_came(connection, (size_t)n);
-    if (connection->tls != NULL && !connection->secure && !connection_tls_handshake(connection)) {
-        return;
+    if (connection->tls != NULL && !connection->secure) {
+        connection_tls_handshake(connection);
+    } else {
+        connection_run(connection);
     }
-    connection_run(connection);
     if (n == 0) {
         poll_update(connection, true);
     }
@@ -392,6 +397,9 @@ static int output_gather(struct connection *connection, struct iovec *iov)
 {
     int count;
 
+    if (connection->shaking) {
+        return 0;
+    }
     if (connection->tls != NULL) {
         if (connection->secure && !connection_tls_write(connection)) {
             return -1;
@@ -457,7 +465,7 @@ void connection_flush(struct connection *connection)
     TAILQ_REMOVE(&connection->set->dirty, connection, dirty_link);
     connection->dirty = false;
     if (connection->closed) {
-        free_if_done(connection);
+        connection_free_if_done(connection);
         return;
     }
     if (!send_output(connection)) {
@@ -465,7 +473,7 @@ void connection_flush(struct connection *connection)
     }
     if (client_drained(connection->client) &&
         (client_ending(connection->client) || connection->set->stopping)) {
-        if (connection->tls != NULL) {
+        if (connection->secure) {
             tls_bye(connection->tls);
             if (!send_output(connection)) {
                 return;

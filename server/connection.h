@@ -9,6 +9,7 @@
 #include <sys/queue.h>
 #include <uv.h>
 
+#include "qcow2/offload.h"
 #include "server/client.h"
 #include "server/log.h"
 #include "server/tls.h"
@@ -60,11 +61,14 @@ struct connection {
     bool handle_closed; // libuv is done with the handle
 
     struct client *client;
-    struct tls *tls;   // from STARTTLS on; then the socket carries its ciphertext
-    bool secure;       // its handshake is done
-    bool negotiated;   // counted as such
-    uint64_t accepted; // milliseconds
-    uint64_t progress; // when output was last sent or got blocked, milliseconds
+    struct tls *tls; // from STARTTLS on; then the socket carries its ciphertext
+    bool secure;     // its handshake is done
+    bool shaking;    // a step of the handshake runs on another thread, which has tls to itself
+    struct offload_job handshake;
+    enum tls_progress handshake_progress; // what the last step said
+    bool negotiated;                      // counted as such
+    uint64_t accepted;                    // milliseconds
+    uint64_t progress;                    // when output was last sent or got blocked, milliseconds
     char name[CONNECTION_NAME_MAX];
 };
 
@@ -74,6 +78,9 @@ void connection_open(struct connection_set *set, int fd);
 // Closes the socket and drops the client. The connection is freed when its last op has finished;
 // that may be at once. reason is for the log.
 void connection_close(struct connection *connection, const char *reason);
+
+// Frees a connection that was closed, unless something is still under way that will call this.
+void connection_free_if_done(struct connection *connection);
 
 // Receives once and acts on it.
 void connection_receive(struct connection *connection);

@@ -3,9 +3,11 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stddef.h>
 #include <sys/socket.h>
 
 #include "server/tls.h"
+#include "server/workers.h"
 
 // Iovecs of the client's output that are looked at together: replies to 32 reads and their data.
 #define TLS_IOV_MAX 64
@@ -38,27 +40,66 @@ static void handshake_failed(struct connection *connection)
     connection_close(connection, tls_reason(connection->tls));
 }
 
-bool connection_tls_handshake(struct connection *connection)
+// The handshake is done: what comes is for the client.
+static void handshake_done(struct connection *connection)
 {
     char description[64];
 
-    switch (tls_handshake(connection->tls)) {
-    case TLS_MORE:
-        return true;
-    case TLS_FAILED:
-        handshake_failed(connection);
-        return false;
-    case TLS_DONE:
-        break;
-    }
     if (client_tls_started(connection->client, tls_identity(connection->tls)) < 0) {
         connection_close(connection, "no memory for TLS");
-        return false;
+        return;
     }
     connection->secure = true;
     tls_describe(connection->tls, description, sizeof(description));
     log_line(connection->set->log, LOG_LEVEL_DEBUG, "%s: %s", connection->name, description);
-    return true;
+    connection_run(connection);
+}
+
+static struct connection *connection_of(struct offload_job *job)
+{
+    return (struct connection *)((char *)job - offsetof(struct connection, handshake));
+}
+
+// On another thread.
+static void shake(struct offload_job *job)
+{
+    struct connection *connection = connection_of(job);
+
+    connection->handshake_progress = tls_handshake(connection->tls);
+}
+
+static void on_shaken(struct task *task)
+{
+    struct connection *connection =
+        connection_of((struct offload_job *)((char *)task - offsetof(struct offload_job, task)));
+
+    connection->shaking = false;
+    if (connection->closed) {
+        connection_tls_end(connection);
+        connection_free_if_done(connection);
+        return;
+    }
+    switch (connection->handshake_progress) {
+    case TLS_MORE:
+        connection_run(connection);
+        break;
+    case TLS_FAILED:
+        handshake_failed(connection);
+        break;
+    case TLS_DONE:
+        handshake_done(connection);
+        break;
+    }
+}
+
+void connection_tls_handshake(struct connection *connection)
+{
+    const struct client_shared *shared = connection->set->shared;
+
+    assert(!connection->shaking);
+    connection->shaking = true;
+    connection->handshake = (struct offload_job){.work = shake, .task = {.run = on_shaken}};
+    workers_run(shared->access->exports->workers, &connection->handshake);
 }
 
 bool connection_tls_write(struct connection *connection)
@@ -116,6 +157,9 @@ bool connection_tls_read(struct connection *connection)
 
 void connection_tls_end(struct connection *connection)
 {
+    if (connection->shaking) {
+        return; // on_shaken() will
+    }
     tls_free(connection->tls);
     connection->tls = NULL;
     connection->secure = false;

@@ -303,6 +303,7 @@ def test_what_was_negotiated_before_is_forgotten(workdir, pki, image):
             assert wire.reply(512) == (cookie, 0, b"\5" * 512)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_no_old_versions_of_tls(workdir, pki, image):
     with Server(workdir, image, options=certificates(pki)) as server:
         for version, works in (("1.1", False), ("1.2", True), ("1.3", True)):

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// workers.h: the engine's computations (qcow2/offload.h) on libuv's worker threads.
+// workers.h: computations (qcow2/offload.h) on libuv's worker threads: the engine's, and TLS's
+// handshakes.
 #ifndef LAZYCOW_SERVER_WORKERS_H
 #define LAZYCOW_SERVER_WORKERS_H
 

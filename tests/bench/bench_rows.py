@@ -4,6 +4,8 @@ import dataclasses
 
 BUFFERED_QEMU = ("qemu-nbd threads", "qemu-nbd io_uring")
 DIRECT_QEMU = (*BUFFERED_QEMU, "qemu-nbd native")
+# What lazycow is held against besides: the null engine, a raw image, and for a chain its base alone.
+CEILINGS = ("null", "lazycow raw", "lazycow flat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,8 @@ def servers_of(row):
         names.append("null")
     if row.null and not row.writes:
         names.append("lazycow raw")
+    if row.image == "chain":
+        names.append("lazycow flat")
     if row.raw:
         names.append("nbdkit file")
     return names

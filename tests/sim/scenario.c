@@ -152,8 +152,15 @@ static void draw_serving(struct scenario *s, struct rng *rng)
 {
     static const unsigned mixes[][6] = {
         // READ, WRITE, DISCARD, WRITE_ZEROES, FLUSH, BLOCK_STATUS
-        {25, 40, 10, 12, 8, 5}, {10, 70, 5, 5, 10, 0},  {20, 35, 35, 5, 5, 0},
-        {20, 30, 5, 35, 8, 2},  {15, 45, 25, 10, 5, 0}, {40, 30, 10, 10, 2, 8},
+        {25, 40, 10, 12, 8, 5},
+        {10, 70, 5, 5, 10, 0},
+        {20, 35, 35, 5, 5, 0},
+        {20, 30, 5, 35, 8, 2},
+        {15, 45, 25, 10, 5, 0},
+        {40, 30, 10, 10, 2, 8},
+        // Few changes in one sync: no op's barrier covers for what another one forgot.
+        {5, 50, 0, 5, 40, 0},
+        {10, 45, 10, 5, 30, 0},
     };
 
     s->unmap = rng_percent(rng, 60);

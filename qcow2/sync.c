@@ -329,11 +329,17 @@ static bool passes(int error)
     return error == -ENOSPC || error == -EDQUOT || error == -ENOMEM;
 }
 
+// Ops are over and so are their tables on disk: the refcounts in memory count what those refer to, no more.
+static bool at_rest(const struct image *image)
+{
+    return image->sync.clean_final ||
+           (image->op_count == 0 && image->cache.dirty_count == 0 && image->l1.dirty_count == 0);
+}
+
 static bool may_clean(const struct image *image)
 {
-    return (image->sync.clean_final || image->op_count == 0) &&
-           quarantine_empty(&image->quarantine) && LIST_EMPTY(&image->table_copies) &&
-           recover_done(image);
+    return at_rest(image) && quarantine_empty(&image->quarantine) &&
+           LIST_EMPTY(&image->table_copies) && recover_done(image);
 }
 
 static enum sync_state end(struct image *image, int clean_result)
@@ -401,10 +407,8 @@ static enum sync_state clean_header(struct image *image)
         return end(image, sync->op.wait_result);
     if (!sync->dirty_bit)
         return end(image, 0);
-    // Refcounts that were written may count clusters that an op has taken meanwhile, or that tables
-    // in memory refer to and those on disk do not.
-    if (!sync->clean_final &&
-        (image->op_count > 0 || image->cache.dirty_count > 0 || image->l1.dirty_count > 0))
+    // An op may have taken clusters meanwhile.
+    if (!at_rest(image))
         return end(image, -EBUSY);
     sync->dirty_bit = false;
     return submit_header(image, SYNC_CLEAN_WRITTEN);

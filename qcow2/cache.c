@@ -24,6 +24,8 @@ int cache_init(struct cache *cache, size_t bytes, size_t slice_bytes)
     if (!cache->buckets)
         return -ENOMEM;
     cache->bucket_mask = buckets - 1;
+    SLIST_INIT(&cache->blocks);
+    TAILQ_INIT(&cache->spare);
     TAILQ_INIT(&cache->clock);
     TAILQ_INIT(&cache->dirty);
     waitq_init(&cache->room);
@@ -31,21 +33,28 @@ int cache_init(struct cache *cache, size_t bytes, size_t slice_bytes)
     return 0;
 }
 
-static void slice_free(struct slice *slice)
+static void free_slices(struct cache *cache)
 {
-    free(slice->entries);
-    free(slice);
+    struct slice *slice;
+
+    TAILQ_CONCAT(&cache->clock, &cache->spare, clock_link);
+    while ((slice = TAILQ_FIRST(&cache->clock)) != NULL) {
+        TAILQ_REMOVE(&cache->clock, slice, clock_link);
+        free(slice);
+    }
 }
 
 void cache_free(struct cache *cache)
 {
-    struct slice *slice;
+    struct cache_block *block;
 
     if (!cache->buckets)
         return;
-    while ((slice = TAILQ_FIRST(&cache->clock)) != NULL) {
-        TAILQ_REMOVE(&cache->clock, slice, clock_link);
-        slice_free(slice);
+    free_slices(cache);
+    while ((block = SLIST_FIRST(&cache->blocks)) != NULL) {
+        SLIST_REMOVE_HEAD(&cache->blocks, link);
+        free(block->bytes);
+        free(block);
     }
     free(cache->buckets);
     cache->buckets = NULL;
@@ -96,19 +105,44 @@ static struct slice *evict(struct cache *cache)
     return NULL;
 }
 
+// Memory for the entries of a slice, aligned so that O_DIRECT needs no copy. NULL without memory.
+static uint64_t *cut_entries(struct cache *cache, size_t slice_bytes)
+{
+    if (cache->cut_bytes < slice_bytes) {
+        struct cache_block *block = malloc(sizeof(*block));
+
+        if (!block)
+            return NULL;
+        if (posix_memalign((void **)&block->bytes, 4096, CACHE_BLOCK_BYTES) != 0) {
+            free(block);
+            return NULL;
+        }
+        SLIST_INSERT_HEAD(&cache->blocks, block, link);
+        cache->cut = block->bytes;
+        cache->cut_bytes = CACHE_BLOCK_BYTES;
+    }
+    uint64_t *entries = (uint64_t *)(void *)cache->cut;
+    cache->cut += slice_bytes;
+    cache->cut_bytes -= slice_bytes;
+    return entries;
+}
+
 static struct slice *new_slice(struct image *image)
 {
     struct cache *cache = &image->cache;
-    struct slice *slice;
+    struct slice *slice = TAILQ_FIRST(&cache->spare);
 
+    if (slice) {
+        TAILQ_REMOVE(&cache->spare, slice, clock_link);
+        return slice;
+    }
     if (cache->count >= cache->max)
         return evict(cache);
     slice = calloc(1, sizeof(*slice));
     if (!slice)
         return evict(cache);
-    // Aligned, so that O_DIRECT needs no copy.
-    if (posix_memalign((void **)&slice->entries, image->geometry.piece_bytes,
-                       image->geometry.piece_bytes) != 0) {
+    slice->entries = cut_entries(cache, image->geometry.piece_bytes);
+    if (!slice->entries) {
         free(slice);
         return evict(cache);
     }
@@ -131,7 +165,7 @@ static void load_ended(struct file_io *io)
         LIST_REMOVE(slice, hash_link);
         TAILQ_REMOVE(&cache->clock, slice, clock_link);
         cache->count--;
-        slice_free(slice);
+        TAILQ_INSERT_TAIL(&cache->spare, slice, clock_link);
     }
 }
 

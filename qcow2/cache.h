@@ -37,7 +37,19 @@ struct slice {
     TAILQ_ENTRY(slice) dirty_link;
 };
 
+// Slices' contents are cut from blocks of this size: what malloc aligns by itself takes twice the room.
+#define CACHE_BLOCK_BYTES (256u << 10)
+
+struct cache_block {
+    SLIST_ENTRY(cache_block) link;
+    unsigned char *bytes;
+};
+
 struct cache {
+    SLIST_HEAD(, cache_block) blocks;
+    unsigned char *cut; // rest of the newest block
+    size_t cut_bytes;
+    TAILQ_HEAD(, slice) spare; // slices that hold nothing
     LIST_HEAD(slice_bucket, slice) * buckets;
     size_t bucket_mask;
     TAILQ_HEAD(, slice) clock; // the first is the next candidate to leave

@@ -4,13 +4,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
+#include <libdeflate.h>
 
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
-
-// Window of the deflate streams in qcow2, 4 KiB; negative: no zlib header.
-#define WINDOW_BITS (-12)
 
 void compress_init(struct compress *c)
 {
@@ -31,19 +28,17 @@ void compress_free(struct compress *c)
 static int inflate_cluster(const unsigned char *packed, size_t packed_length, unsigned char *bytes,
                            size_t length)
 {
-    z_stream stream = {.next_in = (unsigned char *)(uintptr_t)packed,
-                       .avail_in = (uInt)packed_length,
-                       .next_out = bytes,
-                       .avail_out = (uInt)length};
+    struct libdeflate_decompressor *decompressor = libdeflate_alloc_decompressor();
+    size_t read, written = 0;
 
-    if (inflateInit2(&stream, WINDOW_BITS) != Z_OK)
+    if (!decompressor)
         return -ENOMEM;
 
     // The length counts whole sectors, so that other data may follow the stream.
-    int status = inflate(&stream, Z_FINISH);
-    bool full = stream.avail_out == 0 && (status == Z_STREAM_END || status == Z_BUF_ERROR);
-    inflateEnd(&stream);
-    return full ? 0 : -EIO;
+    enum libdeflate_result result = libdeflate_deflate_decompress_ex(
+        decompressor, packed, packed_length, bytes, length, &read, &written);
+    libdeflate_free_decompressor(decompressor);
+    return result == LIBDEFLATE_SUCCESS && written == length ? 0 : -EIO;
 }
 
 static struct inflated *entry_of_job(struct offload_job *job)

@@ -548,7 +548,9 @@ void sim_disk_free(struct sim_disk *disk)
 // What becomes of the changes that no barrier covers. A run that keeps or drops nearly all of them
 // finds other faults than one that throws a coin for each.
 struct fate {
-    unsigned keep;   // per cent
+    unsigned keep;       // per cent, of those from late on
+    unsigned keep_early; // of those before
+    uint64_t late;
     unsigned tear;   // of those that are kept
     unsigned split;  // of those that are kept: content without size, or size without content
     uint64_t single; // the one whose fate is the other one
@@ -561,14 +563,20 @@ static struct fate choose_fate(struct rng *rng, uint64_t undecided)
 
     fate.tear = rng_percent(rng, 50) ? 0 : 25;
     fate.split = rng_percent(rng, 70) ? 0 : 25;
-    if (undecided > 0 && rng_percent(rng, 50))
+    if (undecided > 0 && rng_percent(rng, 40)) {
+        // The last ones without what they build on: tables without data.
+        fate.keep = 100;
+        fate.keep_early = rng_percent(rng, 70) ? 0 : 50;
+        fate.late = undecided - rng_scaled(rng, undecided);
+    } else if (undecided > 0 && rng_percent(rng, 50)) {
         fate.single = rng_below(rng, undecided);
+    }
     return fate;
 }
 
 static struct selection draw(const struct fate *fate, uint64_t number, struct rng *rng)
 {
-    bool keep = rng_percent(rng, fate->keep);
+    bool keep = rng_percent(rng, number < fate->late ? fate->keep_early : fate->keep);
     struct selection s = {0};
 
     if (number == fate->single)

@@ -82,7 +82,7 @@ static void draw_layers(struct forge_recipe *r, struct rng *rng)
 {
     r->fill = (unsigned)rng_between(rng, 0, 9) * 10;
     r->compressed = rng_percent(rng, 40);
-    r->gaps = rng_percent(rng, 50);
+    r->gaps = rng_percent(rng, 35);
     r->leaks = rng_percent(rng, 40);
     // A refcount of one bit cannot say that anything is shared.
     if (r->refcount_order > 0 && rng_percent(rng, 30))

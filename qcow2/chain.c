@@ -59,8 +59,14 @@ static void remember(struct chain *chain, uint64_t guest, const struct location 
 static int descend(struct op *op, struct image *layer, unsigned depth, uint64_t guest,
                    uint64_t length, struct location *location)
 {
+    struct op_descent *descent = &op->descent;
     struct mapping *m = &location->mapping;
 
+    if (descent->layer && descent->start == guest) {
+        layer = descent->layer;
+        depth = descent->depth;
+        length = descent->left < length ? descent->left : length;
+    }
     for (;; layer = layer->backing, depth++) {
         if (guest >= layer->size) {
             // Zeros are behind the end of a backing image.
@@ -70,8 +76,13 @@ static int descend(struct op *op, struct image *layer, unsigned depth, uint64_t 
         if (length > layer->size - guest)
             length = layer->size - guest;
         int result = map_lookup(op, layer, guest, length, m);
-        if (result != 0)
+        if (result != 0) {
+            descent->layer = layer;
+            descent->depth = depth;
+            descent->start = guest;
+            descent->left = length;
             return result;
+        }
         length = m->length;
         if (m->kind != ENTRY_UNALLOCATED || !layer->backing)
             break;
@@ -87,19 +98,39 @@ static uint64_t place_end(uint64_t guest)
     return ((guest >> CHAIN_PLACE_BITS) + 1) << CHAIN_PLACE_BITS;
 }
 
+// Looks into the image itself, unless the op has done so before it had to wait for a layer below, and
+// nothing changed: each plan then needs one slice only, and a cache of two will do. Returns as map_lookup;
+// location is complete where the image has it, and *length says for how many bytes it has not.
+static int look_at_top(struct op *op, uint64_t guest, uint64_t *length, struct location *location)
+{
+    struct image *image = op->image;
+    struct op_descent *descent = &op->descent;
+
+    if (descent->layer && descent->guest == guest && descent->changes == image->mapping_changes) {
+        *length = descent->length < *length ? descent->length : *length;
+        location->layer = NULL;
+        return 0;
+    }
+    descent->layer = NULL;
+    int result = map_lookup(op, image, guest, *length, &location->mapping);
+    if (result != 0)
+        return result;
+    *length = location->mapping.length;
+    location->layer = location->mapping.kind == ENTRY_UNALLOCATED ? NULL : image;
+    location->depth = location->layer != NULL;
+    descent->guest = guest;
+    descent->length = *length;
+    descent->changes = image->mapping_changes;
+    return 0;
+}
+
 int chain_lookup(struct op *op, uint64_t guest, uint64_t length, struct location *location)
 {
     struct image *image = op->image;
-    int result = map_lookup(op, image, guest, length, &location->mapping);
+    int result = look_at_top(op, guest, &length, location);
 
-    if (result != 0)
+    if (result != 0 || location->layer || !image->backing)
         return result;
-    length = location->mapping.length;
-    if (location->mapping.kind != ENTRY_UNALLOCATED || !image->backing) {
-        location->layer = location->mapping.kind == ENTRY_UNALLOCATED ? NULL : image;
-        location->depth = location->layer != NULL;
-        return 0;
-    }
     if (recall(&image->chain, guest, length, location))
         return 0;
 

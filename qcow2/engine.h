@@ -47,8 +47,9 @@ struct image {
     // quarantine.h.
     TAILQ_HEAD(, op) active;
     uint64_t next_begun;
-    struct waitq older_gone; // ops that wait for those before them to end
-    size_t op_count;         // started and not done, internal ones not counted
+    uint64_t mapping_changes; // how often an L2 entry changed
+    struct waitq older_gone;  // ops that wait for those before them to end
+    size_t op_count;          // started and not done, internal ones not counted
     SLIST_HEAD(, op_work) spare_work;
     size_t spare_work_count;
 

@@ -192,6 +192,7 @@ void map_replace(struct image *image, struct slice *slice, unsigned index, uint6
 
     if (be64toh(slice->entries[index]) == raw)
         return;
+    image->mapping_changes++;
     slice->entries[index] = htobe64(raw);
     cache_mark_dirty(&image->cache, slice);
     if (old.kind == ENTRY_COMPRESSED || new.host_offset != old.host_offset)

@@ -47,6 +47,17 @@ struct extent {
 
 typedef void op_done(struct op *op);
 
+// Private to chain.c: how far a look down the backing chain had come when it had to wait.
+struct op_descent {
+    struct image *layer; // to go on with; NULL: from the top
+    unsigned depth;      // of that layer
+    uint64_t changes;    // of the image's mapping until then
+    uint64_t guest;      // what is asked for: the image itself has none of it,
+    uint64_t length;     // for so many bytes
+    uint64_t start;      // what is looked for in layer
+    uint64_t left;       // and for how many bytes
+};
+
 // Caller-owned; zero it before use and leave it alone from op_start until done runs. Any number of
 // ops may be in flight on an image, with overlapping ranges too; overlapping writes take effect in
 // some order.
@@ -79,6 +90,7 @@ struct op {
     bool scanned;                // has loaded a refcount page to look for free clusters
     TAILQ_ENTRY(op) active_link;
     TAILQ_ENTRY(op) wait_link;
+    struct op_descent descent;
     struct op_work *work; // what is more than a read or a write in place
     struct file_io io;
     struct iovec iov;

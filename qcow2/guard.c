@@ -119,6 +119,8 @@ const char *guard_hit(const struct image *image, uint64_t offset, uint64_t lengt
 
 int guard_add(struct image *image, uint64_t host_offset)
 {
+    if (!image->guard.ready)
+        return 0;
     return cluster_set_add(&image->guard.tables, host_offset >> image->geometry.cluster_bits);
 }
 
@@ -131,6 +133,8 @@ void guard_move_refcount_table(struct image *image, uint64_t first, uint64_t cou
 {
     struct guard *guard = &image->guard;
 
+    if (!guard->ready)
+        return;
     for (size_t i = 0; i < guard->range_count; i++) {
         if (guard->ranges[i].what == refcount_table_name) {
             guard->ranges[i].first = first;

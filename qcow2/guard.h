@@ -35,7 +35,8 @@ void guard_free(struct guard *guard);
 // NULL.
 const char *guard_hit(const struct image *image, uint64_t offset, uint64_t length);
 
-// An L2 table or a refcount block came or went. guard_add returns 0 or -ENOMEM.
+// An L2 table or a refcount block came or went; before guard_init, which looks for itself, nothing has to
+// be told. guard_add returns 0 or -ENOMEM.
 int guard_add(struct image *image, uint64_t host_offset);
 void guard_remove(struct image *image, uint64_t host_offset);
 // The refcount table lies elsewhere now.

@@ -419,13 +419,11 @@ static void finish_ended(void *context, int result)
     finish->result = result;
 }
 
-// Runs what is queued, and waits for I/O while there is none.
-static void run_until(struct image *image, const bool *stop)
+// Runs what is queued; waits for I/O where there is nothing.
+static void run_some(struct image *image)
 {
-    while (!*stop) {
-        if (!runq_run(image->runq))
-            image->file->ops->wait(image->file);
-    }
+    if (!runq_run(image->runq))
+        image->file->ops->wait(image->file);
 }
 
 // Host space behind the last cluster goes back; a file that ends inside it is filled up.
@@ -440,21 +438,14 @@ static int fit_file(struct image *image)
     return file_do_blocking(image->file, FILE_TRUNCATE, end, 0);
 }
 
-static bool corrupt_pending(const struct image *image)
-{
-    return image->sync.corrupt_busy;
-}
-
 int image_finish(struct image *image, struct error *err)
 {
     struct finish finish = {0};
 
     if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
         return 0;
-    while (image->recovery.running || corrupt_pending(image)) {
-        if (!runq_run(image->runq))
-            image->file->ops->wait(image->file);
-    }
+    while (image->recovery.running || image->sync.corrupt_busy)
+        run_some(image);
     if (image->latched_error < 0)
         return error_set(err, -image->latched_error,
                          "'%s': an earlier error left it as after a crash; run 'lazycow check'",
@@ -462,7 +453,8 @@ int image_finish(struct image *image, struct error *err)
     image->sync.clean_final = true;
     if (image_needs_clean(image)) {
         image_clean(image, finish_ended, &finish);
-        run_until(image, &finish.ended);
+        while (!finish.ended)
+            run_some(image);
     }
     if (finish.result == 0 && image->alloc.taken)
         finish.result = fit_file(image);

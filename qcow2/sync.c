@@ -71,7 +71,6 @@ static bool lazy_now(const struct image *image)
 static void assert_dirty_before_tables(const struct image *image)
 {
     assert(image->sync.dirty_bit || !image->lazy);
-    assert(!image->sync.needs_first || image->sync.op.state == SYNC_TABLES);
 }
 
 bool sync_needed(const struct image *image)

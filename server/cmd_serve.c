@@ -19,6 +19,7 @@
 #include "server/serve_options.h"
 #include "server/server.h"
 #include "server/tls.h"
+#include "server/workers.h"
 
 // What is open while serving, in the order of opening.
 struct serve {

@@ -10,13 +10,14 @@
 #include "protocol/session.h"
 #include "qcow2/error.h"
 #include "qcow2/image.h"
-#include "server/file_backend.h"
 #include "server/log.h"
-#include "server/workers.h"
 
 // How many images one server takes: more than anybody names on a command line, and few enough for a
 // LIST reply of names of 4096 bytes to stay small.
 #define EXPORTS_MAX 1024
+
+struct backend;
+struct workers;
 
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
@@ -70,6 +71,10 @@ struct exports {
 int exports_open(struct exports *exports, const struct export_options *options,
                  struct backend *backend, struct workers *workers, struct log *log,
                  char *const *arguments, size_t count, struct error *err);
+
+// Makes an export of an open image, which it owns from then on; exports and name are set. What
+// exports_open does for each of them once its image is there.
+void export_init(struct export *export, struct image *image);
 
 // Makes everything durable and the images clean, after the last op. Blocking. Tries each image;
 // logs each failure and returns the first, or 0.

@@ -11,6 +11,7 @@
 #include "server/connection_set.h"
 #include "server/loop.h"
 #include "server/notify.h"
+#include "server/workers.h"
 
 // Connections accepted from one socket in one turn, so that a flood of them does not keep those
 // that are served waiting.

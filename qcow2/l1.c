@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/bits.h"
 #include "qcow2/format.h"
 
 int l1_read(struct l1 *l1, struct file *file, const struct header *header, const struct geometry *g,
@@ -14,7 +15,7 @@ int l1_read(struct l1 *l1, struct file *file, const struct header *header, const
 
     *l1 = (struct l1){.size = header->l1_size, .piece_bits = g->piece_bits};
     l1->entries = malloc(bytes ? bytes : 1);
-    l1->dirty = calloc(l1_pieces(l1) / 64 + 1, sizeof(*l1->dirty));
+    l1->dirty = calloc(bits_words(l1_pieces(l1) + 1), sizeof(*l1->dirty));
     if (!l1->entries || !l1->dirty) {
         l1_free(l1);
         return error_set(err, ENOMEM, "'%s': no memory for the L1 table of %zu bytes", file->name,
@@ -45,15 +46,20 @@ uint64_t l1_pieces(const struct l1 *l1)
 
 bool l1_piece_dirty(const struct l1 *l1, uint64_t piece)
 {
-    return l1->dirty[piece / 64] >> (piece % 64) & 1;
+    return bits_get(l1->dirty, piece);
 }
 
 void l1_mark_piece(struct l1 *l1, uint64_t piece, bool dirty)
 {
     if (l1_piece_dirty(l1, piece) == dirty)
         return;
-    l1->dirty[piece / 64] ^= 1ull << (piece % 64);
-    l1->dirty_count += dirty ? 1 : (uint64_t)-1;
+    if (dirty) {
+        bits_set(l1->dirty, piece);
+        l1->dirty_count++;
+    } else {
+        bits_clear(l1->dirty, piece);
+        l1->dirty_count--;
+    }
 }
 
 void l1_set(struct l1 *l1, uint64_t index, uint64_t entry)

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// refcount.h: refcounts in memory, where they wait until sync.c writes them. One page stands for
-// one refcount block. Most refcounts are 0 or 1, so a page is a bitmap; it becomes an array of
-// counts when one of its clusters is shared. 1 TiB of 64 KiB clusters takes 2 MiB. Format: qcow2
-// specification, "Host cluster management".
+// refcount.h: the refcounts of an image in memory, where they wait until sync.c writes them: the
+// table, a page for each block (refcount_page.h), the search for free clusters. 1 TiB of 64 KiB
+// clusters takes 2 MiB. Format: qcow2 specification, "Host cluster management".
 #ifndef LAZYCOW_QCOW2_REFCOUNT_H
 #define LAZYCOW_QCOW2_REFCOUNT_H
 
@@ -12,22 +11,10 @@
 
 #include "qcow2/file.h"
 #include "qcow2/geometry.h"
-#include "qcow2/waitq.h"
+#include "qcow2/refcount_page.h"
 
 struct image;
 struct op;
-
-struct refcount_page {
-    uint64_t *used;  // bit set: the refcount is not 0; NULL while not loaded, or all are 0
-    uint8_t *counts; // refcounts as on disk; NULL while none is above 1
-    uint64_t *dirty; // bit a piece of the block that disk does not have; NULL: none ever
-    uint64_t free;   // refcounts that are 0
-    bool ready;      // known; false: still to be loaded from the block
-    bool loading;
-    bool any_dirty;
-    struct refcount_load *load;
-    struct waitq waiters;
-};
 
 struct refcounts {
     struct geometry geometry;
@@ -66,9 +53,9 @@ bool refcounts_all_free(const struct refcounts *rc, uint64_t cluster, uint64_t c
 // they become 1. Returns 0, or as refcounts_set, with some of them added then.
 int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64_t by);
 
-// The longest run of at most want clusters with refcount 0 that begins in [from, end), inside the table, among known
-// pages, looking at no more than REFCOUNT_SEARCH_WORDS words of bitmap; the first that is long
-// enough wins. Returns its length, 0 if none was found. *next is where to go on looking.
+// The longest run of at most want clusters with refcount 0 that begins in [from, end), inside the
+// table, among known pages, looking at no more than REFCOUNT_SEARCH_WORDS words of bitmap; the first
+// that is long enough wins. Returns its length, 0 if none was found. *next is where to go on looking.
 #define REFCOUNT_SEARCH_WORDS 4096 // 256 Ki clusters, about 10 µs
 uint64_t refcounts_find_free(const struct refcounts *rc, uint64_t from, uint64_t end, uint64_t want,
                              uint64_t *first, uint64_t *next);

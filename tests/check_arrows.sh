@@ -29,10 +29,9 @@ loop_user() {
 # The most lines that a file may have.
 file_limit() {
     case $1 in
-    qcow2/refcount.c) echo 550 ;; # one data structure; its two forms of a page could be told apart
-    qcow2/sync.c) echo 540 ;;     # the rules of crash safety stand at its head, in 60 lines
-    tests/*) echo 1000 ;;         # a table of cases has no flow to follow
-    *) echo 500 ;;                # about what is read in one sitting
+    qcow2/sync.c) echo 540 ;; # the rules of crash safety stand at its head, in 60 lines
+    tests/*) echo 1000 ;;     # a table of cases has no flow to follow
+    *) echo 500 ;;            # about what is read in one sitting
     esac
 }
 

@@ -40,6 +40,7 @@ bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t le
     const char *what = guard_hit(image, host_offset, length);
 
     if (what)
-        image_mark_corrupt(image, what, host_offset);
+        corrupt_found(image, "a write to host offset %llu would have overwritten %s",
+                      (unsigned long long)host_offset, what);
     return what != NULL;
 }

@@ -13,6 +13,7 @@
 #include "qcow2/cache.h"
 #include "qcow2/chain.h"
 #include "qcow2/compress.h"
+#include "qcow2/corrupt.h"
 #include "qcow2/format.h"
 #include "qcow2/geometry.h"
 #include "qcow2/guard.h"
@@ -67,6 +68,7 @@ struct image {
     struct inflight inflight;
     struct guard guard;
     struct sync sync;
+    struct corrupt corrupt;
     struct recovery recovery;
     struct compress compress;
     struct chain chain;
@@ -131,8 +133,5 @@ void status_step(struct op *op);
 // ---- Saying things
 
 __attribute__((format(printf, 2, 3))) void image_log(struct image *image, const char *format, ...);
-// Something in the image contradicts itself where it would be written: nothing is written any more,
-// and the corrupt bit is set.
-void image_mark_corrupt(struct image *image, const char *what, uint64_t host_offset);
 
 #endif

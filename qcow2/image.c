@@ -42,19 +42,6 @@ void image_log(struct image *image, const char *format, ...)
     image->host.log(image->host.context, line);
 }
 
-void image_mark_corrupt(struct image *image, const char *what, uint64_t host_offset)
-{
-    if (image->latched_error < 0)
-        return;
-    image->latched_error = -EIO;
-    image_log(
-        image,
-        "a write to host offset %llu would have overwritten %s: the image is corrupt, writes are "
-        "refused from now on; run 'lazycow check'",
-        (unsigned long long)host_offset, what);
-    sync_mark_corrupt(image);
-}
-
 // ---- Opening
 
 static int open_behind(struct image **out, struct file *file, const struct image_options *options,
@@ -444,7 +431,7 @@ int image_finish(struct image *image, struct error *err)
 
     if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
         return 0;
-    while (image->recovery.running || image->sync.corrupt_busy)
+    while (image->recovery.running || image->corrupt.busy)
         run_some(image);
     if (image->latched_error < 0)
         return error_set(err, -image->latched_error,

@@ -153,7 +153,8 @@ int refcounts_load(struct op *op, uint64_t cluster)
     if (page->loading)
         return waitq_park(&page->waiters, op);
     if (rc->table[index] & (rc->geometry.cluster_size - 1)) {
-        image_mark_corrupt(image, "a refcount block is not aligned to a cluster", rc->table[index]);
+        corrupt_found(image, "the refcount block at offset %llu is not aligned to a cluster",
+                      (unsigned long long)rc->table[index]);
         return -EIO;
     }
 

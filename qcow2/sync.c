@@ -469,36 +469,3 @@ static void sync_step(struct op *op)
         state = stages[state](image);
     }
 }
-
-// ---- The corrupt bit
-
-static void corrupt_written(struct file_io *io)
-{
-    struct sync *sync = (struct sync *)((char *)io - offsetof(struct sync, corrupt_io));
-
-    sync->corrupt_busy = false;
-    if (io->result < 0)
-        image_log(sync->op.image, "cannot set the corrupt bit: %s", strerror(-io->result));
-}
-
-void sync_mark_corrupt(struct image *image)
-{
-    struct sync *sync = &image->sync;
-
-    if (image->header.version < 3 || image->read_only ||
-        (image->header.incompatible & HEADER_INCOMPATIBLE_CORRUPT))
-        return;
-    image->header.incompatible |= HEADER_INCOMPATIBLE_CORRUPT;
-    format_put64(sync->corrupt_bytes,
-                 image->header.incompatible | (sync->dirty_bit ? HEADER_INCOMPATIBLE_DIRTY : 0));
-    sync->corrupt_iov =
-        (struct iovec){.iov_base = sync->corrupt_bytes, .iov_len = sizeof(sync->corrupt_bytes)};
-    sync->corrupt_busy = true;
-    sync->corrupt_io = (struct file_io){.kind = FILE_WRITE,
-                                        .offset = HEADER_OFFSET_INCOMPATIBLE,
-                                        .length = sizeof(sync->corrupt_bytes),
-                                        .iov = &sync->corrupt_iov,
-                                        .iovcnt = 1,
-                                        .done = corrupt_written};
-    file_submit(image->file, &sync->corrupt_io);
-}

@@ -56,11 +56,6 @@ struct sync {
     struct refcount_write refcounts;
     struct writeback writeback;          // of L2 and L1
     struct writeback refcount_writeback; // of refcounts
-
-    bool corrupt_busy;
-    struct file_io corrupt_io; // sets the corrupt bit
-    struct iovec corrupt_iov;
-    unsigned char corrupt_bytes[8];
 };
 
 void sync_init(struct image *image);
@@ -81,7 +76,5 @@ int sync_clean(struct op *op);
 void sync_submit_barrier(struct sync *sync);
 // Whether memory has anything that disk has not.
 bool sync_needed(const struct image *image);
-// Sets the corrupt bit on disk, soon.
-void sync_mark_corrupt(struct image *image);
 
 #endif

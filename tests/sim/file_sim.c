@@ -9,26 +9,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-// A change of a disk: a request that has been applied to live, or was in flight at the power cut.
-struct sim_entry {
-    TAILQ_ENTRY(sim_entry) link;
-    enum file_io_kind kind;
-    uint64_t offset;
-    uint64_t length;
-    unsigned char *bytes;  // FILE_WRITE
-    uint64_t partial_seed; // of a request that failed: which sectors it changed; 0: all
-    uint64_t reported_at;  // its place among those whose done ran; 0: it did not
-    bool durable;          // a barrier covers it
-    bool lost;             // the barrier that covered it failed: no later one does
-    bool in_flight;        // when the power went
-    char label[48];
-};
+// As long as a few I/Os may take in a job's way.
+#define JOB_LONGEST 400u
 
 struct sim_request {
     TAILQ_ENTRY(sim_request) link;
     struct sim *sim;
     struct sim_disk *disk;
     struct file_io *io;
+    struct offload_job *job; // instead of all the rest but due
     struct sim_entry *entry; // NULL: changes nothing
     struct task task;
     uint64_t due;
@@ -42,9 +31,6 @@ struct file_sim {
     struct sim *sim;
     struct sim_disk *disk;
 };
-
-static const char *const kind_names[] = {"read",  "write",    "barrier", "zero",
-                                         "punch", "allocate", "truncate"};
 
 static void *need(void *p)
 {
@@ -145,108 +131,6 @@ static void insert_pending(struct sim *sim, struct sim_request *request)
     TAILQ_INSERT_HEAD(&sim->pending, request, link);
 }
 
-// ---- Applying changes
-
-// Which sectors of an entry take effect.
-struct selection {
-    uint64_t seeds[2]; // half of the sectors each; 0: all
-    bool content;      // false: none at all
-    bool size;         // whether the file grows
-};
-
-static bool sector_selected(const struct selection *s, uint64_t sector)
-{
-    for (int i = 0; i < 2; i++) {
-        if (s->seeds[i] && !(rng_mix(s->seeds[i] ^ sector) & 1))
-            return false;
-    }
-    return true;
-}
-
-static void apply_sectors(struct memory *m, const struct sim_entry *entry,
-                          const struct selection *s)
-{
-    uint64_t end = entry->offset + entry->length;
-
-    for (uint64_t at = entry->offset; at < end;) {
-        uint64_t next = (at / SIM_SECTOR + 1) * SIM_SECTOR;
-
-        if (next > end || (!s->seeds[0] && !s->seeds[1]))
-            next = end;
-        if (sector_selected(s, at / SIM_SECTOR)) {
-            if (entry->bytes)
-                memory_write(m, entry->bytes + (at - entry->offset), at, (size_t)(next - at));
-            else
-                memory_zero(m, at, next - at);
-        }
-        at = next;
-    }
-}
-
-static void apply(struct memory *m, const struct sim_entry *entry, const struct selection *s)
-{
-    uint64_t end = entry->offset + entry->length;
-
-    switch (entry->kind) {
-    case FILE_TRUNCATE:
-        if (s->content)
-            memory_resize(m, entry->offset);
-        return;
-    case FILE_WRITE:
-    case FILE_ZERO:
-    case FILE_ALLOCATE:
-        if (s->size && end > m->size)
-            memory_resize(m, end);
-        break;
-    default:
-        break;
-    }
-    if (s->content && entry->kind != FILE_ALLOCATE)
-        apply_sectors(m, entry, s);
-}
-
-static void apply_live(struct sim_disk *disk, struct sim_entry *entry)
-{
-    apply(&disk->live, entry,
-          &(struct selection){.seeds = {entry->partial_seed}, .content = true, .size = true});
-    TAILQ_INSERT_TAIL(&disk->log, entry, link);
-}
-
-static void entry_free(struct sim_entry *entry)
-{
-    if (entry)
-        free(entry->bytes);
-    free(entry);
-}
-
-// What is durable from the beginning of the log on needs no decision any more.
-static void fold_durable(struct sim_disk *disk)
-{
-    struct sim_entry *entry;
-
-    while ((entry = TAILQ_FIRST(&disk->log)) != NULL && entry->durable) {
-        apply(&disk->durable, entry,
-              &(struct selection){.seeds = {entry->partial_seed}, .content = true, .size = true});
-        TAILQ_REMOVE(&disk->log, entry, link);
-        entry_free(entry);
-    }
-}
-
-static void barrier_ended(struct sim_disk *disk, const struct sim_request *request)
-{
-    struct sim_entry *entry;
-
-    TAILQ_FOREACH (entry, &disk->log, link) {
-        if (entry->reported_at == 0 || entry->reported_at > request->covers || entry->lost)
-            continue;
-        if (request->result == 0)
-            entry->durable = true;
-        else
-            entry->lost = !entry->durable;
-    }
-    fold_durable(disk);
-}
-
 // ---- Requests
 
 void sim_power_off(struct sim *sim)
@@ -260,13 +144,7 @@ void sim_power_off(struct sim *sim)
     TAILQ_FOREACH (request, &sim->pending, link) {
         if (!request->entry)
             continue;
-        struct sim_entry *last = TAILQ_LAST(&request->disk->log, sim_entry_list);
-        // In any order among themselves, and after all that completed before.
-        request->entry->in_flight = true;
-        if (last && last->in_flight && rng_percent(&sim->rng, 50))
-            TAILQ_INSERT_BEFORE(last, request->entry, link);
-        else
-            TAILQ_INSERT_TAIL(&request->disk->log, request->entry, link);
+        disk_in_flight(request->disk, request->entry, &sim->rng);
         request->entry = NULL;
     }
 }
@@ -346,7 +224,7 @@ static void complete(struct sim *sim, struct sim_request *request)
     struct file_io *io = request->io;
 
     sim_trace(sim, "  io %llu ends: %s%s", (unsigned long long)request->number,
-              kind_names[io->kind],
+              disk_kind_names[io->kind],
               request->result == 0         ? ""
               : request->result == -ENOSPC ? " ENOSPC"
               : request->result == -EIO    ? " EIO"
@@ -354,11 +232,11 @@ static void complete(struct sim *sim, struct sim_request *request)
     if (io->kind == FILE_READ && request->result == 0)
         fill_read(disk, io);
     else if (io->kind == FILE_DATASYNC)
-        barrier_ended(disk, request);
+        disk_barrier(disk, request->covers, request->result == 0);
     if (request->entry) {
         if (io->kind == FILE_WRITE)
             check_unchanged(sim, request);
-        apply_live(disk, request->entry);
+        disk_apply(disk, request->entry);
     }
 }
 
@@ -370,6 +248,14 @@ bool sim_complete_next(struct sim *sim)
         return false;
     if (request->due > sim->now)
         sim->now = request->due;
+    if (request->job) {
+        TAILQ_REMOVE(&sim->pending, request, link);
+        sim_trace(sim, "  job ends");
+        request->job->work(request->job);
+        runq_post(&sim->runq, &request->job->task);
+        free(request);
+        return true;
+    }
     if (request->io->kind == FILE_DATASYNC && ++sim->barriers == sim->cut_barrier)
         sim_power_off(sim);
     bool alive = event(sim);
@@ -380,6 +266,16 @@ bool sim_complete_next(struct sim *sim)
         request->result = -EIO;
     post_report(sim, request);
     return true;
+}
+
+void sim_offload(struct sim *sim, struct offload_job *job)
+{
+    struct sim_request *request = need(calloc(1, sizeof(*request)));
+
+    request->sim = sim;
+    request->job = job;
+    request->due = sim->now + rng_scaled(&sim->rng, JOB_LONGEST);
+    insert_pending(sim, request);
 }
 
 static int class_fault(struct sim *sim, enum sim_class class)
@@ -438,7 +334,7 @@ static struct sim_entry *new_entry(struct sim *sim, const struct sim_request *re
     if (request->result < 0)
         entry->partial_seed = rng_next(&sim->rng) | 1;
     snprintf(entry->label, sizeof(entry->label), "io %llu %s", (unsigned long long)request->number,
-             kind_names[io->kind]);
+             disk_kind_names[io->kind]);
     return entry;
 }
 
@@ -457,7 +353,8 @@ static void submit(struct file *file, struct file_io *io)
     request->due = sim->now + delay(sim, io->kind);
     request->result = alive ? decide(sim, f->disk, io) : -EIO;
     sim_trace(sim, "  io %llu: %s %s %llu+%llu", (unsigned long long)request->number, file->name,
-              kind_names[io->kind], (unsigned long long)io->offset, (unsigned long long)io->length);
+              disk_kind_names[io->kind], (unsigned long long)io->offset,
+              (unsigned long long)io->length);
     if (io->kind == FILE_READ)
         scribble(io);
     if (alive && request->result != -EOPNOTSUPP && io->kind != FILE_READ &&
@@ -516,114 +413,4 @@ struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *n
     f->sim = sim;
     f->disk = disk;
     return &f->file;
-}
-
-// ---- Disks and power cuts
-
-void sim_disk_init(struct sim_disk *disk)
-{
-    *disk = (struct sim_disk){.limit = UINT64_MAX};
-    memory_init(&disk->live);
-    memory_init(&disk->durable);
-    TAILQ_INIT(&disk->log);
-}
-
-static void clear_log(struct sim_disk *disk)
-{
-    struct sim_entry *entry;
-
-    while ((entry = TAILQ_FIRST(&disk->log)) != NULL) {
-        TAILQ_REMOVE(&disk->log, entry, link);
-        entry_free(entry);
-    }
-}
-
-void sim_disk_free(struct sim_disk *disk)
-{
-    clear_log(disk);
-    memory_free(&disk->live);
-    memory_free(&disk->durable);
-}
-
-// What becomes of the changes that no barrier covers. A run that keeps or drops nearly all of them
-// finds other faults than one that throws a coin for each.
-struct fate {
-    unsigned keep;       // per cent, of those from late on
-    unsigned keep_early; // of those before
-    uint64_t late;
-    unsigned tear;   // of those that are kept
-    unsigned split;  // of those that are kept: content without size, or size without content
-    uint64_t single; // the one whose fate is the other one
-};
-
-static struct fate choose_fate(struct rng *rng, uint64_t undecided)
-{
-    static const unsigned keeps[] = {0, 0, 10, 50, 50, 90, 100, 100};
-    struct fate fate = {.keep = keeps[rng_below(rng, 8)], .single = UINT64_MAX};
-
-    fate.tear = rng_percent(rng, 50) ? 0 : 25;
-    fate.split = rng_percent(rng, 70) ? 0 : 25;
-    if (undecided > 0 && rng_percent(rng, 40)) {
-        // The last ones without what they build on: tables without data.
-        fate.keep = 100;
-        fate.keep_early = rng_percent(rng, 70) ? 0 : 50;
-        fate.late = undecided - rng_scaled(rng, undecided);
-    } else if (undecided > 0 && rng_percent(rng, 50)) {
-        fate.single = rng_below(rng, undecided);
-    }
-    return fate;
-}
-
-static struct selection draw(const struct fate *fate, uint64_t number, struct rng *rng)
-{
-    bool keep = rng_percent(rng, number < fate->late ? fate->keep_early : fate->keep);
-    struct selection s = {0};
-
-    if (number == fate->single)
-        keep = fate->keep < 50;
-    s.content = s.size = keep;
-    uint64_t seed = rng_next(rng) | 1;
-    if (keep && rng_percent(rng, fate->tear))
-        s.seeds[1] = seed;
-    if (keep && rng_percent(rng, fate->split))
-        *(seed & 2 ? &s.size : &s.content) = false;
-    return s;
-}
-
-void sim_disk_cut(const struct sim *sim, const struct sim_disk *disk, struct rng *rng,
-                  struct memory *out)
-{
-    const struct sim_entry *entry;
-    uint64_t undecided = 0, number = 0;
-
-    TAILQ_FOREACH (entry, &disk->log, link)
-        undecided += !entry->durable;
-    struct fate fate = choose_fate(rng, undecided);
-
-    memory_copy(out, &disk->durable);
-    TAILQ_FOREACH (entry, &disk->log, link) {
-        struct selection s = {.content = true, .size = true};
-
-        if (!entry->durable)
-            s = draw(&fate, number++, rng);
-        s.seeds[0] = entry->partial_seed;
-        sim_trace(sim, "  cut: %s %llu+%llu %s%s%s%s", entry->label,
-                  (unsigned long long)entry->offset, (unsigned long long)entry->length,
-                  entry->durable ? "durable"
-                  : s.content    ? "kept"
-                                 : "dropped",
-                  s.seeds[1] ? ", torn" : "", s.content == s.size ? "" : ", size apart",
-                  entry->in_flight ? " (in flight)" : "");
-        apply(out, entry, &s);
-    }
-}
-
-void sim_disk_restart(struct sim_disk *disk, struct memory *state)
-{
-    clear_log(disk);
-    memory_free(&disk->live);
-    memory_free(&disk->durable);
-    disk->live = *state;
-    memory_copy(&disk->durable, &disk->live);
-    memory_init(state);
 }

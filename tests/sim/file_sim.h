@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // file_sim.h: struct file (qcow2/file.h) over memory, with a clock of its own, faults and power
 // cuts.
-//
-// What the disk has after a power cut: all that the last completed barrier covered, and of every
-// write, growth, cut, hole punch and zeroed range after it any part, torn at 512 bytes. A barrier
-// covers exactly the requests whose done ran before it was submitted.
 #ifndef LAZYCOW_TESTS_SIM_FILE_SIM_H
 #define LAZYCOW_TESTS_SIM_FILE_SIM_H
 
@@ -13,10 +9,9 @@
 #include <sys/queue.h>
 
 #include "qcow2/file.h"
-#include "tests/sim/memory.h"
+#include "qcow2/offload.h"
+#include "tests/sim/disk.h"
 #include "tests/sim/rng.h"
-
-#define SIM_SECTOR 512u
 
 // Which requests a fault is about. Each class counts its requests since the power came on.
 enum sim_class { SIM_READ, SIM_WRITE, SIM_GROW, SIM_BARRIER, SIM_CLASSES };
@@ -61,17 +56,6 @@ struct sim {
     char failure[512]; // what went wrong, "": nothing
 };
 
-// What is on a disk, and what is on its way. Lives through power cuts.
-struct sim_disk {
-    struct memory live;                        // what a read sees
-    struct memory durable;                     // what the log below is to be applied to after a cut
-    TAILQ_HEAD(sim_entry_list, sim_entry) log; // in the order in which reads see them
-    uint64_t reported;                         // requests whose done ran
-    uint64_t limit;                            // the file cannot grow beyond; bytes
-    unsigned unsupported; // kinds of request that are answered with -EOPNOTSUPP, a bit each
-    bool no_extents;      // the host cannot tell holes
-};
-
 void sim_init(struct sim *sim, struct rng rng);
 // The power comes on: what is left from before was let go of by sim_disk_cut.
 void sim_power_on(struct sim *sim);
@@ -87,15 +71,8 @@ uint64_t sim_next_due(const struct sim *sim);
 // No request is in flight.
 bool sim_quiet(const struct sim *sim);
 void sim_power_off(struct sim *sim);
-
-void sim_disk_init(struct sim_disk *disk);
-void sim_disk_free(struct sim_disk *disk);
-// One of the states that the disk may be found in if the power goes, or went, now; out is
-// initialized here.
-void sim_disk_cut(const struct sim *sim, const struct sim_disk *disk, struct rng *rng,
-                  struct memory *out);
-// The disk is found in that state; nothing may be in flight. Takes the pages of state.
-void sim_disk_restart(struct sim_disk *disk, struct memory *state);
+// As image_host.offload (qcow2/image.h): the job is done on another thread, some time later.
+void sim_offload(struct sim *sim, struct offload_job *job);
 
 // A file on a disk. Returns NULL without memory. The disk and sim outlive it.
 struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *name,

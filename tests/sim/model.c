@@ -29,6 +29,7 @@ struct model_change {
     bool weak;
     bool success;
     bool durable;
+    bool refused;
 };
 
 static void *need(void *p)
@@ -105,6 +106,11 @@ void model_end(struct model *model, size_t change, bool success, bool durable)
     c->durable = success && durable;
 }
 
+void model_refused(struct model *model, size_t change)
+{
+    model->changes[change].refused = true;
+}
+
 uint64_t model_now(struct model *model)
 {
     return ++model->clock;
@@ -164,7 +170,7 @@ static bool part_allowed(const struct model *model, uint64_t sector, unsigned fr
         const struct model_version *v = &s->versions[i];
         const struct model_change *c = &model->changes[v->change];
 
-        if (v->from > from || v->to < to)
+        if (v->from > from || v->to < to || c->refused)
             continue;
         pattern_fill(expected, c->value, sector * MODEL_SECTOR + from, to - from);
         if (memcmp(expected, bytes, to - from) == 0 &&
@@ -217,7 +223,8 @@ static void describe(const struct model *model, uint64_t sector, unsigned from, 
         const struct model_version *v = &s->versions[i];
         const struct model_change *c = &model->changes[v->change];
 
-        if (v->from <= from && v->to >= to && !out_of_date(model, s, c->ended, from, to, moment))
+        if (v->from <= from && v->to >= to && !c->refused &&
+            !out_of_date(model, s, c->ended, from, to, moment))
             at += snprintf(text + at, (size_t)(MODEL_TEXT - at), " %u", c->value);
     }
     if (at < MODEL_TEXT && (!s || !out_of_date(model, s, 0, from, to, moment)))

@@ -38,6 +38,8 @@ size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_
                    bool weak);
 // It was answered: well or not, and if so for good or not.
 void model_end(struct model *model, size_t change, bool success, bool durable);
+// And it was certainly not carried out.
+void model_refused(struct model *model, size_t change);
 // Moments, for reads and flushes.
 uint64_t model_now(struct model *model);
 // A flush that began at a moment was answered well.

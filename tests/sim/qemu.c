@@ -124,22 +124,35 @@ static void judge_in(struct run *run, const struct reader *reader, bool clean, c
         compare(run, reader, folder);
 }
 
+static bool save_all(struct run *run, const struct reader *reader, const char *folder)
+{
+    bool good = save(reader->memory, folder, "image");
+
+    for (unsigned i = 0; i < run->scenario.depth; i++)
+        good = good && save(&run->backing_disks[i].live, folder, run->scenario.backings[i].name);
+    return good;
+}
+
+static void delete (const char *folder, const char *name)
+{
+    char path[PATH_BYTES];
+
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    unlink(path);
+}
+
 void qemu_judge(struct run *run, const struct reader *reader, bool clean)
 {
-    static const char *const names[] = {"image", "backing", "raw", "said"};
     char folder[FOLDER_BYTES] = "/tmp/lazycow-sim-XXXXXX";
 
-    if (!mkdtemp(folder) || !save(reader->memory, folder, "image") ||
-        (run->scenario.backing != SCENARIO_NO_BACKING &&
-         !save(&run->backing_disk.live, folder, "backing")))
+    if (!mkdtemp(folder) || !save_all(run, reader, folder))
         sim_fail(&run->sim, "cannot write the state for qemu-img: %s", strerror(errno));
     else
         judge_in(run, reader, clean, folder);
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        char path[PATH_BYTES];
-
-        snprintf(path, sizeof(path), "%s/%s", folder, names[i]);
-        unlink(path);
-    }
+    delete (folder, "image");
+    delete (folder, "raw");
+    delete (folder, "said");
+    for (unsigned i = 0; i < run->scenario.depth; i++)
+        delete (folder, run->scenario.backings[i].name);
     rmdir(folder);
 }

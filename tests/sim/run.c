@@ -11,6 +11,9 @@
 #include "tests/sim/judge.h"
 #include "tests/sim/qemu.h"
 
+// Of the content of a raw backing file (pattern.h); the layers of images have smaller ones.
+#define VALUE_RAW 60u
+
 // What the streams of chance beside those of scenario.c are for.
 enum { STREAM_FORGE = 1, STREAM_SIM, STREAM_CUTS };
 
@@ -86,32 +89,39 @@ static void create(struct run *run, struct memory *out)
     sim_disk_free(&disk);
 }
 
-static struct reader_backing make_backing(struct run *run, struct rng *rng)
+// The images behind the image, from the farthest on. Returns what its reader needs.
+static struct reader_backing make_backings(struct run *run, struct rng *rng)
 {
     const struct scenario *s = &run->scenario;
+    struct reader_backing behind = {0};
     struct memory state;
     char text[READER_TEXT];
 
-    if (s->backing == SCENARIO_NO_BACKING)
-        return (struct reader_backing){0};
-    if (s->backing == SCENARIO_RAW_BACKING)
-        forge_raw(s->backing_size, s->image.value + 40, &state);
-    else
-        forge_image(&s->backing_image, rng, &state);
-    sim_disk_restart(&run->backing_disk, &state);
-    if (s->backing == SCENARIO_RAW_BACKING)
-        return (struct reader_backing){.raw = &run->backing_disk.live};
-    if (!reader_open(&run->backing_reader, &run->backing_disk.live, (struct reader_backing){0},
-                     text))
-        sim_fail(&run->sim, "backing: %s", text);
-    return (struct reader_backing){.image = &run->backing_reader};
+    for (unsigned i = s->depth; i-- > 0;) {
+        const struct scenario_backing *b = &s->backings[i];
+
+        if (b->raw)
+            forge_raw(b->size, VALUE_RAW, &state);
+        else
+            forge_image(&b->recipe, rng, &state);
+        sim_disk_restart(&run->backing_disks[i], &state);
+        run->backing_disks[i].no_extents = s->no_extents;
+        if (b->raw) {
+            behind = (struct reader_backing){.raw = &run->backing_disks[i].live};
+            continue;
+        }
+        if (!reader_open(&run->backing_readers[i], &run->backing_disks[i].live, behind, text))
+            sim_fail(&run->sim, "%s: %s", b->name, text);
+        behind = (struct reader_backing){.image = &run->backing_readers[i]};
+    }
+    return behind;
 }
 
 static void make_images(struct run *run)
 {
     struct scenario *s = &run->scenario;
     struct rng rng = rng_stream(s->seed, STREAM_FORGE);
-    struct reader_backing backing = make_backing(run, &rng);
+    struct reader_backing backing = make_backings(run, &rng);
     struct memory state;
     char text[READER_TEXT];
 
@@ -126,7 +136,7 @@ static void make_images(struct run *run)
     memory_copy(&state, &run->pristine);
     sim_disk_restart(&run->disk, &state);
     run->disk.unsupported = s->unsupported;
-    run->disk.no_extents = run->backing_disk.no_extents = s->no_extents;
+    run->disk.no_extents = s->no_extents;
     read_originals(run);
 
     struct judge_result result;
@@ -283,7 +293,8 @@ static void set_up(struct run *run)
 {
     sim_init(&run->sim, rng_stream(salted(run), STREAM_SIM));
     sim_disk_init(&run->disk);
-    sim_disk_init(&run->backing_disk);
+    for (unsigned i = 0; i < SCENARIO_DEPTH_MAX; i++)
+        sim_disk_init(&run->backing_disks[i]);
     memory_init(&run->pristine);
     model_init(&run->model, run->scenario.image.size, original, run);
     run->last_value = 1000;
@@ -295,7 +306,8 @@ static void set_up(struct run *run)
 static void tear_down(struct run *run)
 {
     sim_disk_free(&run->disk);
-    sim_disk_free(&run->backing_disk);
+    for (unsigned i = 0; i < SCENARIO_DEPTH_MAX; i++)
+        sim_disk_free(&run->backing_disks[i]);
     memory_free(&run->pristine);
     model_free(&run->model);
     free(run->originals);

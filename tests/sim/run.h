@@ -20,10 +20,10 @@ struct run {
     struct scenario scenario;
     struct sim sim;
     struct sim_disk disk;
-    struct sim_disk backing_disk;
+    struct sim_disk backing_disks[SCENARIO_DEPTH_MAX];
     struct memory pristine; // the image in the beginning
     struct reader pristine_reader;
-    struct reader backing_reader;
+    struct reader backing_readers[SCENARIO_DEPTH_MAX];
     unsigned char *originals; // what zones held in the beginning, one zone after the other
     struct model model;
     uint64_t leaks;      // clusters that leaked when the image was last judged

@@ -14,6 +14,9 @@ enum { STREAM_SCENARIO, STREAM_GENERATIONS = 16, STREAM_OPS = 64 };
 #define VALUE_IMAGE 1u
 #define VALUE_BACKING 20u
 
+// Images behind the image have clusters as large as its own, or larger ones up to this.
+#define BACKING_CLUSTER_BITS_MAX 16u
+
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
@@ -109,42 +112,65 @@ static void draw_image(struct scenario *s, struct rng *rng)
     }
 }
 
-static void draw_backing(struct scenario *s, struct rng *rng)
+static uint64_t draw_backing_size(const struct forge_recipe *above, struct rng *rng)
 {
-    uint64_t cluster = 1ull << s->image.cluster_bits;
+    if (rng_percent(rng, 60))
+        return rng_between(rng, 1, above->size);
+    if (rng_percent(rng, 30))
+        return above->size + rng_below(rng, 8ull << above->cluster_bits);
+    return above->size;
+}
+
+static void draw_backing_image(struct scenario_backing *b, const struct forge_recipe *above,
+                               unsigned level, struct rng *rng)
+{
+    struct forge_recipe *r = &b->recipe;
+
+    // qemu-img leaves out what lies behind the last whole sector of an image.
+    b->size = (b->size + 511) / 512 * 512;
+    *r = (struct forge_recipe){.version = rng_percent(rng, 20) ? 2 : 3,
+                               .cluster_bits = above->cluster_bits,
+                               .refcount_order = 4,
+                               .size = b->size,
+                               .value = VALUE_BACKING + level * (FORGE_SNAPSHOTS_MAX + 1)};
+    if (r->cluster_bits < BACKING_CLUSTER_BITS_MAX && rng_percent(rng, 30))
+        r->cluster_bits = (unsigned)rng_between(rng, r->cluster_bits, BACKING_CLUSTER_BITS_MAX);
+    draw_layers(r, rng);
+    // What is not in it is looked for below.
+    r->fill = level > 0 || rng_percent(rng, 50) ? 80 : 40;
+    for (unsigned i = 0; i < above->zone_count; i++) {
+        struct forge_zone zone = above->zones[i];
+
+        if (zone.offset >= b->size)
+            continue;
+        zone.length = smaller(zone.length, b->size - zone.offset);
+        r->zones[r->zone_count++] = zone;
+    }
+}
+
+static void draw_backings(struct scenario *s, struct rng *rng)
+{
+    static const char *const names[] = {"base1", "base2", "base3", "base4", "base5"};
+    struct forge_recipe *above = &s->image;
 
     if (s->preallocated || rng_percent(rng, 60))
         return;
-    s->backing_size = s->image.size;
-    if (rng_percent(rng, 60))
-        s->backing_size = rng_between(rng, 1, s->image.size);
-    else if (rng_percent(rng, 30))
-        s->backing_size = s->image.size + rng_below(rng, 8 * cluster);
-    s->image.backing_name = "backing";
-    s->backing = rng_percent(rng, 50) ? SCENARIO_RAW_BACKING : SCENARIO_QCOW2_BACKING;
-    if (s->backing == SCENARIO_RAW_BACKING) {
-        s->image.backing_format = "raw";
-        // Every byte of it is there, and so it is kept small.
-        s->backing_size = smaller(s->backing_size, 4u << 20);
-        return;
-    }
-    s->image.backing_format = "qcow2";
-    // qemu-img leaves out what lies behind the last whole sector of an image.
-    s->backing_size = (s->backing_size + 511) / 512 * 512;
-    s->backing_image = (struct forge_recipe){.version = rng_percent(rng, 20) ? 2 : 3,
-                                             .cluster_bits = s->image.cluster_bits,
-                                             .refcount_order = 4,
-                                             .size = s->backing_size,
-                                             .value = VALUE_BACKING};
-    draw_layers(&s->backing_image, rng);
-    s->backing_image.fill = 80;
-    for (unsigned i = 0; i < s->image.zone_count; i++) {
-        struct forge_zone zone = s->image.zones[i];
+    unsigned depth = rng_percent(rng, 60) ? 1 : (unsigned)rng_between(rng, 2, SCENARIO_DEPTH_MAX);
+    while (s->depth < depth) {
+        struct scenario_backing *b = &s->backings[s->depth];
 
-        if (zone.offset >= s->backing_size)
-            continue;
-        zone.length = smaller(zone.length, s->backing_size - zone.offset);
-        s->backing_image.zones[s->backing_image.zone_count++] = zone;
+        b->name = names[s->depth];
+        b->size = draw_backing_size(above, rng);
+        b->raw = s->depth + 1 == depth && rng_percent(rng, 50);
+        above->backing_name = b->name;
+        above->backing_format = b->raw ? "raw" : "qcow2";
+        // Every byte of it is there, and so it is kept small.
+        if (b->raw)
+            b->size = smaller(b->size, 4u << 20);
+        else
+            draw_backing_image(b, above, s->depth, rng);
+        above = &b->recipe;
+        s->depth++;
     }
 }
 
@@ -163,7 +189,13 @@ static void draw_serving(struct scenario *s, struct rng *rng)
         {10, 45, 10, 5, 30, 0},
     };
 
-    s->unmap = rng_percent(rng, 60);
+    s->unmap = rng_percent(rng, 80);
+    s->force_fua = rng_percent(rng, 4);
+    if (rng_percent(rng, 15))
+        s->detect_zeroes = rng_percent(rng, 50) ? DETECT_ZEROES_ON : DETECT_ZEROES_UNMAP;
+    s->offload = rng_percent(rng, 70);
+    if (rng_percent(rng, 15))
+        s->budget = SCENARIO_RESERVE + rng_below(rng, SCENARIO_RESERVE);
     s->lazy = LAZY_FROM_HEADER;
     if (rng_percent(rng, 15))
         s->lazy = s->image.version == 3 && rng_percent(rng, 50) ? LAZY_ON : LAZY_OFF;
@@ -184,7 +216,7 @@ void scenario_draw(struct scenario *s, uint64_t seed, const struct scenario_limi
 
     *s = (struct scenario){.seed = seed, .limits = *limits};
     draw_image(s, &rng);
-    draw_backing(s, &rng);
+    draw_backings(s, &rng);
     draw_serving(s, &rng);
     if (limits->generations > 0 && s->generations > limits->generations)
         s->generations = limits->generations;
@@ -207,6 +239,19 @@ static void draw_fault(struct sim_fault *fault, struct rng *rng)
     fault->count = rng_scaled(rng, 12);
 }
 
+// How bytes pass between guests and the server. In half of the generations they do at once.
+static void draw_network(struct scenario_generation *g, struct rng *rng)
+{
+    g->guests = rng_percent(rng, 40) ? 1 : (unsigned)rng_between(rng, 2, SCENARIO_GUESTS_MAX);
+    if (rng_percent(rng, 50)) {
+        g->portion = rng_scaled(rng, SCENARIO_PAYLOAD_MAX);
+        g->deaf = rng_percent(rng, 50) ? 0 : (unsigned)rng_between(rng, 10, 95);
+    }
+    g->leave = rng_percent(rng, 70) ? 0 : (unsigned)rng_between(rng, 1, 10);
+    // Mostly when all has been asked for.
+    g->stop_at = rng_percent(rng, 70) ? SCENARIO_OPS_MAX : (unsigned)rng_below(rng, g->ops + 1);
+}
+
 void scenario_draw_generation(const struct scenario *s, unsigned number, bool last,
                               struct scenario_generation *g)
 {
@@ -227,6 +272,7 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
         g->ops = s->limits.ops;
     if (s->limits.depth > 0 && g->depth > s->limits.depth)
         g->depth = s->limits.depth;
+    draw_network(g, &rng);
     g->room = UINT64_MAX;
     if (last)
         return;
@@ -305,25 +351,27 @@ void scenario_draw_op(const struct scenario *s, const struct scenario_generation
         op->flags |= rng_percent(&rng, 10) ? OP_FAST_ZERO : 0;
     }
     op->zeros = op->kind == OP_WRITE && rng_percent(&rng, 5);
-    if (op->kind == OP_READ && rng_percent(&rng, 30))
-        op->flags |= OP_REPORT_HOLES;
     op->tick_before = rng_percent(&rng, 5);
+    op->whole = rng_percent(&rng, 20);
+    op->guest = (unsigned)rng_below(&rng, g->guests);
+    if (rng_percent(&rng, g->leave))
+        op->leave = (enum scenario_leave)rng_between(&rng, LEAVE_DISCONNECT, LEAVE_CUT_OFF);
 }
 
 void scenario_describe(const struct scenario *s, char *text, size_t bytes)
 {
-    static const char *const backings[] = {"", ", raw backing", ", qcow2 backing"};
     const struct forge_recipe *r = &s->image;
 
     snprintf(text, bytes,
-             "v%u, clusters of %u, refcounts of %u bits, lazy=%s%s, size %llu%s%s%s%s, "
+             "v%u, clusters of %u, refcounts of %u bits, lazy=%s%s, size %llu, %u backing%s%s%s%s, "
              "%u snapshots, cache %zu, %s",
              r->version, 1u << r->cluster_bits, 1u << r->refcount_order,
              r->lazy_refcounts ? "on" : "off",
              s->lazy == LAZY_ON    ? " (on)"
              : s->lazy == LAZY_OFF ? " (off)"
                                    : "",
-             (unsigned long long)r->size, backings[s->backing],
+             (unsigned long long)r->size, s->depth,
+             s->depth > 0 && s->backings[s->depth - 1].raw ? " (raw)" : "",
              s->preallocated ? ", preallocated"
              : s->created    ? ", created"
                              : "",

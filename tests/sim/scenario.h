@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "qcow2/op.h"
+#include "server/export.h"
 #include "tests/sim/file_sim.h"
 #include "tests/sim/forge.h"
 
@@ -29,7 +30,28 @@ struct scenario_limits {
 #define SCENARIO_OP_NUMBERS (SCENARIO_GENERATIONS_MAX * SCENARIO_OPS_MAX)
 #define SCENARIO_PAYLOAD_MAX (300u << 10)
 
-enum scenario_backing { SCENARIO_NO_BACKING, SCENARIO_RAW_BACKING, SCENARIO_QCOW2_BACKING };
+#define SCENARIO_GUESTS_MAX 4
+// Memory that the bridge keeps for the largest request here, when others have the rest: its payload
+// in a buffer of a power of two, and extents.
+#define SCENARIO_RESERVE (640u << 10)
+
+// How a guest leaves its connection; another one takes its place.
+enum scenario_leave {
+    LEAVE_NOT,
+    LEAVE_DISCONNECT, // says so, and hears all answers
+    LEAVE_HALF,       // stops sending, perhaps in a request, and hears what is still said
+    LEAVE_CUT_OFF,
+};
+
+// Images behind the image, at most.
+#define SCENARIO_DEPTH_MAX 5
+
+struct scenario_backing {
+    const char *name;
+    bool raw;                   // else the recipe says what it is
+    uint64_t size;              // bytes
+    struct forge_recipe recipe; // of a qcow2 image
+};
 
 struct scenario {
     uint64_t seed;
@@ -38,12 +60,15 @@ struct scenario {
     struct forge_recipe image;
     bool created; // by qcow2/create.h instead of the forge; empty then
     bool preallocated;
-    enum scenario_backing backing;
-    struct forge_recipe backing_image; // SCENARIO_QCOW2_BACKING
-    uint64_t backing_size;             // bytes
+    struct scenario_backing backings[SCENARIO_DEPTH_MAX]; // the nearest first
+    unsigned depth;                                       // how many there are
 
     bool unmap;
-    int lazy; // enum lazy_refcounts
+    bool force_fua;
+    enum detect_zeroes detect_zeroes;
+    bool offload;  // inflating is done by other threads
+    size_t budget; // payload memory of all guests, bytes; 0: as much as the server has
+    int lazy;      // enum lazy_refcounts
     size_t cache_bytes;
     unsigned unsupported; // sim_disk.unsupported
     bool no_extents;
@@ -66,7 +91,12 @@ struct scenario_generation {
     uint64_t room;        // bytes that the file can still grow by; UINT64_MAX: as it likes
     bool finish;          // ends well, unless the power goes meanwhile
     bool read_only;
-    unsigned clean; // per cent of ops before which a clean point is asked for
+    unsigned guests;
+    uint64_t portion; // bytes that pass at once between a guest and the server, at most; 0: all
+    unsigned deaf;    // per cent of the times that a guest does not take what it is sent
+    unsigned leave;   // per cent of ops in whose place a guest leaves
+    unsigned stop_at; // op before which the server is told to stop
+    unsigned clean;   // per cent of ops before which a clean point is asked for
     struct sim_fault faults[SIM_FAULTS_MAX];
     unsigned fault_count;
 };
@@ -77,6 +107,9 @@ struct scenario_op {
     uint64_t offset;
     uint64_t length;
     bool zeros; // a write of zeros
+    bool whole; // a read that wants its data in one piece, a block status of one extent
+    unsigned guest;
+    enum scenario_leave leave; // instead of all the rest
     bool clean_before;
     bool tick_before; // of the host's clock
     uint64_t pause;

@@ -378,6 +378,8 @@ bool image_needs_clean(const struct image *image)
 {
     if (image->read_only || image->format != IMAGE_FORMAT_QCOW2 || image->latched_error < 0)
         return false;
+    if (!recover_complete(image))
+        return image->recovery.running || sync_needed(image);
     return image->sync.dirty_bit || image->refcounts.dirty_pages > 0 ||
            image->refcounts.table_any_dirty || !quarantine_empty(&image->quarantine) ||
            !punch_idle(&image->punch) || sync_needed(image);
@@ -413,11 +415,13 @@ static void run_some(struct image *image)
         image->file->ops->wait(image->file);
 }
 
-// Host space behind the last cluster goes back; a file that ends inside it is filled up.
+// Host space behind the last cluster goes back; a file that ends inside it is filled up. Where not
+// all references are known, only what was reserved and not taken goes.
 static int fit_file(struct image *image)
 {
-    uint64_t end = refcounts_end(&image->refcounts, image->alloc.fresh)
-                   << image->geometry.cluster_bits;
+    uint64_t last = recover_complete(image) ? refcounts_end(&image->refcounts, image->alloc.fresh)
+                                            : image->alloc.fresh;
+    uint64_t end = last << image->geometry.cluster_bits;
     int64_t size = file_size(image->file);
 
     if (end == 0 || size < 0 || (uint64_t)size == end || !image->file->fresh_is_zero)
@@ -443,8 +447,16 @@ int image_finish(struct image *image, struct error *err)
         while (!finish.ended)
             run_some(image);
     }
-    if (finish.result == 0 && image->alloc.taken)
-        finish.result = fit_file(image);
+    if ((finish.result == 0 || finish.result == -EBUSY) && image->alloc.taken) {
+        int result = fit_file(image);
+
+        finish.result = result < 0 ? result : finish.result;
+    }
+    if (!recover_complete(image))
+        return error_set(err, EUCLEAN,
+                         "'%s': its tables are damaged or cannot be read, so it stays marked as "
+                         "not cleanly closed; run 'lazycow check -r all'",
+                         image->file->name);
     if (finish.result < 0)
         return error_set(
             err, -finish.result,

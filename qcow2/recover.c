@@ -9,6 +9,10 @@
 // follows has a barrier before its tables, so that the cut is durable before anything refers to
 // that space.
 //
+// An entry that is no valid one may be a damaged reference, to a table even, and all behind it seems
+// unused. So where there is such a fault nothing is cut, taken from what seems free, or marked
+// clean: what 'lazycow check' or its user may save stays as it is.
+//
 // A power cut during all of this finds the tables untouched and the dirty bit set: the next start
 // does the same again.
 #include "qcow2/recover.h"
@@ -23,6 +27,11 @@ enum { RECOVER_CUT, RECOVER_END };
 bool recover_done(const struct image *image)
 {
     return !image->recovery.running && image->recovery.error == 0;
+}
+
+bool recover_complete(const struct image *image)
+{
+    return recover_done(image) && image->recovery.hidden == 0;
 }
 
 int recover_wait(struct op *op)
@@ -64,13 +73,15 @@ static int count_run(struct image *image, const struct walk_reference *ref, uint
         result = refcounts_add(rc, first, clusters, ref->count);
     if (result == -ENOMEM)
         return result;
-    if (result < 0)
+    if (result < 0) {
+        image->recovery.hidden++;
         tell_fault(image,
                    result == -ERANGE ? "a cluster has more references than can be counted"
                                      : "a cluster lies farther out than can be counted",
                    ref->guest, first << bits);
-    else if (first + clusters > image->recovery.end)
+    } else if (first + clusters > image->recovery.end) {
         image->recovery.end = first + clusters;
+    }
     return 0;
 }
 
@@ -98,7 +109,10 @@ static int visit_reference(void *context, const struct walk_reference *ref)
 
 static int visit_problem(void *context, const struct walk_problem *problem)
 {
-    tell_fault(context, "an invalid table entry", problem->guest, problem->entry);
+    struct image *image = context;
+
+    image->recovery.hidden++;
+    tell_fault(image, "an invalid table entry", problem->guest, problem->entry);
     return 0;
 }
 
@@ -185,12 +199,17 @@ static void recover_step(struct op *op)
 {
     struct image *image = op->image;
     struct recovery *recovery = &image->recovery;
+    uint64_t cluster_size = image->geometry.cluster_size;
     uint64_t end = recovery->end << image->geometry.cluster_bits;
     int64_t size = file_size(image->file);
 
     if (op->wait_result < 0 || size < 0) {
         end_recovery(image, op->wait_result < 0 ? op->wait_result : (int)size);
         return;
+    }
+    if (recovery->hidden > 0 && (uint64_t)size > end) {
+        recovery->end = ((uint64_t)size + cluster_size - 1) / cluster_size;
+        end = recovery->end << image->geometry.cluster_bits;
     }
     // A file that is too short gets its length, too: it may be closed cleanly without ever growing.
     if (op->state == RECOVER_CUT && (uint64_t)size != end && image->file->fresh_is_zero) {
@@ -199,8 +218,7 @@ static void recover_step(struct op *op)
         return;
     }
     alloc_init(&image->alloc, image, recovery->end, (uint64_t)size < end ? (uint64_t)size : end);
-    // What a fault hides may be referenced still.
-    image->alloc.reuse = recovery->faults == 0;
+    image->alloc.reuse = recovery->hidden == 0;
     image->sync.barrier_needed = true;
     end_recovery(image, 0);
 }

@@ -26,6 +26,7 @@ struct recovery {
     bool running;
     int error;             // the pass failed: the mapping cannot be changed
     uint64_t faults;       // found in the tables
+    uint64_t hidden;       // of them: those that may hide references to any cluster
     uint64_t end;          // one past the highest cluster that is referenced
     uint64_t told_percent; // progress that was logged
     struct walk walk;
@@ -41,5 +42,7 @@ void recover_free(struct recovery *recovery);
 // Returns 0 when the mapping may be changed, OP_PARKED (plan again), or the error that forbids it.
 int recover_wait(struct op *op);
 bool recover_done(const struct image *image);
+// Whether the counts are all there is: the pass came to its end, and no fault hides references.
+bool recover_complete(const struct image *image);
 
 #endif

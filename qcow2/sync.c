@@ -338,7 +338,7 @@ static bool at_rest(const struct image *image)
 static bool may_clean(const struct image *image)
 {
     return at_rest(image) && quarantine_empty(&image->quarantine) &&
-           LIST_EMPTY(&image->table_copies) && recover_done(image);
+           LIST_EMPTY(&image->table_copies) && recover_complete(image);
 }
 
 static enum sync_state end(struct image *image, int clean_result)

@@ -205,6 +205,53 @@ def test_corrupt_compressed_data(workdir):
     lib_tools.check_clean(path)
 
 
+@pytest.fixture
+def hidden(workdir):
+    """A dirty image in which a damaged L1 entry hides a table and its data, the last of the file.
+    Returns it and what has to be put back for the table to be found again."""
+    path = create(f"{workdir}/disk.qcow2", 1024 * MEBI, lazy_refcounts="on")
+    qemu_io(path, "write -P 65 0 64k", "write -P 67 600M 192k")
+    header = Header(path)
+    at = header.l1_entry_offset(600 * MEBI)
+    entry = peek(path, at, ">Q")
+    assert entry & lib_qcow2.OFFSET_MASK
+    poke(path, at, ">Q", entry | 512)
+    set_field(path, "incompatible_features", lib_qcow2.DIRTY)
+    return path, at, entry
+
+
+def test_recovery_spares_what_a_damaged_entry_hides(workdir, hidden):
+    """Whatever is written and however often the image is opened: what nothing seems to refer to is
+    still there, the image stays dirty, and the reason is told."""
+    path, at, entry = hidden
+    sizes = []
+    for number in range(3):
+        server = Server(workdir, path)
+        with server:
+            handle = server.connect()
+            handle.pwrite(bytes([number + 1]) * 65536, (8 + number) * MEBI)
+            handle.trim(65536, (8 + number) * MEBI)
+            handle.flush()
+            handle.pwrite(bytes([number + 1]) * 65536, (16 + number) * MEBI)
+            handle.flush()
+            assert attempt(handle.pread, 512, 600 * MEBI) == EIO
+            handle.shutdown()
+            server.stop(codes=(1,))
+        assert "tables are damaged" in server.stderr() and "check -r all" in server.stderr()
+        assert Header(path).incompatible & lib_qcow2.DIRTY
+        sizes.append(os.path.getsize(path))
+    assert sizes[-1] <= sizes[0] + 8 * 65536, sizes
+    poke(path, at, ">Q", entry)
+    server = Server(workdir, path)
+    with server:
+        handle = server.connect()
+        assert handle.pread(192 << 10, 600 * MEBI) == b"C" * (192 << 10)
+        for number in range(3):
+            assert handle.pread(65536, (16 + number) * MEBI) == bytes([number + 1]) * 65536
+        handle.shutdown()
+    lib_tools.check_clean(path)
+
+
 # ---- Noise --------------------------------------------------------------------------------------
 
 def noisy_images(workdir):

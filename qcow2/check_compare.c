@@ -39,8 +39,7 @@ static bool next_block(void *context, struct scan_range *range)
 
     while (pass->next_block < pass->block_count && pass->blocks[pass->next_block] == 0)
         pass->next_block++;
-    if (pass->next_block == pass->block_count ||
-        pass->next_block * per_block(pass) >= pass->clusters)
+    if (pass->next_block == pass->block_count)
         return false;
     uint64_t length = cluster_size - pass->next_offset;
     if (length > SCAN_RANGE_MAX)
@@ -58,14 +57,27 @@ static bool next_block(void *context, struct scan_range *range)
     return true;
 }
 
+// Looks for refcounts of clusters behind the end of the file among the n of bytes, the first of
+// which is cluster's.
+static void look_beyond(struct check_pass *pass, uint64_t cluster, uint64_t n, const uint8_t *bytes)
+{
+    uint64_t i = cluster < pass->clusters ? pass->clusters - cluster : 0;
+
+    for (; i < n && !pass->refcounts_beyond; i++)
+        pass->refcounts_beyond = refcount_array_get(bytes, pass->header.refcount_order, i) != 0;
+}
+
 static int take_block(void *context, const struct scan_range *range, const uint8_t *bytes)
 {
     struct check_pass *pass = context;
     uint64_t n = (uint64_t)range->length * 8 >> pass->header.refcount_order;
 
     int ret = take_nothing(pass, range->tag);
-    if (ret < 0 || range->tag >= pass->clusters)
+    if (ret < 0)
         return ret;
+    look_beyond(pass, range->tag, n, bytes);
+    if (range->tag >= pass->clusters)
+        return 0;
     if (n > pass->clusters - range->tag)
         n = pass->clusters - range->tag;
     pass->taken = range->tag + n;

@@ -69,6 +69,7 @@ struct check_pass {
     struct check_mismatch mismatch; // not yet said
     bool refcounts_differ;          // a refcount is too low
     bool block_missing;             // a cluster in use has no refcount block
+    bool refcounts_beyond;          // one behind the end of the file is not 0
     uint64_t end;                   // one past the highest cluster in use
     uint8_t *ones;                  // 64 refcounts of 1 as on disk
 

@@ -51,7 +51,7 @@ static int barrier(struct check_pass *pass, struct error *err)
 // ---- Refcounts in place -------------------------------------------------------------------------
 
 // Puts the n refcounts of a piece right, those of clusters from cluster on. Returns whether any
-// changed.
+// changed. One behind the end of the file is no leak yet, but would be when the file has grown.
 static bool correct_piece(const struct check_pass *pass, uint8_t *piece, uint64_t cluster,
                           uint64_t n)
 {
@@ -59,9 +59,12 @@ static bool correct_piece(const struct check_pass *pass, uint8_t *piece, uint64_
     uint64_t max = refcount_array_max(order);
     bool changed = false;
 
-    for (uint64_t i = 0; i < n && cluster + i < pass->clusters; i++) {
+    for (uint64_t i = 0; i < n; i++) {
+        bool beyond = cluster + i >= pass->clusters;
+        if (beyond && pass->beyond_end > 0)
+            break; // something refers to what is not there
         uint64_t stored = refcount_array_get(piece, order, i);
-        uint64_t counted = counts_get(&pass->counted, cluster + i);
+        uint64_t counted = beyond ? 0 : counts_get(&pass->counted, cluster + i);
         bool repair = stored > counted || (stored < counted && counted <= max &&
                                            pass->options->repair == CHECK_REPAIR_ALL);
         if (repair) {
@@ -81,7 +84,7 @@ static int correct_blocks(struct check_pass *pass, struct error *err)
     uint8_t piece[PIECE_BYTES_MAX];
 
     for (uint64_t b = 0; b < pass->block_count; b++) {
-        if (pass->blocks[b] == 0 || b * pieces * per_piece >= pass->clusters)
+        if (pass->blocks[b] == 0)
             continue;
         for (uint64_t p = 0; p < pieces; p++) {
             uint64_t offset = pass->blocks[b] + p * size;

@@ -169,6 +169,18 @@ def test_leaks_only(damaged):
     lib_tools.check_clean(damaged.path)
 
 
+def test_refcounts_beyond_the_end(damaged):
+    """They leak nothing until the file has grown. qemu-img does not look there, and clears them only
+    where it builds all refcounts anew."""
+    beyond = -(-os.path.getsize(damaged.path) // damaged.cluster)
+    for cluster in (beyond, damaged.cluster // 2 - 1):
+        damaged.set_refcount(cluster, 1)
+    assert assert_same(damaged.path).get("leaks", 0) == 0
+    damaged.assert_repairs(leaks_fixed=0)
+    assert lib_qcow2.peek(damaged.path, damaged.block + 2 * beyond, ">H") == 0
+    assert lib_qcow2.peek(damaged.path, damaged.block + damaged.cluster - 2, ">H") == 0
+
+
 def test_refcounts_too_low(damaged):
     for guest in (3, 4, 5, 9, 100):
         damaged.set_refcount(damaged.host_cluster(guest), 0)

@@ -8,6 +8,9 @@ from bench_servers import run
 
 MIB = 1 << 20
 CHAIN_LENGTH = 32
+CLUSTER = 64 << 10
+# Commands that one qemu-io is given: what a command line holds.
+WRITES_AT_A_TIME = 2048
 
 
 def drop(path):
@@ -78,6 +81,27 @@ class Images:
         path = self.path("huge.qcow2")
         run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
             "lazy_refcounts=on,preallocation=metadata", path, "1T")
+        return path
+
+    def corner(self):
+        """1 TiB with data in its last GiB only, in order."""
+        path = self.path("corner.qcow2")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "1T")
+        run("qemu-io", "-f", "qcow2", path,
+            *(word for i in range(1024) for word in ("-c", f"write -q {1023 * 1024 + i}M 1M")))
+        return path
+
+    def scattered(self):
+        """As much data as the others have, but no cluster lies behind the one before it."""
+        path = self.path("scattered.qcow2")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path,
+            f"{self.megabytes}M")
+        places = list(range(0, self.megabytes * MIB, CLUSTER))
+        random.Random(1).shuffle(places)
+        for i in range(0, len(places), WRITES_AT_A_TIME):
+            run("qemu-io", "-f", "qcow2", path,
+                *(word for place in places[i:i + WRITES_AT_A_TIME]
+                  for word in ("-c", f"write -q {place} {CLUSTER}")))
         return path
 
     def get(self, kind):

@@ -6,6 +6,8 @@ BUFFERED_QEMU = ("qemu-nbd threads", "qemu-nbd io_uring")
 DIRECT_QEMU = (*BUFFERED_QEMU, "qemu-nbd native")
 # What lazycow is held against besides: the null engine, a raw image, and for a chain its base alone.
 CEILINGS = ("null", "lazycow raw", "lazycow flat")
+# Where the data of the image "corner" begins; it goes on to the end, at 1 TiB.
+CORNER_START = "1023g"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,21 @@ ROWS = (
         depth(8, "--block=256k", "--pattern=sequential"), 1.5, image="compressed"),
     Row("compressed, random read 4 KiB, QD 32", depth(32), image="compressed"),
     Row("random read 4 KiB, QD 32, chain of 32", depth(32), 5, image="chain"),
-    Row("random read 4 KiB, QD 32, 1 TiB image", depth(32), image="huge"),
+    Row("random read 4 KiB, QD 32, clusters out of order", depth(32), image="scattered"),
+    Row("sequential read 256 KiB, QD 8, clusters out of order",
+        depth(8, "--block=256k", "--pattern=sequential"), image="scattered"),
+    Row("random read 4 KiB, QD 32, in a corner of 1 TiB",
+        depth(32, f"--start={CORNER_START}"), image="corner"),
+    Row("random read 4 KiB, QD 32, all over 1 TiB of holes", depth(32), image="huge"),
+)
+
+# What must not cost more CPU a request, and than what: (work, plain work).
+FLAT = (
+    ("random read 4 KiB, 256 connections of QD 1", "random read 4 KiB, QD 1"),
+    ("random read 4 KiB, QD 32, chain of 32", "random read 4 KiB, QD 32"),
+    ("random read 4 KiB, QD 32, clusters out of order", "random read 4 KiB, QD 32"),
+    ("sequential read 256 KiB, QD 8, clusters out of order", "sequential read 256 KiB, QD 8, Unix"),
+    ("random read 4 KiB, QD 32, in a corner of 1 TiB", "random read 4 KiB, QD 32"),
 )
 
 # The depths of the plot.

@@ -9,6 +9,8 @@ OPTION_REPLY_MAGIC = 0x0003e889045565a9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
 STRUCTURED_REPLY_MAGIC = 0x668e33ef
+EXTENDED_REQUEST_MAGIC = 0x21e41c71
+EXTENDED_REPLY_MAGIC = 0x6e8a278c
 
 FLAG_FIXED_NEWSTYLE = 1
 FLAG_NO_ZEROES = 2
@@ -55,6 +57,7 @@ CMD_FLAG_NO_HOLE = 2
 CMD_FLAG_DF = 4
 CMD_FLAG_REQ_ONE = 8
 CMD_FLAG_FAST_ZERO = 16
+CMD_FLAG_PAYLOAD_LEN = 32
 
 REPLY_FLAG_DONE = 1
 REPLY_NONE = 0
@@ -91,6 +94,11 @@ def meta_data(name, queries):
 
 def request_bytes(kind, cookie, offset=0, length=0, flags=0, payload=b""):
     return struct.pack(">IHHQQI", REQUEST_MAGIC, flags, kind, cookie, offset, length) + payload
+
+
+def extended_request_bytes(kind, cookie, offset=0, length=0, flags=0, payload=b""):
+    return struct.pack(">IHHQQQ", EXTENDED_REQUEST_MAGIC, flags, kind, cookie, offset,
+                       length) + payload
 
 
 class Wire:

@@ -25,6 +25,7 @@ struct judge {
     struct judge_result *result;
     struct cluster *clusters;
     uint64_t count;
+    uint64_t in_file; // clusters
     bool strict;
     bool dirty;
 };
@@ -66,6 +67,7 @@ static void refer(struct judge *judge, uint64_t offset, uint64_t bytes, enum use
         corrupt(judge, "a reference to offset %llu", (unsigned long long)offset);
         return;
     }
+    judge->result->beyond += end > judge->in_file;
     for (uint64_t i = first; i < end; i++) {
         struct cluster *cluster = cluster_at(judge, i);
 
@@ -164,7 +166,10 @@ static void judge_copied(struct judge *judge, const char *what, uint64_t entry)
 
     if (offset == 0 || offset & (judge->reader->cluster_size - 1))
         return;
-    uint32_t references = cluster_at(judge, offset >> judge->reader->cluster_bits)->references;
+    uint64_t index = offset >> judge->reader->cluster_bits;
+    uint32_t references = cluster_at(judge, index)->references;
+    bool one = index < judge->in_file && reader_refcount(judge->reader, index) == 1;
+    judge->result->flags += copied != one;
     if (copied && references != 1)
         corrupt(judge, "%s %016llx says COPIED, but there are %u references", what,
                 (unsigned long long)entry, references);
@@ -214,12 +219,29 @@ static void judge_cluster(struct judge *judge, uint64_t index, const struct clus
                 (unsigned long long)offset);
 }
 
+static void judge_refcount(struct judge *judge, uint64_t index)
+{
+    struct judge_result *result = judge->result;
+    uint64_t offset = index << judge->reader->cluster_bits;
+    uint64_t count = reader_refcount(judge->reader, index);
+    uint64_t references = index < judge->count ? judge->clusters[index].references : 0;
+
+    if (count < references && !judge->dirty)
+        corrupt(judge, "the cluster at offset %llu has refcount %llu and %llu references",
+                (unsigned long long)offset, (unsigned long long)count,
+                (unsigned long long)references);
+    result->too_low += count < references && index < judge->in_file;
+    result->leaks_in_file += count > references && index < judge->in_file;
+    if (count > references && !judge->dirty && result->leaks++ == 0)
+        result->first_leak = offset;
+}
+
 static void judge_refcounts(struct judge *judge)
 {
     const struct reader *r = judge->reader;
-    uint64_t end = (r->memory->size + r->cluster_size - 1) >> r->cluster_bits;
+    uint64_t end = judge->in_file;
 
-    if (judge->result->end > end)
+    if (judge->result->end > end && !judge->dirty)
         corrupt(judge, "the file ends at %llu, references go to %llu, and the image is not dirty",
                 (unsigned long long)r->memory->size,
                 (unsigned long long)(judge->result->end << r->cluster_bits));
@@ -227,22 +249,15 @@ static void judge_refcounts(struct judge *judge)
         end = judge->result->end;
     // Space that was allocated, and whose growth of the file did not last.
     end += BEYOND_END;
-    for (uint64_t i = 0; i < end; i++) {
-        uint64_t count = reader_refcount(r, i);
-        uint64_t references = i < judge->count ? judge->clusters[i].references : 0;
-
-        if (count < references)
-            corrupt(judge, "the cluster at offset %llu has refcount %llu and %llu references",
-                    (unsigned long long)(i << r->cluster_bits), (unsigned long long)count,
-                    (unsigned long long)references);
-        if (count > references && judge->result->leaks++ == 0)
-            judge->result->first_leak = i << r->cluster_bits;
-    }
+    for (uint64_t i = 0; i < end; i++)
+        judge_refcount(judge, i);
 }
 
 void judge_tables(const struct reader *reader, bool strict, struct judge_result *result)
 {
     struct judge judge = {.reader = reader,
+                          .in_file = (reader->memory->size + reader->cluster_size - 1) >>
+                                     reader->cluster_bits,
                           .result = result,
                           .strict = strict,
                           .dirty = (reader->incompatible & HEADER_INCOMPATIBLE_DIRTY) != 0};
@@ -252,8 +267,7 @@ void judge_tables(const struct reader *reader, bool strict, struct judge_result 
     for (uint64_t i = 0; i < judge.count; i++)
         judge_cluster(&judge, i, &judge.clusters[i]);
     judge_flags(&judge);
-    if (!judge.dirty)
-        judge_refcounts(&judge);
+    judge_refcounts(&judge);
     if (strict && judge.dirty)
         corrupt(&judge, "the dirty bit is set");
     free(judge.clusters);

@@ -11,9 +11,14 @@
 
 struct judge_result {
     uint64_t corruptions;
-    uint64_t leaks;      // clusters
+    uint64_t leaks;      // clusters, also beyond the end of the file
     uint64_t first_leak; // offset of one
-    uint64_t end;        // one past the highest cluster that is referenced
+    // What a check finds, also where the dirty bit allows for it.
+    uint64_t leaks_in_file;
+    uint64_t too_low; // refcounts
+    uint64_t flags;   // COPIED flags of the disk that do not agree with the refcount
+    uint64_t beyond;  // references to what is beyond the end of the file
+    uint64_t end;     // one past the highest cluster that is referenced
     char text[READER_TEXT];
 };
 

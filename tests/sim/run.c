@@ -7,9 +7,11 @@
 
 #include "qcow2/create.h"
 #include "qcow2/image.h"
+#include "tests/sim/checker.h"
 #include "tests/sim/generation.h"
 #include "tests/sim/judge.h"
 #include "tests/sim/qemu.h"
+#include "tests/sim/repair.h"
 
 // Of the content of a raw backing file (pattern.h); the layers of images have smaller ones.
 #define VALUE_RAW 60u
@@ -21,6 +23,9 @@ static uint64_t salted(const struct run *run)
 {
     return run->scenario.seed + (run->scenario.limits.salt << 32);
 }
+
+// Of the states after a cut.
+#define REPAIRED_PERCENT 12
 
 // ---- The content in the beginning
 
@@ -152,6 +157,7 @@ static void make_images(struct run *run)
 struct expectation {
     bool clean;     // the image was closed, and nothing failed
     bool faults;    // something other than the power failed
+    bool repaired;  // it was
     bool settle;    // the image goes on from this state
     uint64_t leaks; // clusters that may leak after a clean end
 };
@@ -246,11 +252,13 @@ static void judge_state(struct run *run, const struct memory *state,
     // Without lazy refcounts a power cut may leave leaks. With them, while the image says that it
     // is clean, its refcounts are exact; but a refcount table that moved is given up after that.
     uint64_t leaks = expect->leaks + (expect->clean ? 0 : reader.refcount_table_clusters);
-    if ((expect->clean || is_lazy(run)) && !expect->faults && result.leaks > leaks)
+    // A repair does not look beyond the end of the file.
+    uint64_t found = expect->repaired && result.leaks > 0 ? result.leaks_in_file : result.leaks;
+    if ((expect->clean || is_lazy(run)) && !expect->faults && found > leaks)
         sim_fail(&run->sim, "%llu clusters leak %s, the first at offset %llu",
-                 (unsigned long long)result.leaks,
-                 expect->clean ? "after a clean end" : "after the cut",
+                 (unsigned long long)found, expect->clean ? "after a clean end" : "after the cut",
                  (unsigned long long)result.first_leak);
+    checker_judge(run, state, &result);
     judge_content(run, &reader, expect->settle);
     if (run->with_qemu && run->sim.failure[0] == '\0')
         qemu_judge(run, &reader, result.corruptions + result.leaks == 0 && expect->clean);
@@ -258,6 +266,23 @@ static void judge_state(struct run *run, const struct memory *state,
         run->leaks = result.leaks;
         run->dirty = (reader.incompatible & 1) != 0;
     }
+}
+
+// The image is repaired before it is served again, as far as that comes.
+static void repair_and_judge(struct run *run, struct memory *state,
+                             const struct expectation *expect, struct rng *rng)
+{
+    struct expectation after = *expect;
+
+    if (run->sim.failure[0] != '\0')
+        return;
+    enum repair_outcome outcome = repair_run(run, state, rng_percent(rng, 40), rng);
+
+    after.repaired = true;
+    after.clean = outcome == REPAIR_ALL;
+    after.leaks = after.clean ? 0 : after.leaks;
+    if (run->sim.failure[0] == '\0')
+        judge_state(run, state, &after);
 }
 
 // The power has gone: judges some of the states that the disk may be in, and goes on from the last.
@@ -279,6 +304,8 @@ static void judge_cut(struct run *run, const struct scenario_generation *g, bool
         sim_disk_cut(&run->sim, &run->disk, &rng, &state);
         expect.settle = i + 1 == RUN_STATES;
         judge_state(run, &state, &expect);
+        if (rng_percent(&rng, REPAIRED_PERCENT))
+            repair_and_judge(run, &state, &expect, &rng);
         if (expect.settle)
             sim_disk_restart(&run->disk, &state);
         else

@@ -110,11 +110,12 @@ class Image:
 
     # ---- References -----------------------------------------------------------------------------
 
-    def judge(self, end=False, leaks=None):
+    def judge(self, end=False, leaks=None, beyond=True):
         """Raises Wrong for what no power cut may leave. While the image is dirty its refcounts say
         nothing; else they must cover all references. end: it must not be dirty. leaks: whether
-        refcounts may be too high; only without lazy refcounts if not said."""
-        References(self).judge(end, not self.lazy if leaks is None else leaks)
+        refcounts may be too high; only without lazy refcounts if not said. beyond: look at
+        refcounts behind the end of the file, too."""
+        References(self).judge(end, not self.lazy if leaks is None else leaks, beyond)
 
     def refcounts(self):
         """{cluster: refcount} of those that are not 0."""
@@ -151,7 +152,7 @@ class References:
         self.copied = {}
         self.end = 0
 
-    def judge(self, end, leaks):
+    def judge(self, end, leaks, beyond):
         image = self.image
         if image.incompatible & CORRUPT:
             raise Wrong("the image is marked corrupt")
@@ -167,14 +168,17 @@ class References:
                 raise Wrong(f"{self.active[cluster]} lies in {self.metadata[cluster]}, "
                             f"{cluster * image.cluster:#x}")
         if not image.dirty:
-            self.judge_refcounts(leaks)
+            self.judge_refcounts(leaks, beyond)
 
-    def judge_refcounts(self, leaks):
+    def judge_refcounts(self, leaks, beyond):
         image = self.image
         refcounts = image.refcounts()
-        beyond = -(-len(image.content) // image.cluster)
-        if self.end > beyond:
-            raise Wrong(f"not dirty, but cluster {self.end - 1:#x} of {beyond:#x} is in use")
+        clusters = -(-len(image.content) // image.cluster)
+        if self.end > clusters:
+            raise Wrong(f"not dirty, but cluster {self.end - 1:#x} of {clusters:#x} is in use")
+        if not beyond:
+            refcounts = {cluster: count for cluster, count in refcounts.items()
+                         if cluster < clusters}
         for cluster, count in self.counts.items():
             have = refcounts.pop(cluster, 0)
             if have < count or (not leaks and have > count):

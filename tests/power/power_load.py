@@ -17,21 +17,26 @@ class Stopped(Exception):
 class PowerLoad:
     """trim: "zero" where a trim makes whole clusters zeros, "maybe" where it may, "ignored"."""
 
+    # How much of the disk most requests go to.
+    HOT_PLACES = 6
+
     def __init__(self, rng, server, history, log, cluster, first, trim):
-        """log: path of the recorder's log. first: the number of the first change."""
+        """log: path of the recorder's log, None where the power is not cut. first: the number of the
+        first change."""
         self.rng = rng
         self.server = server
         self.history = history
         self.cluster = cluster
         self.next_number = first
         self.trim_means = trim
-        self.log = os.open(log, os.O_RDONLY)
+        self.log = None if log is None else os.open(log, os.O_RDONLY)
         self.connections = Connections(server, rng.randint(1, 4))
         self.depth = rng.choice((1, 4, 16, 32))
         self.in_flight = 0
         size = len(history.initial)
         self.size = size
-        self.hot = [rng.randrange(size // SECTOR) * SECTOR for _ in range(rng.randint(1, 6))]
+        self.hot = [rng.randrange(size // SECTOR) * SECTOR 
+                    for _ in range(rng.randint(1, self.HOT_PLACES))]
         self.weights = self.choose_weights()
 
     def choose_weights(self):
@@ -44,10 +49,11 @@ class PowerLoad:
         return kinds, shares
 
     def position(self):
-        return os.fstat(self.log).st_size
+        return 0 if self.log is None else os.fstat(self.log).st_size
 
     def close(self):
-        os.close(self.log)
+        if self.log is not None:
+            os.close(self.log)
 
     # ---- Choosing -------------------------------------------------------------------------------
 

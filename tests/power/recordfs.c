@@ -133,8 +133,7 @@ static int fs_write(const char *path, const char *data, size_t size, off_t offse
                     struct fuse_file_info *file)
 {
     (void)path;
-    const struct record record = {
-        .kind = RECORD_WRITE, .offset = (uint64_t)offset, .length = size};
+    const struct record record = {.kind = RECORD_WRITE, .offset = (uint64_t)offset, .length = size};
     int fd = (int)file->fh;
     uint64_t id = record_begin(fd, record, data);
     ssize_t done = pwrite(fd, data, size, offset);
@@ -208,9 +207,9 @@ static void *fs_init(struct fuse_conn_info *connection, struct fuse_config *conf
 
 static int fs_getattr(const char *path, struct stat *st, struct fuse_file_info *file)
 {
-    int result = file != NULL ? fstat((int)file->fh, st)
-                              : fstatat(lower, path[1] != '\0' ? path + 1 : ".", st,
-                                        AT_SYMLINK_NOFOLLOW);
+    int result = file != NULL
+                     ? fstat((int)file->fh, st)
+                     : fstatat(lower, path[1] != '\0' ? path + 1 : ".", st, AT_SYMLINK_NOFOLLOW);
 
     return result != 0 ? -errno : 0;
 }
@@ -218,7 +217,8 @@ static int fs_getattr(const char *path, struct stat *st, struct fuse_file_info *
 static int open_lower(const char *path, int flags, mode_t mode, struct fuse_file_info *file)
 {
     // Memory of requests is aligned for nobody: what is direct above is not direct below.
-    int fd = openat(lower, path + 1, (flags & ~(O_DIRECT | O_APPEND | O_NOFOLLOW)) | O_CLOEXEC, mode);
+    int fd =
+        openat(lower, path + 1, (flags & ~(O_DIRECT | O_APPEND | O_NOFOLLOW)) | O_CLOEXEC, mode);
 
     if (fd < 0)
         return -errno;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The power goes under the real server, a few hundred times; `make powercut` does it for longer."""
+"""The power goes under the real server, a few hundred times, and the server is killed; `make powercut`
+and `make sigkill` do so for longer."""
 import os
-import subprocess
 import sys
 
 import pytest
@@ -13,21 +13,25 @@ POWER = os.path.join(lib_server.ROOT, "tests", "power")
 # Of scenarios that are the same each time, as far as threads and clients let them.
 FIXED_SEED = 20240229
 
-pytestmark = [
-    pytest.mark.lazycow_only,
-    pytest.mark.skipif(not os.path.exists("/dev/fuse"),
-                       reason="no /dev/fuse: the file system that records cannot be mounted"),
-]
+pytestmark = pytest.mark.lazycow_only
 
 
-def powercut(*words):
-    return lib_tools.run(sys.executable, os.path.join(POWER, "powercut.py"), *words, timeout=100,
+def power(program, *words):
+    """What the program said. It ends with 1 where something is wrong."""
+    return lib_tools.run(sys.executable, os.path.join(POWER, program), *words, timeout=100,
                          codes=(0, 1))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"),
+                    reason="no /dev/fuse: the file system that records cannot be mounted")
 @pytest.mark.parametrize("which", ("fixed", "fresh"))
 def test_power_cuts(workdir, seed, which):
     keep = os.path.join(workdir, "failed")
-    text = powercut("--seed", FIXED_SEED if which == "fixed" else seed, "--keep", keep,
-                    "--minutes", 0.3 * lib_tools.SCALE, "--cuts", 20)
+    text = power("powercut.py", "--seed", FIXED_SEED if which == "fixed" else seed, "--keep", keep,
+                 "--minutes", 0.3 * lib_tools.SCALE, "--cuts", 20)
     assert ", 0 failed, " in text, text
+
+
+def test_kills(workdir, seed):
+    text = power("sigkill.py", "--seed", seed, "--rounds", lib_tools.scaled(12))
+    assert "none lost" in text, text

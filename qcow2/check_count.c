@@ -30,10 +30,21 @@ static void beyond(struct check_pass *pass, const struct walk_reference *ref, ui
     pass->result.corruptions += entries;
     if (end > pass->beyond_end)
         pass->beyond_end = end;
-    check_say(pass,
-              "ERROR %s at clusters %" PRIu64 "-%" PRIu64 " (guest offset %#" PRIx64
-              ") is beyond the end of the file",
-              kind_names[ref->kind], first, end - 1, ref->guest);
+    if (ref->kind == WALK_REFCOUNT_BLOCK)
+        check_say(pass,
+                  "ERROR refcount block %" PRIu64 " at cluster %" PRIu64
+                  " is beyond the end of the file",
+                  ref->guest, first);
+    else if (end - first == 1)
+        check_say(pass,
+                  "ERROR %s at cluster %" PRIu64 " (guest offset %#" PRIx64
+                  ") is beyond the end of the file",
+                  kind_names[ref->kind], first, ref->guest);
+    else
+        check_say(pass,
+                  "ERROR %s at clusters %" PRIu64 "-%" PRIu64 " (guest offset %#" PRIx64
+                  ") is beyond the end of the file",
+                  kind_names[ref->kind], first, end - 1, ref->guest);
 }
 
 static int count_kind(struct check_pass *pass, const struct walk_reference *ref, uint64_t clusters)

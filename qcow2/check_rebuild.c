@@ -53,8 +53,25 @@ static int64_t add_blocks(struct rebuild *r)
     return added;
 }
 
+// The first of n clusters in a row that nothing refers to. They may reach past the end of the file,
+// but a device has room inside only.
+static uint64_t find_run(const struct rebuild *r, uint64_t n)
+{
+    const struct counts *counted = &r->pass->counted;
+    uint64_t first = r->free;
+
+    for (;;) {
+        while (first < r->end && counts_get(counted, first) != 0)
+            first++;
+        uint64_t used = counts_next(counted, first);
+        if (first == r->end || used == counted->clusters || used - first >= n)
+            return first;
+        first = used;
+    }
+}
+
 // Decides where everything goes. Blocks may need further blocks for themselves, and so may the
-// table, which comes last and in one piece at the end of the file.
+// table, which comes last and in one piece.
 static int place(struct rebuild *r)
 {
     uint64_t cluster_size = header_cluster_size(&r->pass->header);
@@ -77,11 +94,12 @@ static int place(struct rebuild *r)
     r->table_clusters = (reach * FORMAT_ENTRY_BYTES + cluster_size - 1) / cluster_size;
     if (r->table_clusters * cluster_size > HEADER_REFCOUNT_TABLE_BYTES_MAX)
         return -EFBIG;
-    r->table = r->end;
-    if (counted->clusters - r->end < r->table_clusters)
+    r->table = find_run(r, r->table_clusters);
+    if (counted->clusters - r->table < r->table_clusters)
         return -EFBIG;
     int ret = counts_add(counted, r->table, r->table_clusters, 1);
-    r->end += r->table_clusters;
+    if (r->end < r->table + r->table_clusters)
+        r->end = r->table + r->table_clusters;
     do {
         added = ret < 0 ? ret : add_blocks(r);
     } while (added > 0);

@@ -39,6 +39,8 @@ struct connection_set {
     bool progress;                  // since then: some output was sent, or a client has yielded
     struct log_limit refusals;      // lines about connections over the limit
     struct log_limit tls_failures;  // lines about handshakes
+    unsigned shaking;               // steps of handshakes that run on other threads
+    struct connection_list shakers; // whose step waits for one of these to end
     bool stopping;
     uint64_t stop_time;             // milliseconds
     void (*emptied)(void *context); // runs when alive has become 0
@@ -50,6 +52,7 @@ struct connection {
     TAILQ_ENTRY(connection) open_link;
     TAILQ_ENTRY(connection) dirty_link;
     TAILQ_ENTRY(connection) waiting_link;
+    TAILQ_ENTRY(connection) shakers_link;
     bool dirty;
     bool waiting;
 
@@ -61,9 +64,11 @@ struct connection {
     bool handle_closed; // libuv is done with the handle
 
     struct client *client;
-    struct tls *tls; // from STARTTLS on; then the socket carries its ciphertext
-    bool secure;     // its handshake is done
-    bool shaking;    // a step of the handshake runs on another thread, which has tls to itself
+    struct tls *tls;  // from STARTTLS on; then the socket carries its ciphertext
+    bool secure;      // its handshake is done
+    bool shaking;     // a step of the handshake runs on another thread, which has tls to itself,
+                      // or is to run there
+    bool shake_waits; // the latter
     struct offload_job handshake;
     enum tls_progress handshake_progress; // what the last step said
     bool negotiated;                      // counted as such

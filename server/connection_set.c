@@ -19,6 +19,7 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
     TAILQ_INIT(&set->open);
     TAILQ_INIT(&set->dirty);
     TAILQ_INIT(&set->waiting);
+    TAILQ_INIT(&set->shakers);
 }
 
 // The half-open connection that came first.

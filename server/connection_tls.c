@@ -11,6 +11,10 @@
 
 // Iovecs of the client's output that are looked at together: replies to 32 reads and their data.
 #define TLS_IOV_MAX 64
+// Steps of handshakes that run at once. One thread signs for a thousand connections a second, or a
+// hundred with the largest keys; the others stay free for reads of compressed clusters, which a
+// flood of handshakes would keep waiting for seconds.
+#define TLS_SHAKING_MAX 1u
 
 bool connection_tls_begin(struct connection *connection)
 {
@@ -68,11 +72,36 @@ static void shake(struct offload_job *job)
     connection->handshake_progress = tls_handshake(connection->tls);
 }
 
+static void on_shaken(struct task *task);
+
+static void shake_start(struct connection *connection)
+{
+    struct connection_set *set = connection->set;
+
+    set->shaking++;
+    connection->handshake = (struct offload_job){.work = shake, .task = {.run = on_shaken}};
+    workers_run(set->shared->access->exports->workers, &connection->handshake);
+}
+
+// Takes the connection from those that wait.
+static void shake_wait_no_more(struct connection *connection)
+{
+    TAILQ_REMOVE(&connection->set->shakers, connection, shakers_link);
+    connection->shake_waits = false;
+}
+
 static void on_shaken(struct task *task)
 {
     struct connection *connection =
         connection_of((struct offload_job *)((char *)task - offsetof(struct offload_job, task)));
+    struct connection_set *set = connection->set;
+    struct connection *next = TAILQ_FIRST(&set->shakers);
 
+    set->shaking--;
+    if (next != NULL) {
+        shake_wait_no_more(next);
+        shake_start(next);
+    }
     connection->shaking = false;
     if (connection->closed) {
         connection_tls_end(connection);
@@ -94,12 +123,16 @@ static void on_shaken(struct task *task)
 
 void connection_tls_handshake(struct connection *connection)
 {
-    const struct client_shared *shared = connection->set->shared;
+    struct connection_set *set = connection->set;
 
     assert(!connection->shaking);
     connection->shaking = true;
-    connection->handshake = (struct offload_job){.work = shake, .task = {.run = on_shaken}};
-    workers_run(shared->access->exports->workers, &connection->handshake);
+    if (set->shaking < TLS_SHAKING_MAX) {
+        shake_start(connection);
+        return;
+    }
+    connection->shake_waits = true;
+    TAILQ_INSERT_TAIL(&set->shakers, connection, shakers_link);
 }
 
 bool connection_tls_write(struct connection *connection)
@@ -157,6 +190,10 @@ bool connection_tls_read(struct connection *connection)
 
 void connection_tls_end(struct connection *connection)
 {
+    if (connection->shake_waits) {
+        shake_wait_no_more(connection);
+        connection->shaking = false;
+    }
     if (connection->shaking) {
         return; // on_shaken() will
     }

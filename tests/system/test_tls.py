@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import ssl
+import threading
 import time
 
 import nbd
@@ -14,7 +15,7 @@ import lib_tools
 import lib_tls
 from lib_server import Server, refused
 from lib_tools import run
-from lib_wire import (Wire, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST,
+from lib_wire import (Closed, Wire, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_LIST,
                       OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ACK,
                       REP_ERR_INVALID, REP_ERR_POLICY, go_data, meta_data, option_bytes)
 
@@ -365,6 +366,57 @@ def test_half_open_handshakes_are_limited(workdir, pki, image):
         assert time.monotonic() - begun < 14
         for wire in wires:
             wire.socket.close()
+
+
+def hello_of_a_client():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    return outgoing.read()
+
+
+def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
+    """Worker threads inflate clusters, too: those who only ask for signatures may not have them
+    all. The server stops while signatures are outstanding."""
+    raw, image = f"{workdir}/disk.raw", f"{workdir}/disk.qcow2"
+    with open(raw, "wb") as stream:
+        stream.write((random.Random(1).randbytes(2048) + bytes(2048)) * (8 * MEBI // 4096))
+    lib_tools.qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, image)
+    hello = hello_of_a_client()
+    stop = threading.Event()
+
+    def flood(server):
+        wires = []
+        while not stop.is_set():
+            try:
+                wires.append(Wire(server))
+                starttls(wires[-1])
+                wires[-1].send(hello)
+            except (Closed, OSError):
+                pass
+            if len(wires) > 20:
+                wires.pop(0).socket.close()
+        return wires
+    with Server(workdir, image, options=certificates(pki, "--tls=on")) as server:
+        with Wire(server) as wire:
+            wire.go()
+            thread = threading.Thread(target=flood, args=(server,))
+            thread.start()
+            try:
+                slow = 0
+                begun = time.monotonic()
+                for number in range(128):
+                    start = time.monotonic()
+                    wire.read(65536 * number, 512)
+                    slow += time.monotonic() - start > 0.5
+                assert slow < 3 and time.monotonic() - begun < 20
+                server.stop()
+            finally:
+                stop.set()
+                thread.join()
 
 
 def test_slow_handshake_byte_by_byte(workdir, pki, image):

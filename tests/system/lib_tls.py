@@ -25,15 +25,15 @@ class Authority:
         return path
 
     @staticmethod
-    def _key(path):
-        run("certtool", "--generate-privkey", "--key-type", "ecdsa", "--outfile", path)
+    def _key(path, kind=("ecdsa",)):
+        run("certtool", "--generate-privkey", "--key-type", *kind, "--outfile", path)
 
-    def issue(self, role, directory, name, extra=""):
+    def issue(self, role, directory, name, extra="", key_kind=("ecdsa",)):
         """role: server or client. Puts {role}-cert.pem, {role}-key.pem and ca-cert.pem there."""
         os.makedirs(directory, exist_ok=True)
         key = os.path.join(directory, f"{role}-key.pem")
         certificate = os.path.join(directory, f"{role}-cert.pem")
-        self._key(key)
+        self._key(key, key_kind)
         template = self._template(
             f"{role}-{name}", f'organization = "Example"\ncn = "{name}"\ndns_name = "localhost"\n'
             f'ip_address = "127.0.0.1"\ntls_www_{role}\nsigning_key\n{extra}')

@@ -385,6 +385,7 @@ def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
     with open(raw, "wb") as stream:
         stream.write((random.Random(1).randbytes(2048) + bytes(2048)) * (8 * MEBI // 4096))
     lib_tools.qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, image)
+    pki[1].issue("server", f"{workdir}/server", "localhost", key_kind=("rsa", "--bits", "4096"))
     hello = hello_of_a_client()
     stop = threading.Event()
 
@@ -395,20 +396,23 @@ def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
                 wires.append(Wire(server))
                 starttls(wires[-1])
                 wires[-1].send(hello)
-            except (Closed, OSError):
-                pass
+            except (AssertionError, Closed, OSError):
+                pass  # it stops, and says so
             if len(wires) > 20:
                 wires.pop(0).socket.close()
         return wires
-    with Server(workdir, image, options=certificates(pki, "--tls=on")) as server:
+    with Server(workdir, image, options=[
+            "--tls-certificates", f"{workdir}/server", "--tls=on"]) as server:
         with Wire(server) as wire:
             wire.go()
-            thread = threading.Thread(target=flood, args=(server,))
-            thread.start()
+            threads = [threading.Thread(target=flood, args=(server,)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            time.sleep(1)
             try:
                 slow = 0
                 begun = time.monotonic()
-                for number in range(128):
+                for number in range(32):
                     start = time.monotonic()
                     wire.read(65536 * number, 512)
                     slow += time.monotonic() - start > 0.5
@@ -416,7 +420,8 @@ def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
                 server.stop()
             finally:
                 stop.set()
-                thread.join()
+                for thread in threads:
+                    thread.join()
 
 
 def test_slow_handshake_byte_by_byte(workdir, pki, image):

@@ -124,9 +124,13 @@ static int look_at_top(struct op *op, uint64_t guest, uint64_t *length, struct l
     return 0;
 }
 
-int chain_lookup(struct op *op, uint64_t guest, uint64_t length, struct location *location)
+int chain_lookup(struct op *op, struct location *location)
 {
     struct image *image = op->image;
+    uint64_t guest = op->pos;
+    uint64_t length = op->offset + op->length - guest;
+
+    op_replan(op);
     int result = look_at_top(op, guest, &length, location);
 
     if (result != 0 || location->layer || !image->backing)

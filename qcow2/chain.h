@@ -35,8 +35,8 @@ struct chain {
 
 void chain_free(struct chain *chain);
 
-// Looks for guest, for at most length (> 0) bytes. Returns 0, OP_PARKED (plan again) or a negative
-// errno.
-int chain_lookup(struct op *op, uint64_t guest, uint64_t length, struct location *location);
+// A new plan: where op->pos is found, for at most what is left of the op (not nothing). Returns 0,
+// OP_PARKED (plan again) or a negative errno.
+int chain_lookup(struct op *op, struct location *location);
 
 #endif

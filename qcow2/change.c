@@ -35,6 +35,26 @@ int change_mapping(struct op *op)
     return waitq_park(&image->quarantine.room, op);
 }
 
+int change_link(struct op *op, uint64_t first, uint64_t count)
+{
+    struct image *image = op->image;
+    struct op_work *work = op->work;
+    unsigned bits = image->geometry.cluster_bits;
+    struct slice *slice;
+    unsigned index;
+    int result = map_slice_for_change(op, op->pos, &slice, &index);
+
+    if (result != 0)
+        return result;
+    image->sync.unsynced = true;
+    image->sync.barrier_needed |= work->needs_barrier;
+    for (uint64_t i = 0; i < count; i++)
+        map_replace(image, slice, index + (unsigned)i, entry_data((first + i) << bits));
+    work->run.count = 0;
+    inflight_unlock(&image->inflight, &work->range);
+    return 0;
+}
+
 bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length)
 {
     const char *what = guard_hit(image, host_offset, length);

@@ -17,6 +17,11 @@ int change_prepare(struct op *op);
 // quarantine. Returns 0, OP_PARKED (plan again), or a negative errno.
 int change_mapping(struct op *op);
 
+// Links the clusters from host cluster first on to the guest clusters from op->pos on, all in one
+// slice: the guest sees them from now on. The op's run is used up and its lock released. Returns 0,
+// OP_PARKED (again, nothing was linked) or a negative errno.
+int change_link(struct op *op, uint64_t first, uint64_t count);
+
 // Whether writing there would overwrite metadata: the image is then marked corrupt.
 bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length);
 

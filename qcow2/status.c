@@ -49,9 +49,8 @@ static int raw_status(struct op *op, const struct location *location)
 static int plan(struct op *op)
 {
     struct location location;
+    int result = chain_lookup(op, &location);
 
-    op_replan(op);
-    int result = chain_lookup(op, op->pos, op->offset + op->length - op->pos, &location);
     if (result != 0)
         return result;
     if (location.layer && location.layer->format == IMAGE_FORMAT_RAW)

@@ -290,24 +290,15 @@ static void advance(struct op *op)
 // The data is in the file; now the guest sees it.
 static int link_clusters(struct op *op)
 {
-    struct image *image = op->image;
     struct op_work *work = op->work;
-    unsigned bits = image->geometry.cluster_bits;
-    uint64_t first = op->pos >> bits;
-    uint64_t count = ((op->pos + op->step_length - 1) >> bits) - first + 1;
-    struct slice *slice;
-    unsigned index;
-    int result = map_slice_for_change(op, op->pos, &slice, &index);
+    unsigned bits = op->image->geometry.cluster_bits;
+    uint64_t last = (op->pos + op->step_length - 1) >> bits;
+    int result = change_link(op, work->target, last - (op->pos >> bits) + 1);
 
     if (result != 0)
         return result;
-    image->sync.barrier_needed |= work->needs_barrier;
-    for (uint64_t i = 0; i < count; i++)
-        map_replace(image, slice, index + (unsigned)i, entry_data((work->target + i) << bits));
-    work->run.count = 0;
     free(work->bounce);
     work->bounce = NULL;
-    inflight_unlock(&image->inflight, &work->range);
     advance(op);
     return 0;
 }

@@ -195,24 +195,11 @@ static int replace_entries(struct op *op, const struct mapping *m, uint64_t raw)
 
 static int link_provided(struct op *op)
 {
-    struct image *image = op->image;
-    const struct geometry *g = &image->geometry;
-    struct op_work *work = op->work;
-    struct slice *slice;
-    unsigned index;
-    int result = map_slice_for_change(op, op->pos, &slice, &index);
+    int result = change_link(op, op->work->run.first, op->work->run.count);
 
-    if (result != 0)
-        return result;
-    image->sync.barrier_needed |= work->needs_barrier;
-    image->sync.unsynced = true;
-    for (uint64_t i = 0; i < work->run.count; i++)
-        map_replace(image, slice, index + (unsigned)i,
-                    entry_data((work->run.first + i) << g->cluster_bits));
-    work->run.count = 0;
-    inflight_unlock(&image->inflight, &work->range);
-    advance(op, op->step_length);
-    return 0;
+    if (result == 0)
+        advance(op, op->step_length);
+    return result;
 }
 
 // The host cannot make the clusters zero by itself: they go back, and zeros are written like any

@@ -2,6 +2,7 @@
 #include "server/cmd.h"
 
 #include <errno.h>
+#include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,6 +108,15 @@ bool cmd_parse_output(const char *text, bool *json)
         return false;
     }
     return true;
+}
+
+const char *cmd_one_image(int argc, char **argv, const char *command)
+{
+    if (argc - optind == 1)
+        return argv[optind];
+    cmd_fail("%s: expected one IMAGE", command);
+    cmd_hint(command);
+    return NULL;
 }
 
 json_t *cmd_json_text(const char *text)

@@ -37,6 +37,10 @@ bool cmd_next_option(char **rest, char **name, char **value);
 // --output human|json. Returns false, with a message, for anything else.
 bool cmd_parse_output(const char *text, bool *json);
 
+// The one argument that is left behind the options of a command; NULL, with a message, if there is
+// another number of them.
+const char *cmd_one_image(int argc, char **argv, const char *command);
+
 // A new JSON string; bytes that are not UTF-8 become '?'.
 json_t *cmd_json_text(const char *text);
 

@@ -234,11 +234,9 @@ int cmd_check(int argc, char **argv)
             return cmd_hint("check");
         }
     }
-    if (argc - optind != 1) {
-        cmd_fail("check: expected one IMAGE");
-        return cmd_hint("check");
-    }
-    c.path = argv[optind];
+    c.path = cmd_one_image(argc, argv, "check");
+    if (c.path == NULL)
+        return 1;
     if (c.format != NULL && image_format_parse(c.format) != IMAGE_FORMAT_QCOW2) {
         cmd_fail("'%s': format '%s' has no checks; only qcow2 has", c.path, c.format);
         return EXIT_NO_CHECKS;

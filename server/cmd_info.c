@@ -128,10 +128,8 @@ int cmd_info(int argc, char **argv)
             return cmd_hint("info");
         }
     }
-    if (argc - optind != 1) {
-        cmd_fail("info: expected one IMAGE");
-        return cmd_hint("info");
-    }
-    c.path = argv[optind];
+    c.path = cmd_one_image(argc, argv, "info");
+    if (c.path == NULL)
+        return 1;
     return run(&c);
 }

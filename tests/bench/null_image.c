@@ -64,31 +64,6 @@ const char *image_name(const struct image *image)
     return image->file->name;
 }
 
-bool image_tick(struct image *image)
-{
-    (void)image;
-    return false;
-}
-
-bool image_needs_clean(const struct image *image)
-{
-    (void)image;
-    return false;
-}
-
-void image_clean(struct image *image, image_clean_done *done, void *context)
-{
-    (void)image;
-    done(context, 0);
-}
-
-int image_finish(struct image *image, struct error *err)
-{
-    (void)image;
-    (void)err;
-    return 0;
-}
-
 void image_close(struct image *image)
 {
     file_close(image->file);

@@ -46,31 +46,6 @@ bool image_read_only(const struct image *image)
     return false;
 }
 
-bool image_tick(struct image *image)
-{
-    (void)image;
-    return false;
-}
-
-bool image_needs_clean(const struct image *image)
-{
-    (void)image;
-    return false;
-}
-
-void image_clean(struct image *image, image_clean_done *done, void *context)
-{
-    (void)image;
-    done(context, 0);
-}
-
-int image_finish(struct image *image, struct error *err)
-{
-    (void)image;
-    (void)err;
-    return 0;
-}
-
 void image_close(struct image *image)
 {
     (void)image;

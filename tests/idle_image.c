@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// idle_image.c: for engines that stand in for the real one and keep nothing: at a tick, when idle
+// and in the end there is nothing to do.
+#include "qcow2/image.h"
+
+bool image_tick(struct image *image)
+{
+    (void)image;
+    return false;
+}
+
+bool image_needs_clean(const struct image *image)
+{
+    (void)image;
+    return false;
+}
+
+void image_clean(struct image *image, image_clean_done *done, void *context)
+{
+    (void)image;
+    done(context, 0);
+}
+
+int image_finish(struct image *image, struct error *err)
+{
+    (void)image;
+    (void)err;
+    return 0;
+}

@@ -261,6 +261,26 @@ static int fill_data(struct file *file, const struct create_options *o, const st
     return 0;
 }
 
+// A block device keeps its size and so what was in it, which would be taken for table entries and
+// data. First of all the header goes, so that nothing of it is an image any more.
+static int erase_device(struct file *file, const struct create_options *o, const struct layout *l,
+                        uint8_t *buf)
+{
+    uint64_t end = l->total_clusters << o->cluster_bits;
+
+    memset(buf, 0, WRITE_STEP);
+    int ret = file_write_blocking(file, buf, 0, SECTOR_BYTES);
+    if (ret == 0)
+        ret = file_do_blocking(file, FILE_DATASYNC, 0, 0);
+    for (uint64_t pos = 0; pos < end && ret == 0; pos += SPACE_STEP) {
+        uint64_t n = end - pos < SPACE_STEP ? end - pos : SPACE_STEP;
+        ret = file_do_blocking(file, FILE_ZERO, pos, n);
+        if (ret == -EOPNOTSUPP)
+            ret = zero_range(file, buf, pos, n);
+    }
+    return ret;
+}
+
 int create_image(struct file *file, const struct create_options *o, struct error *err)
 {
     int ret = create_check(o, file->name, err);
@@ -281,6 +301,8 @@ int create_image(struct file *file, const struct create_options *o, struct error
     // in one piece, once everything that it points at is there.
     size_t cluster_size = (size_t)1 << o->cluster_bits;
     ret = file_do_blocking(file, FILE_TRUNCATE, 0, 0);
+    if (ret == 0 && !file->fresh_is_zero)
+        ret = erase_device(file, o, &l, buf);
     if (ret == 0)
         ret = file_do_blocking(file, FILE_DATASYNC, 0, 0);
     if (ret == 0 && cluster_size > SECTOR_BYTES)

@@ -44,6 +44,7 @@ struct sim_disk {
     uint64_t limit;                            // the file cannot grow beyond; bytes
     unsigned unsupported; // kinds of request that are answered with -EOPNOTSUPP, a bit each
     bool no_extents;      // the host cannot tell holes
+    bool device;          // a block device: its size stays, and fresh space holds anything
 };
 
 void sim_disk_init(struct sim_disk *disk);

@@ -297,7 +297,7 @@ static int decide(struct sim *sim, const struct sim_disk *disk, const struct fil
                  io->offset + io->length > disk->live.size;
     int error = 0;
 
-    if (disk->unsupported >> io->kind & 1)
+    if (disk->unsupported >> io->kind & 1 || (disk->device && io->kind == FILE_ALLOCATE))
         return -EOPNOTSUPP;
     if (grows)
         error = class_fault(sim, SIM_GROW);
@@ -307,7 +307,9 @@ static int decide(struct sim *sim, const struct sim_disk *disk, const struct fil
         error = class_fault(sim, SIM_BARRIER);
     else if (error == 0)
         error = class_fault(sim, SIM_WRITE);
-    if (error == 0 && grows && io->offset + io->length > disk->limit)
+    if (error == 0 && grows && (disk->device || io->offset + io->length > disk->limit))
+        error = -ENOSPC;
+    if (error == 0 && disk->device && io->kind == FILE_TRUNCATE && io->offset > disk->live.size)
         error = -ENOSPC;
     if (error == 0 && grows && io->offset + io->length > MEMORY_BYTES_MAX) {
         sim_fail(sim, "the file grows to %llu bytes",
@@ -358,7 +360,9 @@ static void submit(struct file *file, struct file_io *io)
     if (io->kind == FILE_READ)
         scribble(io);
     if (alive && request->result != -EOPNOTSUPP && io->kind != FILE_READ &&
-        io->kind != FILE_DATASYNC && (io->kind == FILE_WRITE || request->result == 0))
+        io->kind != FILE_DATASYNC && (io->kind == FILE_WRITE || request->result == 0) &&
+        !(f->disk->device &&
+          (io->kind == FILE_TRUNCATE || io->offset + io->length > f->disk->live.size)))
         request->entry = new_entry(sim, request);
     insert_pending(sim, request);
 }
@@ -409,7 +413,7 @@ struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *n
                             .runq = &sim->runq,
                             .name = need(strdup(name)),
                             .read_only = read_only,
-                            .fresh_is_zero = true};
+                            .fresh_is_zero = !disk->device};
     f->sim = sim;
     f->disk = disk;
     return &f->file;

@@ -444,6 +444,21 @@ uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct 
     return f.end_leak - f.first_leak;
 }
 
+// Bytes of a device that are not zeros in the beginning: those that are taken first.
+#define STALE_BYTES (4u << 20)
+
+void forge_device(uint64_t room, struct memory *out)
+{
+    unsigned char buffer[MEMORY_PAGE_BYTES];
+    uint64_t at = out->size;
+
+    memory_resize(out, out->size + room);
+    for (uint64_t end = at + STALE_BYTES; at < end && at < out->size; at += sizeof(buffer)) {
+        pattern_fill(buffer, STALE_VALUE, at, sizeof(buffer));
+        memory_write(out, buffer, at, sizeof(buffer));
+    }
+}
+
 void forge_raw(uint64_t size, uint32_t value, struct memory *out)
 {
     unsigned char buffer[MEMORY_PAGE_BYTES];

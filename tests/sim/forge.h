@@ -42,6 +42,8 @@ struct forge_recipe {
 // The image in out, which is initialized here. The recipe has to fit the format.
 // Returns how many clusters leak.
 uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct memory *out);
+// The file in out becomes a block device with so many more bytes, and old ones in them.
+void forge_device(uint64_t room, struct memory *out);
 // A raw file of that size, full of value.
 void forge_raw(uint64_t size, uint32_t value, struct memory *out);
 

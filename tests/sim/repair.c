@@ -159,8 +159,11 @@ static enum repair_outcome undisturbed(struct repair *r)
 
     sim_power_on(&r->sim);
     sim_trace(&r->sim, "repair %s", mode == CHECK_REPAIR_ALL ? "all" : "leaks");
-    if (check(r, mode, &result) < 0)
+    if (check(r, mode, &result) < 0) {
+        if (!r->disk.device)
+            sim_fail(&r->run->sim, "a repair that nothing disturbed fails");
         return REPAIR_HALF;
+    }
     if (result.leaks > 0 || (mode == CHECK_REPAIR_ALL && result.corruptions > 0))
         sim_fail(&r->run->sim, "repair leaves %llu corruptions and %llu leaks",
                  (unsigned long long)result.corruptions, (unsigned long long)result.leaks);
@@ -188,11 +191,13 @@ enum repair_outcome repair_run(struct run *run, struct memory *state, bool damag
 {
     struct repair r = {.run = run, .rng = rng, .before = state};
     enum repair_outcome outcome = REPAIR_HALF;
-    struct memory copy;
+    struct memory whole, copy;
 
+    memory_copy(&whole, state);
     sim_init(&r.sim, rng_stream(rng_next(rng), 0));
     r.sim.trace = run->sim.trace;
     sim_disk_init(&r.disk);
+    r.disk.device = run->disk.device;
     if (damage)
         spoil(&r);
     memory_copy(&copy, state);
@@ -201,8 +206,11 @@ enum repair_outcome repair_run(struct run *run, struct memory *state, bool damag
         disturbed(&r);
     if (run->sim.failure[0] == '\0' && (damage || rng_percent(rng, 60)))
         outcome = undisturbed(&r);
+    // A full device has no room for new refcounts: then what was spoiled stays so, and is not used.
+    bool useless = damage && outcome != REPAIR_ALL;
     memory_free(state);
-    memory_copy(state, &r.disk.live);
+    memory_copy(state, useless ? &whole : &r.disk.live);
+    memory_free(&whole);
     sim_disk_free(&r.disk);
     return outcome;
 }

@@ -17,6 +17,9 @@ enum { STREAM_SCENARIO, STREAM_GENERATIONS = 16, STREAM_OPS = 64 };
 // Images behind the image have clusters as large as its own, or larger ones up to this.
 #define BACKING_CLUSTER_BITS_MAX 16u
 
+// Bytes behind an image on a block device: for all that guests may write, and tables.
+#define DEVICE_ROOM (64ull << 20)
+
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
@@ -203,6 +206,13 @@ static void draw_serving(struct scenario *s, struct rng *rng)
     if (rng_percent(rng, 20))
         s->unsupported = (unsigned)rng_below(rng, 8) << FILE_ZERO;
     s->no_extents = rng_percent(rng, 20);
+    if (rng_percent(rng, 15)) {
+        s->no_extents = true;
+        s->device = DEVICE_ROOM + rng_below(rng, DEVICE_ROOM);
+        // It is seldom full.
+        if (rng_percent(rng, 20))
+            s->device = rng_scaled(rng, 256ull << s->image.cluster_bits);
+    }
     s->generations = (unsigned)rng_between(rng, 1, SCENARIO_GENERATIONS_MAX);
     memcpy(s->weights, mixes[rng_below(rng, sizeof(mixes) / sizeof(mixes[0]))], sizeof(s->weights));
     s->hot = rng_percent(rng, 30) ? 0 : (unsigned)rng_between(rng, 20, 90);
@@ -364,7 +374,7 @@ void scenario_describe(const struct scenario *s, char *text, size_t bytes)
 
     snprintf(text, bytes,
              "v%u, clusters of %u, refcounts of %u bits, lazy=%s%s, size %llu, %u backing%s%s%s%s, "
-             "%u snapshots, cache %zu, %s",
+             "%u snapshots, cache %zu, %s%s",
              r->version, 1u << r->cluster_bits, 1u << r->refcount_order,
              r->lazy_refcounts ? "on" : "off",
              s->lazy == LAZY_ON    ? " (on)"
@@ -376,5 +386,6 @@ void scenario_describe(const struct scenario *s, char *text, size_t bytes)
              : s->created    ? ", created"
                              : "",
              r->compressed && !s->created ? ", compressed" : "", s->unmap ? ", unmap" : "",
-             r->snapshots, s->cache_bytes, s->no_extents ? "no extents" : "extents");
+             r->snapshots, s->cache_bytes, s->no_extents ? "no extents" : "extents",
+             s->device > 0 ? ", block device" : "");
 }

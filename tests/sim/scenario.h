@@ -70,6 +70,7 @@ struct scenario {
     size_t budget; // payload memory of all guests, bytes; 0: as much as the server has
     int lazy;      // enum lazy_refcounts
     size_t cache_bytes;
+    uint64_t device;      // the image is on a block device, with so many bytes behind it; 0: a file
     unsigned unsupported; // sim_disk.unsupported
     bool no_extents;
 

@@ -67,10 +67,18 @@ def unpack_module(path, target):
 def copy_program(path, root):
     """A program of the host with the shared libraries that it is linked with."""
     shutil.copy(path, os.path.join(root, "bin"))
-    for library in re.findall(r"(/\S+) \(0x", lib_tools.run("ldd", path)):
+    for library in re.findall(r"(/\S+) \(0x", lib_tools.run("ldd", path, codes=(0, 1))):
         target = root + library
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copy(library, target)
+
+
+def compiled(directory, name):
+    """A C program of this folder for guests, which need no library for it. Returns its path."""
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.c")
+    program = os.path.join(directory, name)
+    lib_tools.run("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", program, source)
+    return program
 
 
 def build_initramfs(directory, release, script, modules=MODULES, programs=()):
@@ -125,16 +133,20 @@ def boot(directory, drive, script, timeout=100):
 
 
 def boot_with(directory, devices, script, modules=MODULES, programs=(), timeout=100):
-    """The same with other devices (words for qemu), the modules and programs that they ask for."""
+    """The same with other devices (words for qemu), the modules and programs that they ask for.
+    What the guest says is in the file `console` of the directory as soon as it is said."""
     path, release = kernel()
     archive = build_initramfs(directory, release, script, modules, programs)
-    text = lib_tools.run(
+    console = os.path.join(directory, "console")
+    lib_tools.run(
         "qemu-system-x86_64", "-accel", "tcg", "-machine", "q35", "-cpu", "max", "-m", "384",
         "-smp", "1", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-serial", "stdio", "-kernel", path, "-initrd", archive,
+        "-serial", f"file:{console}", "-kernel", path, "-initrd", archive,
         "-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on",
         *devices, timeout=timeout)
     os.unlink(archive)
+    with open(console, encoding="utf-8", errors="replace") as stream:
+        text = stream.read()
     assert "GUEST DONE" in text and "GUEST FAILED" not in text, text[-6000:]
     for bad in ("I/O error", "EXT4-fs error", "not loaded"):
         assert bad not in text, text[-6000:]

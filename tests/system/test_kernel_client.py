@@ -172,3 +172,100 @@ def test_kernel_client_over_tls(workdir):
         assert "TLS as CN=guest" in server.stderr()
     assert "trimmed" in text, text[-6000:]
     lib_tools.check_clean(image)
+
+
+# Operations of guest_files.c in all, in four parts.
+OPERATIONS = 4000
+
+# A file system lives on while the server is stopped and started again, and while a client of the
+# kernel's that nothing tells of it has requests waiting.
+RECONNECT_SCRIPT = r"""
+ifconfig lo 127.0.0.1
+ifconfig eth0 10.0.2.15 netmask 255.255.255.0
+load() { guest_files run /mnt/files /tmp/model $1 OPERATIONS; }
+guest_nbd connect HOST PORT disk CONNECTIONS
+MAKE /dev/nbd0
+mount -t TYPE -o discard /dev/nbd0 /mnt
+mkdir /mnt/files
+load 1
+sync
+echo STOP THE SERVER
+# Nothing answers meanwhile: this waits for the new connections.
+sleep 4
+load 2 &
+sleep 3
+tries=0
+until guest_nbd reconnect HOST PORT disk CONNECTIONS; do
+    tries=$((tries + 1))
+    [ $tries -lt 60 ]
+    sleep 1
+done
+wait $!
+echo RECONNECTED
+load 3
+umount /mnt
+CHECK /dev/nbd0 >/tmp/check 2>&1 || { cat /tmp/check; false; }
+mount -t TYPE /dev/nbd0 /mnt
+guest_files verify /mnt/files /tmp/model
+load 4
+fstrim -v /mnt
+umount /mnt
+CHECK /dev/nbd0 >/tmp/check 2>&1 || { cat /tmp/check; false; }
+mount -t TYPE /dev/nbd0 /mnt
+guest_files verify /mnt/files /tmp/model
+umount /mnt
+nbd-client -d /dev/nbd0
+"""
+
+
+def console(directory):
+    """What the guest has said so far."""
+    try:
+        with open(f"{directory}/console", encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return ""
+
+
+@pytest.mark.limit(400)
+@pytest.mark.parametrize("kind, make, check, connections", [
+    ("ext4", "mkfs.ext4 -q -F", "e2fsck -fn", 1),
+    ("xfs", "mkfs.xfs -q -f", "xfs_repair -n", 4)], ids=["ext4", "xfs"])
+def test_mounted_file_system_outlives_the_server(workdir, kind, make, check, connections):
+    """Thousands of operations of all kinds on files with contents that a model knows: before the
+    server is stopped, while it is away and behind that, then behind a mount."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", GIBI, lazy_refcounts="on")
+    programs = [lib_guest.compiled(workdir, "guest_files"), lib_guest.compiled(workdir, "guest_nbd"),
+                "nbd-client", *(["mkfs.xfs", "xfs_repair"] if kind == "xfs" else [])]
+    first = Server(workdir, image, tcp=True)
+    script = RECONNECT_SCRIPT
+    for word, value in (("HOST", HOST), ("PORT", first.port), ("CONNECTIONS", connections),
+                        ("TYPE", kind), ("MAKE", make), ("CHECK", check),
+                        ("OPERATIONS", lib_tools.scaled(OPERATIONS) // 4)):
+        script = script.replace(word, str(value))
+    said = []
+
+    def guest():
+        try:
+            said.append(lib_guest.boot_with(workdir, NETWORK, script, modules=MODULES,
+                                            programs=programs, timeout=300))
+        except Exception as error:  # reported by the test's own thread
+            said.append(error)
+    thread = threading.Thread(target=guest)
+    thread.start()
+    try:
+        while thread.is_alive() and "STOP THE SERVER" not in console(workdir):
+            time.sleep(0.2)
+        assert thread.is_alive(), said
+        first.stop()
+        lib_tools.check_clean(image)
+        with Server(workdir, image, tcp=True, options=["--port", str(first.port)]) as second:
+            thread.join(300)
+            assert second.stderr().count("export 'disk'") == connections
+    finally:
+        first.kill()
+        thread.join(310)
+    [text] = said
+    assert isinstance(text, str), text
+    assert "RECONNECTED" in text and text.count("is as it must be") == 6, text[-6000:]
+    lib_tools.check_clean(image)

@@ -151,3 +151,12 @@ def boot_with(directory, devices, script, modules=MODULES, programs=(), timeout=
     for bad in ("I/O error", "EXT4-fs error", "not loaded"):
         assert bad not in text, text[-6000:]
     return text
+
+
+def console(directory):
+    """What the guest has said so far."""
+    try:
+        with open(f"{directory}/console", encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return ""

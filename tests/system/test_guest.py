@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real guest on a served disk: its kernel's file system must find again what it wrote."""
+import threading
+import time
+
 import pytest
 
 import lib_guest
@@ -83,3 +86,70 @@ def test_guest_finds_its_files_after_a_reboot(workdir):
     raw = f"{workdir}/disk.raw"
     lib_tools.qemu_img("convert", "-f", "qcow2", "-O", "raw", image, raw)
     lib_tools.run("e2fsck", "-fn", raw)
+
+
+# Operations of guest_files.c in all, in three parts.
+OPERATIONS = 3000
+
+RECONNECT_SCRIPT = r"""
+load() { guest_files run /mnt/files /tmp/model $1 OPERATIONS; }
+mkfs.ext4 -q -F /dev/vda
+mount -t ext4 -o discard /dev/vda /mnt
+mkdir /mnt/files
+load 1
+sync
+echo STOP THE SERVER
+sleep 4
+load 2
+umount /mnt
+e2fsck -fn /dev/vda
+mount -t ext4 -o discard /dev/vda /mnt
+guest_files verify /mnt/files /tmp/model
+load 3
+fstrim -v /mnt
+umount /mnt
+e2fsck -fn /dev/vda
+mount -t ext4 /dev/vda /mnt
+guest_files verify /mnt/files /tmp/model
+umount /mnt
+"""
+
+
+@pytest.mark.limit(300)
+@pytest.mark.lazycow_only  # qemu-nbd would be stopped and started in other words
+def test_guest_outlives_the_server(workdir):
+    """QEMU's own client, with reconnect-delay: the guest writes to its files before and after the
+    server is stopped and started again, and notices nothing."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", GIBI, lazy_refcounts="on")
+    first = Server(workdir, image)
+    devices = ["-blockdev", f"driver=nbd,node-name=d,server.type=unix,server.path={first.socket},"
+                            f"export={first.name()},reconnect-delay=60,discard=unmap",
+               "-device", "virtio-blk-pci,drive=d"]
+    script = RECONNECT_SCRIPT.replace("OPERATIONS", str(lib_tools.scaled(OPERATIONS) // 3))
+    program = lib_guest.compiled(workdir, "guest_files")
+    said = []
+
+    def guest():
+        try:
+            said.append(lib_guest.boot_with(workdir, devices, script, programs=[program],
+                                            timeout=200))
+        except Exception as error:  # reported by the test's own thread
+            said.append(error)
+    thread = threading.Thread(target=guest)
+    thread.start()
+    try:
+        while thread.is_alive() and "STOP THE SERVER" not in lib_guest.console(workdir):
+            time.sleep(0.2)
+        assert thread.is_alive(), said
+        first.stop()
+        lib_tools.check_clean(image)
+        with Server(workdir, image, socket_path=first.socket) as second:
+            thread.join(200)
+            assert second.stderr().count("export 'disk'") == 1
+    finally:
+        first.kill()
+        thread.join(210)
+    [text] = said
+    assert isinstance(text, str), text
+    assert text.count("is as it must be") == 5 and "trimmed" in text, text[-6000:]
+    lib_tools.check_clean(image)

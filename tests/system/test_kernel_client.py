@@ -218,15 +218,6 @@ nbd-client -d /dev/nbd0
 """
 
 
-def console(directory):
-    """What the guest has said so far."""
-    try:
-        with open(f"{directory}/console", encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return ""
-
-
 @pytest.mark.limit(400)
 @pytest.mark.parametrize("kind, make, check, connections", [
     ("ext4", "mkfs.ext4 -q -F", "e2fsck -fn", 1),
@@ -254,7 +245,7 @@ def test_mounted_file_system_outlives_the_server(workdir, kind, make, check, con
     thread = threading.Thread(target=guest)
     thread.start()
     try:
-        while thread.is_alive() and "STOP THE SERVER" not in console(workdir):
+        while thread.is_alive() and "STOP THE SERVER" not in lib_guest.console(workdir):
             time.sleep(0.2)
         assert thread.is_alive(), said
         first.stop()

@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""How soon a 1 TiB image whose refcounts are to be counted anew is of use, in lazycow and in qemu-nbd,
-and how long checking it takes in lazycow and in qemu-img. Rounds take turns; medians and ratios. Wants
-a few hundred MiB on a file system with sparse files, and root to drop the host's caches."""
+"""How soon a 1 TiB image whose refcounts are to be counted anew is of use, in lazycow and in
+qemu-nbd, and how long checking it takes in lazycow and in qemu-img. Rounds take turns; medians and
+ratios. Wants a few hundred MiB on a file system with sparse files, and root to drop the host's
+caches."""
 import argparse
 import datetime
 import json
@@ -30,7 +31,8 @@ CLUSTER = 65536
 UNMAPPED = 64
 START_SECONDS = 120
 
-# What is taken, in this order, from the start of the process; targets for lazycow with a warm cache.
+# What is taken, in this order, from the start of the process; targets for lazycow with a warm
+# cache.
 MOMENTS = (("greeting", "start to greeting", None),
            ("first byte", "start to first byte", 50),
            ("write in place", "start to first write in place with FUA", 50),
@@ -192,7 +194,8 @@ class Bench:
                 for name in order:
                     prepare(clean, cache == "cold")
                     found = check(name.replace("nbd", "img"), clean)
-                    self.note(cache, name, {f"check {what}": value for what, value in found.items()})
+                    self.note(cache, name,
+                              {f"check {what}": value for what, value in found.items()})
             print(f"round {number + 1} of {self.options.rounds} done", file=sys.stderr, flush=True)
         return caches
 
@@ -206,7 +209,8 @@ class Bench:
             yield "most memory of that", "MiB", cache, "check memory", None
 
     def table(self, caches):
-        lines = ["| what | cache | lazycow | least to greatest | qemu-nbd, qemu-img | ratio | target |",
+        lines = ["| what | cache | lazycow | least to greatest | qemu-nbd, qemu-img | ratio | "
+                 "target |",
                  "|---|---|---:|---:|---:|---:|---:|"]
         for title, unit, cache, key, target in self.rows(caches):
             values = self.results[cache, key]

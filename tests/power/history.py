@@ -128,9 +128,9 @@ class History:
             expected[at:at + SECTOR] = piece
         content = bytes(content)
         if content != bytes(expected):
-            first = next(sector for sector in range(len(content) // SECTOR)
-                         if content[sector * SECTOR:][:SECTOR] != expected[sector * SECTOR:][:SECTOR])
-            piece = content[first * SECTOR:][:SECTOR]
+            first = next(at for at in range(0, len(content), SECTOR)
+                         if content[at:at + SECTOR] != expected[at:at + SECTOR]) // SECTOR
+            piece = content[first * SECTOR:(first + 1) * SECTOR]
             raise Wrong(f"sector {first:#x}, which nothing was written to, holds "
                         f"{describe(piece, b'', first)}")
         return content
@@ -145,5 +145,6 @@ class History:
         if not settled and piece == initial:
             return
         known = "\n".join(f"    {change}" for change in sent[-8:])
-        raise Wrong(f"{what}: sector {sector:#x} holds {describe(bytes(piece), initial, sector)}; its "
-                    f"changes, settled from time {floor} on:\n{known}")
+        raise Wrong(f"{what}: sector {sector:#x} holds "
+                    f"{describe(bytes(piece), initial, sector)}; its changes, settled from time "
+                    f"{floor} on:\n{known}")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a qcow2 image that lies in memory, with none of the engine's code, and counts what refers to
-each cluster. Names are those of the qcow2 specification."""
+"""Reads a qcow2 image that lies in memory, with none of the engine's code, and counts what refers
+to each cluster. Names are those of the qcow2 specification."""
 import struct
 import zlib
 
@@ -81,7 +81,7 @@ class Image:
             raise Wrong(f"compressed cluster at {offset:#x}: {error}") from None
 
     def read(self, backing, l1=None, size=None):
-        """The whole disk. backing: the content of what lies below, or b"". l1, size: a snapshot's."""
+        """The whole disk. backing: what lies below reads as, or b"". l1, size: a snapshot's."""
         cluster, size = self.cluster, self.size if size is None else size
         disk = bytearray(backing[:size].ljust(size, b"\0"))
         span = cluster * (cluster // 8)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 
@@ -16,14 +17,28 @@ from scenario import DISK
 # Numbers of the changes that are made after the cut.
 AFTERWARDS = 1 << 48
 READ_STEP = 4 << 20
+# Of what became of changes so much is shown.
+NOTES_MAX = 20
+
+
+# What the log says where something is wrong with an image.
+COMPLAINT = re.compile(r"run 'lazycow check'|cannot|leak|failed|[1-9]\d* faults found")
+
+
+def check_log(server):
+    """A power cut is nothing that a server should have to complain of."""
+    found = [line for line in server.stderr().splitlines() if COMPLAINT.search(line)]
+    if found and not REFERENCE:
+        raise Wrong("the server complains:\n" + "\n".join(found[:10]))
 
 
 def first_difference(found, expected):
     for at in range(0, max(len(found), len(expected)), SECTOR):
         if found[at:at + SECTOR] != expected[at:at + SECTOR]:
             sector = at // SECTOR
-            return (f"sector {sector:#x} holds {describe(bytes(found[at:at + SECTOR]), b'', sector)}, "
-                    f"not {describe(bytes(expected[at:at + SECTOR]), b'', sector)}")
+            have, want = (describe(bytes(disk[at:at + SECTOR]), b"", sector)
+                          for disk in (found, expected))
+            return f"sector {sector:#x} holds {have}, not {want}"
     return "no difference"
 
 
@@ -82,8 +97,8 @@ class Judge:
         return text
 
     def check_readable(self, image):
-        """The check reads the image whatever is wrong with its refcounts. Unless the dirty bit is set
-        nothing may be, but for leaks without lazy refcounts."""
+        """The check reads the image whatever is wrong with its refcounts. Unless the dirty bit is
+        set nothing may be, but for leaks without lazy refcounts."""
         tool = "qemu-img" if REFERENCE else lib_server.PLAIN_BINARY
         codes = (0, 2, 3) if image.dirty else (0,) if image.lazy and not REFERENCE else (0, 3)
         text = self.check_tool(tool, codes=codes)
@@ -125,6 +140,7 @@ class Judge:
                         bytes(start) + found, bytes(start) + disk[start:start + length]))
             self.write(handle, disk, rng)
             handle.shutdown()
+        check_log(server)
         self.check_end(bytes(disk))
 
     def write(self, handle, disk, rng):
@@ -155,8 +171,9 @@ def judge_cut(judge, take, replay, number):
     try:
         return content, judge.judge(take, content, position, rng)
     except (Wrong, AssertionError) as error:
+        shown = "".join(f"\n    {note}" for note in notes[:NOTES_MAX])
         raise Wrong(f"{error}\n  cut at {position} of {recording.positions[-1]}, "
-                    f"{len(notes)} changes not covered:\n    " + "\n    ".join(notes)) from error
+                    f"{len(notes)} changes not covered{':' if notes else ''}{shown}") from error
 
 
 __all__ = ["Judge", "judge_cut", "lib_tools"]

@@ -15,20 +15,23 @@ class Stopped(Exception):
 
 
 class PowerLoad:
-    """trim: "zero" where a trim makes whole clusters zeros, "maybe" where it may, "ignored"."""
+    """trim: "zero" where a trim makes whole clusters zeros, "maybe" where it may, "ignored".
+    through: each write is durable when it was answered, asked for or not."""
 
     # How much of the disk most requests go to.
     HOT_PLACES = 6
 
-    def __init__(self, rng, server, history, log, cluster, first, trim):
-        """log: path of the recorder's log, None where the power is not cut. first: the number of the
-        first change."""
+    def __init__(self, rng, server, history, log, cluster, first, trim,
+                 through=False):
+        """log: path of the recorder's log, None where the power is not cut. first: the number of
+        the first change."""
         self.rng = rng
         self.server = server
         self.history = history
         self.cluster = cluster
         self.next_number = first
         self.trim_means = trim
+        self.through = through
         self.log = None if log is None else os.open(log, os.O_RDONLY)
         self.connections = Connections(server, rng.randint(1, 4))
         self.depth = rng.choice((1, 4, 16, 32))
@@ -141,14 +144,15 @@ class PowerLoad:
         text = f"write {start:#x} +{end - start:#x}{' fua' if flags else ''}"
         pair = self.history.send(number, start, end, zero, text, self.position())
         handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(content)), start,
-                          self.begin(pair, bool(flags), text), flags)
+                          self.begin(pair, bool(flags) or self.through, text), flags)
 
     def zero(self, handle, start, end):
         fua = self.fua()
         flags = fua | (nbd.CMD_FLAG_NO_HOLE if self.rng.randrange(3) == 0 else 0)
         text = f"zero {start:#x} +{end - start:#x} flags {flags:#x}"
         pair = self.history.send(self.number(), start, end, True, text, self.position())
-        handle.aio_zero(end - start, start, self.begin(pair, bool(fua), text), flags)
+        handle.aio_zero(end - start, start, self.begin(pair, bool(fua) or self.through, text),
+                        flags)
 
     def trim(self, handle, start, end):
         flags = self.fua()

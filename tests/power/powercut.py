@@ -18,12 +18,14 @@ def parse(words):
     parser.add_argument("--seed", type=int, help="of the first scenario; fresh ones if not given")
     parser.add_argument("--count", type=int, help="scenarios")
     parser.add_argument("--minutes", type=float, help="end after so long")
-    parser.add_argument("--generations", type=int, default=3, help="each from a cut of the last one")
+    parser.add_argument("--generations", type=int, default=3,
+                        help="each goes on from a cut of the last one")
     parser.add_argument("--cuts", type=int, default=25, help="cuts of each generation")
     parser.add_argument("--requests", type=int, default=500, help="requests of each generation")
     parser.add_argument("--server", choices=("lazycow", "qemu-nbd"), default="lazycow")
     parser.add_argument("--keep", help="directory for the recordings of cuts that fail")
-    parser.add_argument("--keep-going", action="store_true", help="do not end with the first failure")
+    parser.add_argument("--keep-going", action="store_true",
+                        help="do not end with the first failure")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--replay", metavar="DIR", help="a recording that was kept")
     parser.add_argument("--cut", type=int, help="only this one of it")
@@ -89,7 +91,7 @@ class Run:
             judge = Judge(fast, scenario.bases, scenario.snapshots, scenario.below)
             self.generations(scenario, judge)
         except AssertionError as error:
-            self.fail(f"seed {seed} ({scenario.kind.name}): {error}")
+            self.fail(f"seed {seed}: {error}")
         finally:
             shutil.rmtree(directory, ignore_errors=True)
             shutil.rmtree(fast, ignore_errors=True)
@@ -101,8 +103,8 @@ class Run:
             recording = take.recording()
             if self.options.verbose:
                 self.say(f"{take.name()}: {take.kind.name}; {take.serving}; "
-                         f"{len(take.history.changes)} changes, {len(recording.changes)} of the file, "
-                         f"{len(recording.barriers)} barriers")
+                         f"{len(take.history.changes)} changes, {len(recording.changes)} of the "
+                         f"file, {len(recording.barriers)} barriers")
             assert not recording.failed, recording.failed
             if not recording.positions:  # killed before it wrote anything
                 continue

@@ -23,7 +23,8 @@ EOPNOTSUPP = 95
 
 
 class Change:
-    """A write, truncate or fallocate. begin: position behind its first record; end: behind its last."""
+    """A write, truncate or fallocate. begin: position behind its first record; end: behind its
+    last."""
 
     __slots__ = ("kind", "mode", "offset", "length", "data", "begin", "end")
 
@@ -60,6 +61,7 @@ class Recording:
         self.barriers = []
         self.positions = []
         self.failed = []
+        log = memoryview(log)  # pieces of it are no copies
         open_changes, open_barriers = {}, {}
         at = 0
         while at + RECORD.size <= len(log):
@@ -87,15 +89,15 @@ class Recording:
         self._horizons()
 
     def _join(self, change):
-        """Adds it to the changes. Where the kernel has to wait for a page of a write's source it ends
-        there, and goes on with the rest in a call of its own: inside a sector if the source is not
-        aligned. No disk would tear there, so both are one change."""
+        """Adds it to the changes. Where the kernel has to wait for a page of a write's source it
+        ends there, and goes on with the rest in a call of its own: inside a sector if the source is
+        not aligned. No disk would tear there, so both are one change."""
         if change.kind == WRITE and change.offset % SECTOR:
             for other in self.changes[-8:]:
                 if (other.kind == WRITE and other.offset + other.length == change.offset
                         and other.end < change.begin):
                     other.length += change.length
-                    other.data += change.data
+                    other.data = bytes(other.data) + bytes(change.data)
                     other.end = NEVER
                     return other
         self.changes.append(change)
@@ -228,7 +230,7 @@ def grow(content, size):
 
 
 def apply(content, change, sectors):
-    """Does the change to content, or, of one that is torn, only what lies in the runs of sectors."""
+    """Does the change to content; of one that is torn, only what lies in the runs of sectors."""
     if change.kind == TRUNCATE:
         if change.offset < len(content):
             del content[change.offset:]

@@ -30,11 +30,11 @@ NUMBERS = 1 << 32
 KILLED = 1
 
 # What the file may take up. All that a disk can refer to at once: its clusters, a table for each
-# 512 MiB, header, L1 table, refcounts. Beside that what a server has in hand, and leaves behind when
-# it is killed: fresh space reserved ahead (ALLOC_RESERVE_MAX in qcow2/alloc.h is the most; it doubles
-# as the file grows, so here it stays below the disk's size), and as much again in clusters given up
-# but not yet free. Anything that is lost for good at each kill would pass that within a few rounds:
-# each of them writes about the whole disk anew.
+# 512 MiB, header, L1 table, refcounts. Beside that what a server has in hand, and leaves behind
+# when it is killed: fresh space reserved ahead (64 MiB at most, ALLOC_RESERVE_MAX in qcow2/alloc.h;
+# it grows with the file, so here it stays below the disk's size), and as much again in clusters
+# given up but not yet free. What would be lost for good at each kill passes that within some
+# rounds: each of them writes a good part of the disk anew.
 FILE_BYTES_MAX = DISK_BYTES + 8 * CLUSTER + 2 * DISK_BYTES
 
 
@@ -119,7 +119,8 @@ class KillRun:
         stat = os.stat(self.image)
         self.sizes.append(stat.st_size)
         if max(stat.st_size, stat.st_blocks * 512) > FILE_BYTES_MAX:
-            raise Wrong(f"the file has {stat.st_size} bytes, {stat.st_blocks * 512} of them on disk")
+            raise Wrong(f"the file has {stat.st_size} bytes, {stat.st_blocks * 512} of them on "
+                        f"disk")
         if self.options.verbose:
             print(f"round {number}: {len(self.history.changes)} changes, first byte after "
                   f"{self.reopened[-1]:.1f} ms, file {stat.st_size >> 20} MiB", flush=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The power goes under the real server, a few hundred times, and the server is killed; `make powercut`
-and `make sigkill` do so for longer."""
+"""The power goes under the real server, a few hundred times, and the server is killed;
+`make powercut` and `make sigkill` do so for longer."""
 import os
 import sys
 

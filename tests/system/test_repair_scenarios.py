@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of the dirty bit, and refcount structures that are gone or point anywhere: what QEMU's own
-suite asks of lazy refcounts (039), of checking (138) and of repair (108). lazycow and qemu-img are
-given the same image and must come to the same end."""
+"""The life of the dirty bit, and refcount structures that are gone or point anywhere: what QEMU's
+own suite asks of lazy refcounts (039), of checking (138) and of repair (108). lazycow and qemu-img
+are given the same image and must come to the same end."""
 import os
 import shutil
 import subprocess
@@ -60,8 +60,8 @@ def check_repairs(image, content, corruptions=None):
 # ---- The dirty bit ------------------------------------------------------------------------------
 
 def write_and(workdir, image, end, lazy_refcounts=None):
-    """Writes a sector with FUA through a server, which then ends by end(server). The dirty bit is set
-    with the write where refcounts are lazy."""
+    """Writes a sector with FUA through a server, which then ends by end(server). The dirty bit is
+    set with the write where refcounts are lazy."""
     lazy = (Header(image).compatible_features & 1 if lazy_refcounts is None
             else lazy_refcounts == "on")
     server = Server(workdir, image, lazy_refcounts=lazy_refcounts, options=["--clean-after=0"])
@@ -182,7 +182,7 @@ def test_setting_of_the_image_and_of_the_server(workdir, image_has, served_with)
 # ---- Offsets beyond all bounds ------------------------------------------------------------------
 
 def test_cluster_at_a_multiple_of_two_to_the_32(workdir):
-    """Told as what it is; nothing is counted in 32 bits, and no memory taken for what lies between."""
+    """Told as what it is; nothing is counted in 32 bits, and no memory taken for the gap."""
     image = create(f"{workdir}/disk.qcow2", 512, cluster_size=512)
     qemu_io(image, "write -P 1 0 512")
     header = Header(image)
@@ -226,8 +226,8 @@ def test_no_refcount_table(workdir):
 
 
 def test_new_blocks_stay_off_clusters_that_had_no_refcount(workdir):
-    """The first cluster behind what the only block covers is in use, and has no block. The one that it
-    gets must not lie in its place."""
+    """The first cluster behind what the only block covers is in use, and has no block. The one that
+    it gets must not lie in its place."""
     image, _ = fresh(workdir, cluster_size=512, write="write -P 1 0 0x1b200")
     end = os.path.getsize(image)
     assert end == 512 // 2 * 512, "what one block covers, to the last cluster"

@@ -110,12 +110,11 @@ class Image:
 
     # ---- References -----------------------------------------------------------------------------
 
-    def judge(self, end=False, leaks=None, beyond=True):
+    def judge(self, end=False, leaks=False, beyond=True):
         """Raises Wrong for what no power cut may leave. While the image is dirty its refcounts say
-        nothing; else they must cover all references. end: it must not be dirty. leaks: whether
-        refcounts may be too high; only without lazy refcounts if not said. beyond: look at
-        refcounts behind the end of the file, too."""
-        References(self).judge(end, not self.lazy if leaks is None else leaks, beyond)
+        nothing; else they must cover all references. end: it must not be dirty. leaks: they
+        may be too high. beyond: look at refcounts behind the end of the file, too."""
+        References(self).judge(end, leaks, beyond)
 
     def refcounts(self):
         """{cluster: refcount} of those that are not 0."""

@@ -57,19 +57,18 @@ class Judge:
     def judge(self, take, content, position, rng):
         """Raises Wrong. Returns what the disk reads as."""
         image = Image(content)
-        # qemu-nbd may leak even so. That loses nothing.
-        image.judge(leaks=True if REFERENCE else None)
+        image.judge(leaks=take.leaks)
         disk = take.history.check_cut(image.read(self.below), position)
         self.check_snapshots(image)
         self.put(content)
-        self.check_readable(image)
+        self.check_readable(image, take.leaks)
         which = rng.randrange(6)
         if which == 0:
             self.repair("qemu-img", disk)
         elif which == 1 and not REFERENCE:
             self.repair(lib_server.PLAIN_BINARY, disk)
         else:
-            self.serve(disk, rng)
+            self.serve(disk, rng, take.leaks)
         return disk
 
     def put(self, content):
@@ -96,11 +95,11 @@ class Judge:
                         f"{text[-3000:]}")
         return text
 
-    def check_readable(self, image):
+    def check_readable(self, image, leaks):
         """The check reads the image whatever is wrong with its refcounts. Unless the dirty bit is
-        set nothing may be, but for leaks without lazy refcounts."""
+        set nothing may be, but for leaks."""
         tool = "qemu-img" if REFERENCE else lib_server.PLAIN_BINARY
-        codes = (0, 2, 3) if image.dirty else (0,) if image.lazy and not REFERENCE else (0, 3)
+        codes = (0, 2, 3) if image.dirty else (0, 3) if leaks else (0,)
         text = self.check_tool(tool, codes=codes)
         report = json.loads(text[text.index("{\n"):text.rindex("}") + 1])
         if report.get("check-errors", 0):
@@ -111,12 +110,12 @@ class Judge:
         # qemu-img clears refcounts behind the end of the file only where it makes new ones.
         self.check_end(disk, leaks=False, beyond=tool != "qemu-img")
 
-    def check_end(self, disk, leaks=None, beyond=True):
+    def check_end(self, disk, leaks, beyond=True):
         """The image is clean, in everyone's eyes, and reads as disk. leaks, beyond: as Image.judge.
         Without lazy refcounts a cut may leave leaks, and a server need not look for them."""
         image = self.get()
         image.judge(end=True, leaks=leaks, beyond=beyond)
-        self.check_tool("qemu-img", codes=(0,) if image.lazy or leaks is False else (0, 3))
+        self.check_tool("qemu-img", codes=(0, 3) if leaks else (0,))
         found = image.read(self.below)
         if found != disk:
             raise Wrong(f"at the end {first_difference(found, disk)}")
@@ -124,7 +123,7 @@ class Judge:
 
     # ---- The server -----------------------------------------------------------------------------
 
-    def serve(self, disk, rng):
+    def serve(self, disk, rng, leaks):
         """Opened, read, written, stopped, it must stay what it was."""
         aio = "threads" if REFERENCE else rng.choice(("io_uring", "threads"))
         with Server(self.directory, self.path, aio=aio, plain=True) as server:
@@ -141,7 +140,7 @@ class Judge:
             self.write(handle, disk, rng)
             handle.shutdown()
         check_log(server)
-        self.check_end(bytes(disk))
+        self.check_end(bytes(disk), leaks)
 
     def write(self, handle, disk, rng):
         sectors = len(disk) // SECTOR

@@ -84,9 +84,11 @@ def random_serving(rng, kind):
 
 
 class Take:
-    """One generation: recording, history, the image at its beginning and what lies below it."""
+    """One generation: recording, history, the image at its beginning and what lies below it.
+    leaks: refcounts may be too high though the image is not dirty, as it was served without lazy
+    refcounts, then or before."""
 
-    def __init__(self, seed, generation, kind, serving, image, below, history, log, inode):
+    def __init__(self, seed, generation, kind, serving, image, below, history, log, inode, leaks):
         self.seed = seed
         self.generation = generation
         self.kind = kind
@@ -96,6 +98,7 @@ class Take:
         self.history = history
         self.log = log
         self.inode = inode
+        self.leaks = leaks
 
     def recording(self):
         return Recording(self.log, self.inode)
@@ -126,6 +129,7 @@ class Scenario:
         self.rng = random.Random(f"scenario {seed}")
         self.requests = requests
         self.kind = random_kind(self.rng)
+        self.leaks = not self.kind.lazy
         self.build = os.path.join(directory, "build")
         os.makedirs(self.build)
         path, _, self.bases = self.kind.build(self.build, self.rng)
@@ -150,6 +154,7 @@ class Scenario:
         """Serves the image once, from what is now its content, up to a clean stop or a kill."""
         rng = self.rng
         serving = random_serving(rng, self.kind)
+        self.leaks |= REFERENCE or serving.get("lazy_refcounts", "on") == "off"
         history = History(self.disk)
         directory = os.path.join(self.directory, f"take{generation}")
         os.makedirs(directory)
@@ -166,7 +171,7 @@ class Scenario:
             log = stream.read()
         shutil.rmtree(directory, ignore_errors=True)
         return Take(self.seed, generation, self.kind, serving, self.content, self.below, history,
-                    log, inode)
+                    log, inode, self.leaks)
 
     def serve(self, recorder, serving, history, generation, last):
         rng = self.rng

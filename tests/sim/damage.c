@@ -41,30 +41,22 @@ static uint64_t draw_block(const struct damage *d, uint64_t *index)
     return used > 0 ? block_at(d, *index) : 0;
 }
 
-// Bytes of a block that are refcounts of clusters inside the file: behind it nobody looks.
-static uint64_t bytes_in_file(const struct damage *d, uint64_t index)
-{
-    uint64_t per_block = d->reader->cluster_size * 8 >> d->reader->refcount_order;
-    uint64_t clusters = d->memory->size >> d->reader->cluster_bits;
-    uint64_t count = index * per_block < clusters ? clusters - index * per_block : 0;
-
-    return (count < per_block ? count : per_block) << d->reader->refcount_order >> 3;
-}
-
 // Some bytes of a block, or all of them.
 static void spoil_block(struct damage *d)
 {
     uint64_t index;
     uint64_t block = draw_block(d, &index);
-    uint64_t bytes = bytes_in_file(d, index);
+    uint64_t bytes = d->reader->cluster_size;
     uint64_t count = rng_percent(d->rng, 10) ? bytes : rng_scaled(d->rng, 16);
+    // Most clusters in use have their refcounts at the front.
+    uint64_t end = rng_percent(d->rng, 70) && bytes > 64 ? 64 : bytes;
 
-    if (d->table_spoiled || block == 0 || bytes == 0 || block + bytes > d->memory->size)
+    if (d->table_spoiled || block == 0 || block + bytes > d->memory->size)
         return;
     for (uint64_t i = 0; i < count; i++) {
         unsigned char byte = rng_percent(d->rng, 30) ? 0 : (unsigned char)rng_next(d->rng);
 
-        memory_write(d->memory, &byte, block + rng_below(d->rng, bytes), 1);
+        memory_write(d->memory, &byte, block + rng_below(d->rng, end), 1);
     }
 }
 

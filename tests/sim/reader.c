@@ -183,12 +183,10 @@ uint64_t reader_refcount(const struct reader *r, uint64_t host_cluster)
         memory_read(r->memory, &byte, block + index * width / 8, 1);
         return byte >> (index * width % 8) & ((1u << width) - 1);
     }
+    unsigned char bytes[8];
     uint64_t count = 0;
-    for (unsigned i = 0; i < width / 8; i++) {
-        unsigned char byte;
-
-        memory_read(r->memory, &byte, block + index * (width / 8) + i, 1);
-        count = count << 8 | byte;
-    }
+    memory_read(r->memory, bytes, block + index * (width / 8), width / 8);
+    for (unsigned i = 0; i < width / 8; i++)
+        count = count << 8 | bytes[i];
     return count;
 }

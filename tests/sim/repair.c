@@ -75,8 +75,8 @@ static void judge(struct repair *r, const struct memory *state, enum check_repai
     // Until it is repaired what was spoiled is wrong.
     if (result.corruptions > 0 && (all || !r->damaged))
         sim_fail(sim, "%s: %s", all ? "after -r all" : "after half a repair", result.text);
-    if (all && result.leaks_in_file > 0)
-        sim_fail(sim, "after -r all %llu clusters leak", (unsigned long long)result.leaks_in_file);
+    if (all && result.leaks > 0)
+        sim_fail(sim, "after -r all %llu clusters leak", (unsigned long long)result.leaks);
     if (done && !r->damaged && result.leaks_in_file > 0)
         sim_fail(sim, "after -r leaks %llu clusters leak",
                  (unsigned long long)result.leaks_in_file);

@@ -174,7 +174,6 @@ static void make_images(struct run *run)
 struct expectation {
     bool clean;     // the image was closed, and nothing failed
     bool faults;    // something other than the power failed
-    bool repaired;  // it was
     bool settle;    // the image goes on from this state
     uint64_t leaks; // clusters that may leak after a clean end
 };
@@ -269,11 +268,10 @@ static void judge_state(struct run *run, const struct memory *state,
     // Without lazy refcounts a power cut may leave leaks. With them, while the image says that it
     // is clean, its refcounts are exact; but a refcount table that moved is given up after that.
     uint64_t leaks = expect->leaks + (expect->clean ? 0 : reader.refcount_table_clusters);
-    // A repair does not look beyond the end of the file.
-    uint64_t found = expect->repaired && result.leaks > 0 ? result.leaks_in_file : result.leaks;
-    if ((expect->clean || is_lazy(run)) && !expect->faults && found > leaks)
+    if ((expect->clean || is_lazy(run)) && !expect->faults && result.leaks > leaks)
         sim_fail(&run->sim, "%llu clusters leak %s, the first at offset %llu",
-                 (unsigned long long)found, expect->clean ? "after a clean end" : "after the cut",
+                 (unsigned long long)result.leaks,
+                 expect->clean ? "after a clean end" : "after the cut",
                  (unsigned long long)result.first_leak);
     checker_judge(run, state, &result);
     judge_content(run, &reader, expect->settle);
@@ -295,7 +293,6 @@ static void repair_and_judge(struct run *run, struct memory *state,
         return;
     enum repair_outcome outcome = repair_run(run, state, rng_percent(rng, 40), rng);
 
-    after.repaired = true;
     after.clean = outcome == REPAIR_ALL;
     after.leaks = after.clean ? 0 : after.leaks;
     if (run->sim.failure[0] == '\0')

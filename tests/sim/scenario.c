@@ -17,8 +17,10 @@ enum { STREAM_SCENARIO, STREAM_GENERATIONS = 16, STREAM_OPS = 64 };
 // Images behind the image have clusters as large as its own, or larger ones up to this.
 #define BACKING_CLUSTER_BITS_MAX 16u
 
-// Bytes behind an image on a block device: for all that guests may write, and tables.
-#define DEVICE_ROOM (64ull << 20)
+// Clusters behind an image on a block device: for all that guests may write, and tables. Large
+// clusters take less: there are fewer of them.
+#define DEVICE_CLUSTERS 4096ull
+#define DEVICE_BYTES_MAX (256ull << 20)
 
 static uint64_t smaller(uint64_t a, uint64_t b)
 {
@@ -208,7 +210,8 @@ static void draw_serving(struct scenario *s, struct rng *rng)
     s->no_extents = rng_percent(rng, 20);
     if (rng_percent(rng, 15)) {
         s->no_extents = true;
-        s->device = DEVICE_ROOM + rng_below(rng, DEVICE_ROOM);
+        s->device = smaller(DEVICE_CLUSTERS << s->image.cluster_bits, DEVICE_BYTES_MAX);
+        s->device -= rng_below(rng, s->device / 2);
         // It is seldom full.
         if (rng_percent(rng, 20))
             s->device = rng_scaled(rng, 256ull << s->image.cluster_bits);

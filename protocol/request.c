@@ -119,7 +119,9 @@ static int check(const struct session *s, const struct session_request *request,
                                     : "not a list of metadata contexts that were negotiated";
         return EINVAL;
     }
-    if (request->type == NBD_CMD_BLOCK_STATUS && request->length == 0) {
+    // "Request types" leave a length of zero open; these two have no answer without content.
+    if ((request->type == NBD_CMD_READ || request->type == NBD_CMD_BLOCK_STATUS) &&
+        request->length == 0) {
         *message = "length is zero";
         return EINVAL;
     }

@@ -157,7 +157,7 @@ static void row_59_every_reply_is_a_chunk(void **state)
     hear_none(&t, 2, 512);
     say_write(&t, PAYLOAD | NBD_CMD_FLAG_FUA, 3, 1, 5);
     hear_none(&t, 3, 1);
-    say_extended(&t, 0, NBD_CMD_READ, 4, 6, 0);
+    say_extended(&t, 0, NBD_CMD_CACHE, 4, 6, 0);
     hear_none(&t, 4, 6);
     say_extended(&t, 0, NBD_CMD_READ, 5, 1 << 20, 1);
     hear_extended_error(&t, NBD_EINVAL, 5, 1 << 20, "the range ends beyond the export");

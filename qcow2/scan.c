@@ -31,9 +31,12 @@ static void fail(struct scan *scan, int result)
     scan->ended = true;
 }
 
-// Submits reads until all slots are in use or there is nothing more to read.
+// Submits reads until all slots are in use, there is nothing more to read, or it is the turn of
+// others. The end of a read goes on here; where none is in flight a task does.
 static void fill(struct scan *scan)
 {
+    unsigned holes = 0;
+
     while (!scan->ended && scan->count < SCAN_SLOTS) {
         struct scan_slot *slot = &scan->slots[(scan->first + scan->count) % SCAN_SLOTS];
 
@@ -47,8 +50,13 @@ static void fill(struct scan *scan)
             scan->ended = true;
             return;
         }
-        if (in_hole(scan->file, &slot->range))
-            continue;
+        if (in_hole(scan->file, &slot->range)) {
+            if (++holes < SCAN_HOLES_A_TURN)
+                continue;
+            if (scan->count == 0)
+                runq_post(scan->file->runq, &scan->task);
+            return;
+        }
         slot->scan = scan;
         slot->ready = false;
         slot->iov = (struct iovec){.iov_base = slot->buf, .iov_len = slot->range.length};
@@ -95,7 +103,7 @@ static void slot_done(struct file_io *io)
     pump(slot->scan);
 }
 
-static void start(struct task *task)
+static void go_on(struct task *task)
 {
     struct scan *scan = (struct scan *)((char *)task - offsetof(struct scan, task));
 
@@ -111,6 +119,6 @@ void scan_start(struct scan *scan)
     scan->count = 0;
     scan->ended = false;
     scan->result = 0;
-    scan->task = (struct task){.run = start};
+    scan->task = (struct task){.run = go_on};
     runq_post(scan->file->runq, &scan->task);
 }

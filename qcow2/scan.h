@@ -16,6 +16,9 @@
 #define SCAN_RANGE_MAX (256u << 10)
 // Ranges in flight: what a solid-state disk wants, and 4 MiB of buffers.
 #define SCAN_SLOTS 16
+// Holes passed over in one turn of the run queue; each takes about a microsecond, and an image may
+// consist of millions.
+#define SCAN_HOLES_A_TURN 64
 
 struct scan_range {
     uint64_t offset; // bytes

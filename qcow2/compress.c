@@ -4,9 +4,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <libdeflate.h>
 
 #include "qcow2/engine.h"
+#include "qcow2/inflate.h"
 #include "qcow2/map.h"
 
 void compress_init(struct compress *c)
@@ -25,22 +25,6 @@ void compress_free(struct compress *c)
     compress_init(c);
 }
 
-static int inflate_cluster(const unsigned char *packed, size_t packed_length, unsigned char *bytes,
-                           size_t length)
-{
-    struct libdeflate_decompressor *decompressor = libdeflate_alloc_decompressor();
-    size_t read, written = 0;
-
-    if (!decompressor)
-        return -ENOMEM;
-
-    // The length counts whole sectors, so that other data may follow the stream.
-    enum libdeflate_result result = libdeflate_deflate_decompress_ex(
-        decompressor, packed, packed_length, bytes, length, &read, &written);
-    libdeflate_free_decompressor(decompressor);
-    return result == LIBDEFLATE_SUCCESS && written == length ? 0 : -EIO;
-}
-
 static struct inflated *entry_of_job(struct offload_job *job)
 {
     return (struct inflated *)((char *)job - offsetof(struct inflated, job));
@@ -51,8 +35,9 @@ static void inflate_work(struct offload_job *job)
 {
     struct inflated *entry = entry_of_job(job);
 
-    entry->result = inflate_cluster(entry->packed, entry->host_length, entry->bytes,
-                                    entry->image->geometry.cluster_size);
+    entry->result =
+        inflate_cluster(entry->image->header.compression_type, entry->packed, entry->host_length,
+                        entry->bytes, entry->image->geometry.cluster_size);
 }
 
 static void end_load(struct inflated *entry, int result)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // compress.h: compressed clusters, inflated once and kept for the reads that follow. Format: qcow2
-// specification, "Compressed Clusters Descriptor"; the data is a raw deflate stream.
+// specification, "Compressed Clusters Descriptor".
 #ifndef LAZYCOW_QCOW2_COMPRESS_H
 #define LAZYCOW_QCOW2_COMPRESS_H
 

@@ -73,8 +73,11 @@ static struct header header_of(const struct create_options *o, const struct layo
         .l1_offset = l->l1_entries > 0 ? l1_cluster << o->cluster_bits : 0,
         .refcount_table_offset = 1ull << o->cluster_bits,
         .refcount_table_clusters = (uint32_t)l->table_clusters,
+        .incompatible =
+            o->compression_type != FORMAT_COMPRESSION_ZLIB ? HEADER_INCOMPATIBLE_COMPRESSION : 0,
         .compatible = o->lazy_refcounts ? HEADER_COMPATIBLE_LAZY_REFCOUNTS : 0,
         .refcount_order = o->refcount_order,
+        .compression_type = o->compression_type,
     };
 
     // create_check has made sure that they fit.
@@ -117,6 +120,9 @@ int create_check(const struct create_options *o, const char *name, struct error 
                          name);
     if (o->version == 2 && o->lazy_refcounts)
         return error_set(err, EINVAL, "'%s': compat=0.10 has no lazy refcounts; use compat=1.1",
+                         name);
+    if (o->version == 2 && o->compression_type != FORMAT_COMPRESSION_ZLIB)
+        return error_set(err, EINVAL, "'%s': compat=0.10 has zlib compression only; use compat=1.1",
                          name);
     if (header_l1_entries(&shape, o->size) > HEADER_L1_BYTES_MAX / FORMAT_ENTRY_BYTES)
         return error_set(err, EFBIG,

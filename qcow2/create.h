@@ -21,11 +21,12 @@ enum create_preallocation {
 };
 
 struct create_options {
-    uint64_t size;           // guest bytes
-    unsigned version;        // 2 or 3
-    unsigned cluster_bits;   // HEADER_CLUSTER_BITS_MIN..MAX
-    unsigned refcount_order; // 0..6; 4 in version 2
-    bool lazy_refcounts;     // version 3 only
+    uint64_t size;            // guest bytes
+    unsigned version;         // 2 or 3
+    unsigned cluster_bits;    // HEADER_CLUSTER_BITS_MIN..MAX
+    unsigned refcount_order;  // 0..6; 4 in version 2
+    bool lazy_refcounts;      // version 3 only
+    uint8_t compression_type; // of clusters that are compressed later; version 2: zlib only
     enum create_preallocation preallocation;
     const char *backing_name;   // NULL: none
     const char *backing_format; // with backing_name; NULL: none is stored

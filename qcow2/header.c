@@ -274,9 +274,7 @@ int header_check_features(const uint8_t *first_cluster, size_t length, const cha
             append_feature_name(first_cluster, header, bit, missing, sizeof(missing));
     }
     size_t used = strlen(missing);
-    if (header->compression_type == FORMAT_COMPRESSION_ZSTD)
-        snprintf(missing + used, sizeof(missing) - used, "%szstd compression", used ? ", " : "");
-    else if (header->compression_type != FORMAT_COMPRESSION_ZLIB)
+    if (header->compression_type > FORMAT_COMPRESSION_ZSTD)
         snprintf(missing + used, sizeof(missing) - used, "%scompression type %u", used ? ", " : "",
                  (unsigned)header->compression_type);
     used = strlen(missing);

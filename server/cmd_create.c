@@ -57,7 +57,9 @@ static void print_help(void)
           "                         which space to take now [off]\n"
           "  backing_file=FILE      the same as -b\n"
           "  backing_fmt=FORMAT     the same as -F\n"
-          "  nocow=off, extended_l2=off, compression_type=zlib, encryption=off, data_file_raw=off\n"
+          "  compression_type=zlib|zstd\n"
+          "                         of clusters that other programs compress [zlib]\n"
+          "  nocow=off, extended_l2=off, encryption=off, data_file_raw=off\n"
           "                         accepted with these values only\n"
           "\n"
           "Example: lazycow create -o preallocation=metadata disk.qcow2 10G\n",
@@ -195,9 +197,11 @@ static int option_off(struct create_command *c, const char *name, char *value)
 
 static int option_compression(struct create_command *c, const char *name, char *value)
 {
-    if (value != NULL && strcmp(value, "zlib") == 0)
-        return 0;
-    return cmd_fail("'%s': %s=%s is not supported; use zlib", c->path, name, value ? value : "");
+    if (value == NULL || (strcmp(value, "zlib") != 0 && strcmp(value, "zstd") != 0))
+        return bad_value(c, name, value, "zlib or zstd");
+    c->options.compression_type =
+        strcmp(value, "zstd") == 0 ? FORMAT_COMPRESSION_ZSTD : FORMAT_COMPRESSION_ZLIB;
+    return 0;
 }
 
 static int option_unsupported(struct create_command *c, const char *name, char *value)
@@ -326,7 +330,8 @@ static void print_formatting(const struct create_command *c)
            1ull << o->cluster_bits);
     if (c->preallocation != NULL)
         printf("preallocation=%s ", c->preallocation);
-    printf("compression_type=zlib size=%" PRIu64, o->size);
+    printf("compression_type=%s size=%" PRIu64,
+           o->compression_type == FORMAT_COMPRESSION_ZSTD ? "zstd" : "zlib", o->size);
     if (c->version != NULL)
         printf(" compat=%s", c->version);
     if (o->backing_name != NULL)

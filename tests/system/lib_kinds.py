@@ -20,12 +20,12 @@ class Kind:
     """One kind of image. build() makes it; what the guest then sees is asked from qemu.
 
     backing: formats and cluster sizes from the overlay's backing file downwards, each
-    (format, cluster, size as a share of the overlay's). small_cache: to be served with less memory
+    (format, cluster, size as a share of the overlay's). compressed: zlib or zstd. small_cache: to be served with less memory
     for tables than it has tables.
     """
 
     def __init__(self, name, version=3, cluster=65536, refcount_bits=16, lazy=True, snapshots=0,
-                 zeroes=False, compressed=False, backing=(), preallocation=None, empty=False,
+                 zeroes=False, compressed=None, backing=(), preallocation=None, empty=False,
                  size=None, small_cache=False):
         self.name = name
         self.version = version
@@ -46,6 +46,8 @@ class Kind:
         if self.version == 3:
             options["refcount_bits"] = self.refcount_bits
             options["lazy_refcounts"] = "on" if self.lazy else "off"
+        if self.compressed == "zstd":
+            options["compression_type"] = "zstd"
         if self.preallocation:
             options["preallocation"] = self.preallocation
         return options
@@ -172,11 +174,13 @@ KINDS = [
     Kind("zeroes-64k", zeroes=True),
     Kind("zeroes-512-eager", cluster=512, zeroes=True, lazy=False),
     Kind("zeroes-4k-snapshot", cluster=4096, zeroes=True, snapshots=1),
-    Kind("compressed-64k", compressed=True),
-    Kind("compressed-4k-v2", version=2, cluster=4096, compressed=True),
-    Kind("compressed-512-eager", cluster=512, compressed=True, lazy=False),
-    Kind("compressed-2m", cluster=2 * MEBI, compressed=True),
-    Kind("compressed-4k-snapshot", cluster=4096, compressed=True, snapshots=1),
+    Kind("compressed-64k", compressed="zlib"),
+    Kind("compressed-4k-v2", version=2, cluster=4096, compressed="zlib"),
+    Kind("compressed-512-eager", cluster=512, compressed="zlib", lazy=False),
+    Kind("compressed-zstd", compressed="zstd"),
+    Kind("compressed-zstd-512-snapshot", cluster=512, compressed="zstd", snapshots=1),
+    Kind("compressed-2m", cluster=2 * MEBI, compressed="zlib"),
+    Kind("compressed-4k-snapshot", cluster=4096, compressed="zlib", snapshots=1),
     Kind("backing-qcow2", backing=[("qcow2", 65536, 1)]),
     Kind("backing-raw-shorter", backing=[("raw", 65536, 0.6)]),
     Kind("backing-longer-eager", backing=[("qcow2", 4096, 1.5)], lazy=False),
@@ -185,7 +189,7 @@ KINDS = [
     Kind("backing-v2", version=2, backing=[("qcow2", 65536, 0.7)]),
     Kind("backing-512-zeroes", cluster=512, zeroes=True,
          backing=[("qcow2", 512, 1), ("raw", 512, 1)]),
-    Kind("backing-compressed", zeroes=True, compressed=True, backing=[("qcow2", 65536, 1)]),
+    Kind("backing-compressed", zeroes=True, compressed="zlib", backing=[("qcow2", 65536, 1)]),
     Kind("backing-2m-snapshot", cluster=2 * MEBI, snapshots=1,
          backing=[("qcow2", 64 * KIBI, 0.5)]),
     Kind("many-tables", cluster=512, size=12 * MEBI, empty=True, small_cache=True),

@@ -49,6 +49,7 @@ OPTIONS = [
     "preallocation=metadata,cluster_size=2M",
     "preallocation=full,compat=0.10",
     "compression_type=zlib,extended_l2=off",
+    "compression_type=zstd",
 ]
 
 
@@ -128,7 +129,8 @@ def test_bad_sizes(workdir, size):
     ("refcount_bits=128", "64"), ("refcount_bits=0", "refcount"),
     ("compat=0.10,refcount_bits=8", "compat"), ("compat=0.10,lazy_refcounts=on", "lazy"),
     ("compat=2", "compat"), ("lazy_refcounts=maybe", "on or off"), ("preallocation=some", "falloc"),
-    ("extended_l2=on", "extended_l2"), ("compression_type=zstd", "zstd"),
+    ("extended_l2=on", "extended_l2"), ("compression_type=lzma", "zlib or zstd"),
+    ("compat=0.10,compression_type=zstd", "zlib"),
     ("data_file=x", "data_file"), ("encryption=on", "encryption"),
     ("encrypt.format=luks", "encrypt.format"), ("nocow=on", "nocow"), ("size=2G", "twice"),
     ("backing_fmt=raw", "backing file")])

@@ -264,7 +264,7 @@ static void unsupported_features_are_named(void **state)
         {HEADER_INCOMPATIBLE_DIRTY | HEADER_INCOMPATIBLE_CORRUPT, 0, 0, NULL},
         {HEADER_INCOMPATIBLE_DATA_FILE, 0, 0, "external data file"},
         {HEADER_INCOMPATIBLE_EXTENDED_L2, 0, 0, "extended L2 entries"},
-        {HEADER_INCOMPATIBLE_COMPRESSION, 0, 1, "zstd compression"},
+        {HEADER_INCOMPATIBLE_COMPRESSION, 0, 1, NULL},
         {HEADER_INCOMPATIBLE_COMPRESSION, 0, 9, "compression type 9"},
         {0, 1, 0, "AES encryption"},
         {0, 2, 0, "LUKS encryption"},

@@ -35,8 +35,10 @@ ERROR = 1 << 31
 REP_ERR_UNSUP = ERROR + 1
 REP_ERR_POLICY = ERROR + 2
 REP_ERR_INVALID = ERROR + 3
+REP_ERR_TLS_REQD = ERROR + 5
 REP_ERR_UNKNOWN = ERROR + 6
 REP_ERR_TOO_BIG = ERROR + 9
+REP_ERR_EXT_HEADER_REQD = ERROR + 10
 
 INFO_EXPORT = 0
 INFO_NAME = 1
@@ -64,6 +66,7 @@ REPLY_NONE = 0
 REPLY_OFFSET_DATA = 1
 REPLY_OFFSET_HOLE = 2
 REPLY_BLOCK_STATUS = 5
+REPLY_BLOCK_STATUS_EXT = 6
 REPLY_ERROR = 0x8001
 REPLY_ERROR_OFFSET = 0x8002
 
@@ -214,6 +217,12 @@ class Wire:
         magic, flags, kind, cookie, length = self.unpack(">IHHQI")
         assert magic == STRUCTURED_REPLY_MAGIC, hex(magic)
         return cookie, flags, kind, self.receive(length)
+
+    def extended_chunk(self):
+        """Next chunk with an extended header. Returns (cookie, offset, flags, type, payload)."""
+        magic, flags, kind, cookie, offset, length = self.unpack(">IHHQQQ")
+        assert magic == EXTENDED_REPLY_MAGIC, hex(magic)
+        return cookie, offset, flags, kind, self.receive(length)
 
     def any_reply(self, cookie):
         """The whole answer to the only request in flight. Returns (error, [(type, payload)])."""

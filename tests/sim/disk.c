@@ -52,7 +52,7 @@ static void apply(struct memory *m, const struct sim_entry *entry, const struct 
 
     switch (entry->kind) {
     case FILE_TRUNCATE:
-        if (s->content)
+        if (s->content && (s->size || entry->offset < m->size))
             memory_resize(m, entry->offset);
         return;
     case FILE_WRITE:
@@ -157,6 +157,7 @@ struct fate {
     uint64_t late;
     unsigned tear;   // of those that are kept
     unsigned split;  // of those that are kept: content without size, or size without content
+    bool no_growth;  // the file is found as short as it was
     uint64_t single; // the one whose fate is the other one
 };
 
@@ -167,6 +168,7 @@ static struct fate choose_fate(struct rng *rng, uint64_t undecided)
 
     fate.tear = rng_percent(rng, 50) ? 0 : 25;
     fate.split = rng_percent(rng, 70) ? 0 : 25;
+    fate.no_growth = rng_percent(rng, 12);
     if (undecided > 0 && rng_percent(rng, 40)) {
         // The last ones without what they build on: tables without data.
         fate.keep = 100;
@@ -191,6 +193,7 @@ static struct selection draw(const struct fate *fate, uint64_t number, struct rn
         s.seeds[1] = seed;
     if (keep && rng_percent(rng, fate->split))
         *(seed & 2 ? &s.size : &s.content) = false;
+    s.size = s.size && !fate->no_growth;
     return s;
 }
 

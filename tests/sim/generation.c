@@ -122,7 +122,8 @@ static void start_clean(struct generation *gen)
 {
     gen->wants_clean = false;
     // The next op comes in its way, or after it.
-    gen->next_time = gen->run->sim.now + (gen->next % 2 ? 0 : 3000);
+    static const uint64_t pauses[] = {0, 3000, 60, 200};
+    gen->next_time = gen->run->sim.now + pauses[gen->next % 4];
     if (!gen->service.cleaning && !gen->plan->read_only)
         service_idle(&gen->service);
 }

@@ -93,7 +93,7 @@ static void draw_layers(struct forge_recipe *r, struct rng *rng)
     r->gaps = rng_percent(rng, 35);
     r->leaks = rng_percent(rng, 40);
     // A refcount of one bit cannot say that anything is shared.
-    if (r->refcount_order > 0 && rng_percent(rng, 30))
+    if (r->refcount_order > 0 && rng_percent(rng, 40))
         r->snapshots = (unsigned)rng_between(rng, 1, FORGE_SNAPSHOTS_MAX);
 }
 
@@ -192,6 +192,7 @@ static void draw_serving(struct scenario *s, struct rng *rng)
         // Few changes in one sync: no op's barrier covers for what another one forgot.
         {5, 50, 0, 5, 40, 0},
         {10, 45, 10, 5, 30, 0},
+        {2, 8, 30, 30, 30, 0},
     };
 
     s->unmap = rng_percent(rng, 80);
@@ -278,17 +279,28 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
     g->pause = rng_percent(&rng, 50) ? 20 : 400;
     g->delays = (enum sim_delays)rng_below(&rng, SIM_DELAYS_COUNT);
     g->clean =
-        rng_percent(&rng, 40) && !s->limits.no_clean ? (unsigned)rng_between(&rng, 1, 20) : 0;
+        rng_percent(&rng, 45) && !s->limits.no_clean ? (unsigned)rng_between(&rng, 1, 40) : 0;
     g->read_only = rng_percent(&rng, 8) && !last;
     g->finish = last || rng_percent(&rng, 60);
     if (s->limits.ops > 0 && g->ops > s->limits.ops)
         g->ops = s->limits.ops;
     if (s->limits.depth > 0 && g->depth > s->limits.depth)
         g->depth = s->limits.depth;
+    g->fua = 15;
+    if (rng_percent(&rng, 35))
+        g->fua = rng_percent(&rng, 50) ? 60 : 100;
     draw_network(g, &rng);
     g->room = UINT64_MAX;
     if (last)
         return;
+    // After recovery nothing changes: what it left is what is closed.
+    if (rng_percent(&rng, 12)) {
+        g->reads_only = g->finish = true;
+        g->read_only = false;
+        g->ops = smaller(g->ops, 5);
+        if (rng_percent(&salted, 60))
+            return;
+    }
     // A barrier that was about to end is the moment that most depends on it.
     if (rng_percent(&salted, 40))
         g->cut_barrier = rng_scaled(&salted, 16);
@@ -352,13 +364,15 @@ void scenario_draw_op(const struct scenario *s, const struct scenario_generation
         at -= s->weights[op->kind];
         op->kind++;
     }
+    if (g->reads_only)
+        op->kind = OP_READ;
     op->pause = rng_below(&rng, g->pause + 1);
     op->clean_before = rng_percent(&rng, g->clean);
     draw_range(s, &rng,
                op->kind == OP_READ || op->kind == OP_WRITE ? s->longest : 2 * SCENARIO_PAYLOAD_MAX,
                op);
     if (op->kind == OP_WRITE || op->kind == OP_DISCARD || op->kind == OP_WRITE_ZEROES)
-        op->flags |= rng_percent(&rng, 15) ? OP_FUA : 0;
+        op->flags |= rng_percent(&rng, g->fua) ? OP_FUA : 0;
     if (op->kind == OP_WRITE_ZEROES) {
         op->flags |= rng_percent(&rng, 40) ? OP_NO_HOLE : 0;
         op->flags |= rng_percent(&rng, 10) ? OP_FAST_ZERO : 0;

@@ -132,16 +132,21 @@ static void count_refcounts(struct judge *judge)
     const struct reader *r = judge->reader;
     uint64_t bytes = (uint64_t)r->refcount_table_clusters << r->cluster_bits;
 
+    unsigned char *table = malloc(bytes + 1);
+
+    if (!table)
+        abort();
+    memory_read(r->memory, table, r->refcount_table_offset, bytes);
     refer(judge, r->refcount_table_offset, bytes, USE_REFCOUNTS, true);
     for (uint64_t i = 0; i < bytes / 8; i++) {
-        uint64_t block =
-            reader_read64(r, r->refcount_table_offset + i * 8) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
+        uint64_t block = format_get64(table + i * 8) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
 
         if (block & (r->cluster_size - 1))
             corrupt(judge, "refcount table entry %llu is not aligned", (unsigned long long)i);
         else if (block)
             refer(judge, block, r->cluster_size, USE_REFCOUNTS, true);
     }
+    free(table);
 }
 
 static void count_all(struct judge *judge)
@@ -219,11 +224,12 @@ static void judge_cluster(struct judge *judge, uint64_t index, const struct clus
                 (unsigned long long)offset);
 }
 
-static void judge_refcount(struct judge *judge, uint64_t index)
+// block: where the refcount is, or 0.
+static void judge_refcount(struct judge *judge, uint64_t block, uint64_t index)
 {
     struct judge_result *result = judge->result;
     uint64_t offset = index << judge->reader->cluster_bits;
-    uint64_t count = reader_refcount(judge->reader, index);
+    uint64_t count = block ? reader_refcount_in(judge->reader, block, index) : 0;
     uint64_t references = index < judge->count ? judge->clusters[index].references : 0;
 
     if (count < references && !judge->dirty)
@@ -249,8 +255,13 @@ static void judge_refcounts(struct judge *judge)
         end = judge->result->end;
     // Space that was allocated, and whose growth of the file did not last.
     end += BEYOND_END;
-    for (uint64_t i = 0; i < end; i++)
-        judge_refcount(judge, i);
+    uint64_t per_block = r->cluster_size * 8 >> r->refcount_order;
+    uint64_t block = 0;
+    for (uint64_t i = 0; i < end; i++) {
+        if (i % per_block == 0)
+            block = reader_refcount_block(r, i);
+        judge_refcount(judge, block, i);
+    }
 }
 
 void judge_tables(const struct reader *reader, bool strict, struct judge_result *result)
@@ -270,5 +281,50 @@ void judge_tables(const struct reader *reader, bool strict, struct judge_result 
     judge_refcounts(&judge);
     if (strict && judge.dirty)
         corrupt(&judge, "the dirty bit is set");
+    free(judge.clusters);
+}
+
+// ---- The order in which flags are put right
+
+static void judge_changed(struct judge *judge, uint64_t before, uint64_t after)
+{
+    const struct reader *r = judge->reader;
+    uint64_t index = (after & FORMAT_L2_OFFSET_MASK) >> r->cluster_bits;
+
+    if (!((before ^ after) & FORMAT_COPIED) || after & FORMAT_COMPRESSED || index >= judge->in_file)
+        return;
+    if (reader_refcount(r, index) != cluster_at(judge, index)->references)
+        corrupt(judge, "the entry %016llx has a new flag, but its refcount is still wrong",
+                (unsigned long long)after);
+}
+
+static void judge_changed_table(struct judge *judge, const struct reader *before, uint64_t offset)
+{
+    const struct reader *r = judge->reader;
+
+    for (uint64_t at = offset; at < offset + r->cluster_size; at += 8)
+        judge_changed(judge, reader_read64(before, at), reader_read64(r, at));
+}
+
+void judge_flag_order(const struct reader *before, const struct reader *after,
+                      struct judge_result *result)
+{
+    struct judge judge = {.reader = after,
+                          .result = result,
+                          .in_file = (after->memory->size + after->cluster_size - 1) >>
+                                     after->cluster_bits};
+
+    *result = (struct judge_result){0};
+    count_all(&judge);
+    // What else is wrong with them is not asked here.
+    *result = (struct judge_result){0};
+    for (uint64_t i = 0; i < after->active.size; i++) {
+        uint64_t entry = reader_read64(after, after->active.offset + i * 8);
+        uint64_t table = entry & FORMAT_L1_OFFSET_MASK;
+
+        judge_changed(&judge, reader_read64(before, before->active.offset + i * 8), entry);
+        if (table != 0 && (table & (after->cluster_size - 1)) == 0)
+            judge_changed_table(&judge, before, table);
+    }
     free(judge.clusters);
 }

@@ -29,4 +29,9 @@ struct judge_result {
 // after a clean end the COPIED flags have to be there too.
 void judge_tables(const struct reader *reader, bool strict, struct judge_result *result);
 
+// A repair on its way from before to after: a COPIED flag is changed only when the refcount that it
+// goes by is right. Says corruptions and text.
+void judge_flag_order(const struct reader *before, const struct reader *after,
+                      struct judge_result *result);
+
 #endif

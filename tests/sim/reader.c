@@ -163,30 +163,42 @@ void reader_bytes(const struct reader *r, void *buf, uint64_t guest, uint64_t le
     free(cluster);
 }
 
-uint64_t reader_refcount(const struct reader *r, uint64_t host_cluster)
+// Clusters whose refcounts are in one block, as a power of two.
+static unsigned block_bits(const struct reader *r)
 {
-    unsigned block_bits = r->cluster_bits + 3 - r->refcount_order;
-    uint64_t page = host_cluster >> block_bits;
-    uint64_t index = host_cluster & ((1ull << block_bits) - 1);
+    return r->cluster_bits + 3 - r->refcount_order;
+}
 
-    if (page >= (uint64_t)r->refcount_table_clusters << (r->cluster_bits - 3))
-        return 0;
-    uint64_t block =
-        reader_read64(r, r->refcount_table_offset + page * 8) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
-    if (block == 0)
-        return 0;
+uint64_t reader_refcount_block(const struct reader *r, uint64_t host_cluster)
+{
+    uint64_t index = host_cluster >> block_bits(r);
 
+    if (index >= (uint64_t)r->refcount_table_clusters << (r->cluster_bits - 3))
+        return 0;
+    return reader_read64(r, r->refcount_table_offset + index * 8) &
+           FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
+}
+
+uint64_t reader_refcount_in(const struct reader *r, uint64_t block, uint64_t host_cluster)
+{
+    uint64_t index = host_cluster & ((1ull << block_bits(r)) - 1);
     unsigned width = 1u << r->refcount_order;
-    if (width < 8) {
-        unsigned char byte;
-
-        memory_read(r->memory, &byte, block + index * width / 8, 1);
-        return byte >> (index * width % 8) & ((1u << width) - 1);
-    }
     unsigned char bytes[8];
     uint64_t count = 0;
+
+    if (width < 8) {
+        memory_read(r->memory, bytes, block + index * width / 8, 1);
+        return bytes[0] >> (index * width % 8) & ((1u << width) - 1);
+    }
     memory_read(r->memory, bytes, block + index * (width / 8), width / 8);
     for (unsigned i = 0; i < width / 8; i++)
         count = count << 8 | bytes[i];
     return count;
+}
+
+uint64_t reader_refcount(const struct reader *r, uint64_t host_cluster)
+{
+    uint64_t block = reader_refcount_block(r, host_cluster);
+
+    return block == 0 ? 0 : reader_refcount_in(r, block, host_cluster);
 }

@@ -55,7 +55,10 @@ void reader_cluster(const struct reader *reader, const struct reader_l1 *l1, uin
                     unsigned char *buf);
 // As the active disk has them; beyond its size: zeros.
 void reader_bytes(const struct reader *reader, void *buf, uint64_t guest, uint64_t length);
-// The refcount on disk.
+// The offset of the refcount block that a cluster's refcount is in, 0: there is none; the refcount
+// in that block; and both in one.
+uint64_t reader_refcount_block(const struct reader *reader, uint64_t host_cluster);
+uint64_t reader_refcount_in(const struct reader *reader, uint64_t block, uint64_t host_cluster);
 uint64_t reader_refcount(const struct reader *reader, uint64_t host_cluster);
 
 #endif

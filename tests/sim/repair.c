@@ -71,6 +71,9 @@ static void judge(struct repair *r, const struct memory *state, enum check_repai
         return;
     }
     compare(r, &before, &after);
+    judge_flag_order(&before, &after, &result);
+    if (result.corruptions > 0)
+        sim_fail(sim, "after half a repair: %s", result.text);
     judge_tables(&after, all, &result);
     // Until it is repaired what was spoiled is wrong.
     if (result.corruptions > 0 && (all || !r->damaged))

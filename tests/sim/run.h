@@ -27,6 +27,7 @@ struct run {
     unsigned char *originals; // what zones held in the beginning, one zone after the other
     struct model model;
     uint64_t leaks;      // clusters that leaked when the image was last judged
+    uint64_t beyond;     // references beyond the end of the file that it had then
     bool dirty;          // its dirty bit was set then
     uint32_t last_value; // that a write had (pattern.h)
     uint64_t ops;        // started

@@ -91,7 +91,8 @@ static void draw_layers(struct forge_recipe *r, struct rng *rng)
     r->fill = (unsigned)rng_between(rng, 0, 9) * 10;
     r->compressed = rng_percent(rng, 40);
     r->gaps = rng_percent(rng, 35);
-    r->leaks = rng_percent(rng, 40);
+    // Only with the smallest clusters is the refcount table easily full.
+    r->leaks = rng_percent(rng, r->cluster_bits == 9 ? 55 : 20);
     // A refcount of one bit cannot say that anything is shared.
     if (r->refcount_order > 0 && rng_percent(rng, 40))
         r->snapshots = (unsigned)rng_between(rng, 1, FORGE_SNAPSHOTS_MAX);
@@ -293,11 +294,8 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
     g->room = UINT64_MAX;
     if (last)
         return;
-    // After recovery nothing changes: what it left is what is closed.
     if (rng_percent(&rng, 12)) {
-        g->reads_only = g->finish = true;
-        g->read_only = false;
-        g->ops = smaller(g->ops, 5);
+        scenario_make_idle(g);
         if (rng_percent(&salted, 60))
             return;
     }
@@ -314,6 +312,15 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
         for (unsigned i = 0; i < g->fault_count; i++)
             draw_fault(&g->faults[i], &rng);
     }
+}
+
+void scenario_make_idle(struct scenario_generation *g)
+{
+    g->reads_only = g->finish = true;
+    g->read_only = false;
+    g->ops = (unsigned)smaller(g->ops, 5);
+    g->fault_count = 0;
+    g->room = UINT64_MAX;
 }
 
 // ---- An op

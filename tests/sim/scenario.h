@@ -122,6 +122,8 @@ void scenario_draw(struct scenario *s, uint64_t seed, const struct scenario_limi
 // last: nothing goes wrong, and it ends well.
 void scenario_draw_generation(const struct scenario *s, unsigned number, bool last,
                               struct scenario_generation *g);
+// Nothing is changed in it, and it ends well.
+void scenario_make_idle(struct scenario_generation *g);
 void scenario_draw_op(const struct scenario *s, const struct scenario_generation *g, unsigned i,
                       struct scenario_op *op);
 // One line of text about the image and how it is served.

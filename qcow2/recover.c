@@ -58,7 +58,8 @@ static void tell_fault(struct image *image, const char *what, uint64_t guest, ui
 
 // ---- Counting
 
-// The references of a run of clusters that are in one page.
+// The references of a run of clusters that are in one page. The flag says something of the disk only:
+// a snapshot's L1 table keeps it as it was when the snapshot was taken.
 static int count_run(struct image *image, const struct walk_reference *ref, uint64_t first,
                      uint64_t clusters)
 {
@@ -66,7 +67,7 @@ static int count_run(struct image *image, const struct walk_reference *ref, uint
     unsigned bits = image->geometry.cluster_bits;
     int result = refcounts_reach(rc, first);
 
-    if (result == 0 && ref->copied && !refcounts_all_free(rc, first, clusters))
+    if (result == 0 && ref->copied && ref->active > 0 && !refcounts_all_free(rc, first, clusters))
         tell_fault(image, "two references to a cluster that says it has one", ref->guest,
                    first << bits);
     if (result == 0)
@@ -92,7 +93,7 @@ static int visit_reference(void *context, const struct walk_reference *ref)
     uint64_t first = ref->cluster;
     uint64_t end = ref->cluster + ref->clusters;
 
-    if (ref->copied && ref->count > 1)
+    if (ref->copied && ref->active > 0 && ref->count > 1)
         tell_fault(image, "a cluster that snapshots share says that it is not shared", ref->guest,
                    ref->cluster << image->geometry.cluster_bits);
     while (first < end) {

@@ -86,6 +86,8 @@ class Recording:
                 open_changes[number] = change
             self.positions.append(at)
         self.barriers.sort(key=lambda barrier: barrier[1])
+        self.headers = [change.begin for change in self.changes
+                        if change.kind == WRITE and change.offset < SECTOR]
         self._horizons()
 
     def _join(self, change):
@@ -130,13 +132,17 @@ class Recording:
         return self.horizons[index - 1] if index else 0
 
     def choose(self, rng):
-        """A position to cut at; half of them near a barrier."""
-        if self.barriers and rng.randrange(2):
-            begin, end = rng.choice(self.barriers)
-            index = bisect.bisect_left(self.positions, rng.choice((begin, end)))
+        """A position to cut at: near a barrier, behind a write of the header, where the image becomes
+        dirty or clean, or anywhere."""
+        kind = rng.randrange(8)
+        if kind == 0 and self.headers:
+            index = bisect.bisect_left(self.positions, rng.choice(self.headers)) + rng.randrange(10)
+        elif kind < 5 and self.barriers:
+            index = bisect.bisect_left(self.positions, rng.choice(rng.choice(self.barriers)))
             index += rng.choice((-2, -1, -1, 0, 0, 0, 1, 1, 2, 3))
-            return self.positions[max(0, min(index, len(self.positions) - 1))]
-        return rng.choice(self.positions)
+        else:
+            return rng.choice(self.positions)
+        return self.positions[max(0, min(index, len(self.positions) - 1))]
 
 
 class Replay:

@@ -29,13 +29,11 @@ NUMBERS = 1 << 32
 # Position of all that happened before a kill.
 KILLED = 1
 
-# What the file may take up. All that a disk can refer to at once: its clusters, a table for each
-# 512 MiB, header, L1 table, refcounts. Beside that what a server has in hand, and leaves behind
-# when it is killed: fresh space reserved ahead (64 MiB at most, ALLOC_RESERVE_MAX in qcow2/alloc.h;
-# it grows with the file, so here it stays below the disk's size), and as much again in clusters
-# given up but not yet free. What would be lost for good at each kill passes that within some
-# rounds: each of them writes a good part of the disk anew.
-FILE_BYTES_MAX = DISK_BYTES + 8 * CLUSTER + 2 * DISK_BYTES
+# What the file may take up: all that a disk can refer to at once (its clusters, a table for each
+# 512 MiB, header, L1 table, refcounts), half a disk of clusters that were given up and are not yet
+# free, and an eighth of all that reserved ahead (qcow2/alloc.h). What would be lost for good at each
+# kill passes that within some rounds: each of them writes a good part of the disk anew.
+FILE_BYTES_MAX = (DISK_BYTES + 8 * CLUSTER + DISK_BYTES // 2) * 9 // 8
 
 
 class KillRun:

@@ -179,6 +179,39 @@ def test_setting_of_the_image_and_of_the_server(workdir, image_has, served_with)
         assert lib_tools.read_all(image) == content_of(**SECTOR)
 
 
+@pytest.mark.parametrize("snapshots", (1, 2))
+def test_snapshots_are_no_fault(workdir, snapshots):
+    """The L1 table of a snapshot keeps COPIED flags that are no longer true, which nobody heeds: the
+    disk was not closed cleanly, and nothing else is wrong with it."""
+    image = create(f"{workdir}/disk.qcow2", 64 * MEBI, cluster_size=4096, lazy_refcounts="on")
+    for number in range(snapshots):
+        qemu_io(image, "write -P 1 0 1M", "write -P 2 20M 64k", f"write -P {number} 1M 64k")
+        qemu_img("snapshot", "-c", f"number{number}", image)
+    content = lib_tools.read_all(image)
+    set_field(image, "incompatible_features", DIRTY)
+    with Server(workdir, image) as server:
+        handle = server.connect()
+        handle.pwrite(content[:65536], 0)
+        handle.shutdown()
+    log = server.stderr()
+    assert "recovery: done" in log or "counting" in log, log
+    assert "faults" not in log.replace("0 faults", "") and "lazycow check" not in log, log
+    lib_tools.check_clean(image)
+    assert lib_tools.read_all(image) == content
+
+
+def test_two_references_are_told(workdir):
+    """But of the disk's own flags something is to be said."""
+    image = create(f"{workdir}/disk.qcow2", 64 * MEBI, lazy_refcounts="on")
+    qemu_io(image, "write -P 1 0 128k")
+    header = Header(image)
+    header.set_l2_entry(CLUSTER, header.l2_entry(0))
+    set_field(image, "incompatible_features", DIRTY)
+    with Server(workdir, image) as server:
+        server.connect().shutdown()
+    assert "two references" in server.stderr() and "1 faults found" in server.stderr()
+
+
 # ---- Offsets beyond all bounds ------------------------------------------------------------------
 
 def test_cluster_at_a_multiple_of_two_to_the_32(workdir):

@@ -343,3 +343,82 @@ def test_one_flooding_client_leaves_room_for_another(shared):
         thread.join()
     times.sort()
     assert times[50] < 0.25 and times[-1] < 2, times[-5:]
+
+
+@pytest.mark.lazycow_only
+def test_no_descriptors_left(workdir):
+    """Those who are served stay so, the log says why nobody else is, once, and when some have left
+    others come in."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    with Server(workdir, image, wrapper=["prlimit", "--nofile=40:40"]) as server:
+        with Wire(server) as established:
+            established.go()
+            crowd = []
+            for _ in range(60):
+                crowd.append(server.raw_socket())
+            time.sleep(2.5)
+            established.check_alive()
+            assert server.stderr().count("cannot accept connections: Too many open files") in (1, 2, 3)
+            spent = cpu_seconds(server)
+            time.sleep(1)
+            assert cpu_seconds(server) - spent < 0.5, "it turns round and round"
+            for connection in crowd:
+                connection.close()
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    check_serves(server)
+                    break
+                except (Closed, OSError):
+                    assert time.monotonic() < deadline
+            established.check_alive()
+
+
+def cpu_seconds(server):
+    with open(f"/proc/{server.pid}/stat", encoding="ascii") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.lazycow_only
+def test_slow_drip_into_requests(shared):
+    """A request that comes a byte at a time costs its client time, and nobody else."""
+    payload = os.urandom(64)
+    data = request_bytes(CMD_WRITE, 5, 40 * MEBI, len(payload), 0, payload)
+    with Wire(shared) as dripping, Wire(shared) as other:
+        dripping.go(structured=False)
+        other.go()
+        slowest = 0
+        for at in range(len(data)):
+            dripping.send(data[at:at + 1])
+            start = time.monotonic()
+            other.read(0, 4096)
+            slowest = max(slowest, time.monotonic() - start)
+        assert dripping.reply()[:2] == (5, 0)
+        assert other.read(40 * MEBI, len(payload)) == payload
+        assert slowest < 1
+
+
+@pytest.mark.lazycow_only
+def test_stuck_clients_give_way(workdir):
+    """Who takes no replies holds memory for as long as nobody else waits for it, half a minute
+    otherwise."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    lib_tools.qemu_io(image, f"write -P 5 0 {SIZE}")
+    with Server(workdir, image) as server:
+        stuck = [Wire(server) for _ in range(24)]
+        for wire in stuck:
+            wire.go(structured=False)
+            wire.send(b"".join(request_bytes(CMD_READ, cookie, 0, 32 * MEBI)
+                               for cookie in range(3)))
+        start = time.monotonic()
+        check_serves(server)
+        assert time.monotonic() - start < 5, "others wait for those who are stuck"
+        text = "took no replies while others waited for memory"
+        while text not in server.stderr():
+            assert time.monotonic() - start < 60
+            time.sleep(0.5)
+        assert time.monotonic() - start > 25
+        check_serves(server)
+        for wire in stuck:
+            wire.socket.close()

@@ -7,6 +7,8 @@
 
 #include "protocol/meta_context.h"
 
+#define OBSTACLE_UNKNOWN "there is no export for it with the name"
+
 // ---- Answers ------------------------------------------------------------------------------------
 
 uint8_t *option_reply(struct session *s, uint32_t option, uint32_t type, size_t length)
@@ -36,6 +38,18 @@ void option_error(struct session *s, uint32_t option, uint32_t type, const char 
     uint8_t *data = option_reply(s, option, type, length);
     if (data != NULL)
         memcpy(data, message, length);
+}
+
+// Remembers why the client does not get an export.
+static void set_obstacle(struct session *s, const char *obstacle, const uint8_t *name,
+                         size_t length)
+{
+    if (length > SESSION_OBSTACLE_NAME_MAX)
+        length = SESSION_OBSTACLE_NAME_MAX;
+    s->obstacle = obstacle;
+    if (length > 0)
+        memcpy(s->obstacle_name, name, length);
+    s->obstacle_name[length] = '\0';
 }
 
 bool option_string(struct cursor *c, const uint8_t **string, uint32_t *length)
@@ -92,8 +106,10 @@ static enum step take_export_name(struct session *s, uint32_t option, struct cur
     if (s->mode == REPLY_EXTENDED)
         return session_end(s, SESSION_CLOSE, "EXPORT_NAME does not go with extended headers");
     const struct session_export *export = option_find_export(s, data.at, data.left);
-    if (export == NULL)
+    if (export == NULL) {
+        set_obstacle(s, OBSTACLE_UNKNOWN, data.at, data.left);
         return session_end(s, SESSION_CLOSE, "EXPORT_NAME asked for an unknown export");
+    }
     struct nbd_export_name_reply reply = {
         .size = htobe64(export->size),
         .flags = htobe16(transmission_flags(s, export)),
@@ -210,6 +226,8 @@ static enum step take_info_or_go(struct session *s, uint32_t option, struct curs
     }
     const struct session_export *export = option_find_export(s, request.name, request.name_length);
     if (export == NULL) {
+        if (option == NBD_OPT_GO)
+            set_obstacle(s, OBSTACLE_UNKNOWN, request.name, request.name_length);
         option_error(s, option, NBD_REP_ERR_UNKNOWN, "no export of this name");
         return STEP_AGAIN;
     }
@@ -331,8 +349,10 @@ static enum step dispatch(struct session *s, uint32_t option, uint32_t length, s
 {
     const struct option_type *type = find_option(option);
     if (s->host->tls == SESSION_TLS_REQUIRED && !s->tls && option != NBD_OPT_STARTTLS &&
-        option != NBD_OPT_ABORT)
+        option != NBD_OPT_ABORT) {
+        set_obstacle(s, "it has to begin TLS first", data.at, 0);
         return refuse(s, option, NBD_REP_ERR_TLS_REQD, "TLS comes first");
+    }
     if (s->host->shutting_down && option != NBD_OPT_ABORT)
         return refuse(s, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     if (type == NULL)

@@ -272,6 +272,12 @@ const char *session_reason(const struct session *s)
     return s->reason;
 }
 
+const char *session_obstacle(const struct session *s, const char **name)
+{
+    *name = s->obstacle_name;
+    return s->obstacle;
+}
+
 bool session_failed(const struct session *s)
 {
     return s->output.failed;

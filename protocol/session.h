@@ -26,6 +26,8 @@
 #define SESSION_PAYLOAD_MAX (32u << 20)
 // Names and strings: the protocol's limit, in bytes ("Conventions").
 #define SESSION_STRING_MAX 4096
+// What is kept of a name for the log, in bytes: as much of it as tells one from another.
+#define SESSION_OBSTACLE_NAME_MAX 64
 
 struct session;
 
@@ -123,6 +125,9 @@ bool session_structured(const struct session *s);   // replies are structured, o
 bool session_extended(const struct session *s);     // extended headers
 bool session_tls(const struct session *s);          // inside TLS
 unsigned session_contexts(const struct session *s); // SESSION_CONTEXT_* negotiated
+// Why an export that was asked for could not be had, a constant string of one line for the log, or
+// NULL; *name is the start of its name, as the client sent it.
+const char *session_obstacle(const struct session *s, const char **name);
 // Why the conversation ended: a constant string of one line, for the log; "" before.
 const char *session_reason(const struct session *s);
 // True once memory ran out while output was queued: there is a gap in the stream, session_output()

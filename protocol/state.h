@@ -49,6 +49,10 @@ struct session {
     const struct session_export *chosen;          // transmission phase
     uint16_t flags;                               // transmission flags that were sent
 
+    // For the log: why GO or EXPORT_NAME was last refused, and the start of the name asked for.
+    const char *obstacle; // a constant, or NULL
+    char obstacle_name[SESSION_OBSTACLE_NAME_MAX + 1];
+
     // PHASE_OPTION_SKIP: the option whose data is thrown away.
     uint32_t option;
     uint32_t option_length;

@@ -326,7 +326,7 @@ static bool take_event(struct client *client)
         client->state = CLIENT_ENDING;
         return false;
     case SESSION_CLOSE:
-        client->reason = "negotiation ended";
+        client->reason = session_reason(client->session);
         client->state = CLIENT_ENDING;
         return false;
     case SESSION_BAD:
@@ -438,6 +438,13 @@ bool client_starved(const struct client *client)
 bool client_negotiated(const struct client *client)
 {
     return client->export != NULL;
+}
+
+const char *client_obstacle(const struct client *client, const char **name)
+{
+    return client->session != NULL && client->export == NULL
+               ? session_obstacle(client->session, name)
+               : NULL;
 }
 
 const char *client_reason(const struct client *client)

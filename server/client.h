@@ -107,6 +107,9 @@ bool client_drained(const struct client *client);
 // It holds no payload memory, and waits for some: others have it all.
 bool client_starved(const struct client *client);
 bool client_negotiated(const struct client *client);
+// Why the client has not got an export so far, or NULL; *name is the start of the export's name, or
+// empty. Good until client_abandon() or client_free().
+const char *client_obstacle(const struct client *client, const char **name);
 // Why the client ended, for the log. Good until client_abandon() or client_free().
 const char *client_reason(const struct client *client);
 // Requests that were taken, over its life.

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#define _GNU_SOURCE // struct ucred
 #include "server/connection.h"
 
 #include <assert.h>
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -15,6 +13,7 @@
 #include <unistd.h>
 
 #include "server/connection_tls.h"
+#include "server/peer.h"
 
 // Iovecs of one sendmsg: 64 replies to reads, each a header and its data, and as many again where
 // they tell holes. The kernel takes 1024.
@@ -76,11 +75,28 @@ static void set_waiting(struct connection *connection, bool waiting)
     }
 }
 
+// Says why a client has left without an export, where that is for somebody to put right.
+static void log_obstacle(const struct connection *connection)
+{
+    struct connection_set *set = connection->set;
+    const char *name;
+    const char *obstacle = client_obstacle(connection->client, &name);
+    unsigned skipped;
+
+    if (obstacle != NULL && log_limit_pass(&set->obstacles, &skipped)) {
+        bool named = name[0] != '\0';
+
+        log_line(set->log, LOG_LEVEL_INFO, "%s: %s%s%s%s", connection->name, obstacle,
+                 named ? " '" : "", name, named ? "'" : "");
+    }
+}
+
 void connection_close(struct connection *connection, const char *reason)
 {
     struct connection_set *set = connection->set;
 
     assert(!connection->closed);
+    log_obstacle(connection);
     log_line(set->log, client_negotiated(connection->client) ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG,
              "%s: %s, after %llu requests", connection->name, reason,
              (unsigned long long)client_request_count(connection->client));
@@ -119,39 +135,6 @@ static void on_client_changed(void *context)
     mark_dirty(context);
 }
 
-// "127.0.0.1:1234", or for a Unix socket who is behind it.
-static void name_peer(int fd, char *name, size_t size)
-{
-    union {
-        struct sockaddr any;
-        struct sockaddr_storage storage;
-    } address;
-    socklen_t length = sizeof(address);
-    struct ucred peer;
-    char host[NI_MAXHOST];
-    char port[8];
-
-    if (getpeername(fd, &address.any, &length) < 0) {
-        snprintf(name, size, "gone");
-        return;
-    }
-    if (address.any.sa_family == AF_UNIX) {
-        length = sizeof(peer);
-        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0) {
-            snprintf(name, size, "process %ld of user %ld", (long)peer.pid, (long)peer.uid);
-        } else {
-            snprintf(name, size, "unix");
-        }
-        return;
-    }
-    if (getnameinfo(&address.any, length, host, sizeof(host), port, sizeof(port),
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-        snprintf(name, size, "unknown address");
-        return;
-    }
-    snprintf(name, size, address.any.sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
-}
-
 static void tune_socket(int fd)
 {
     const int on = 1;
@@ -176,7 +159,7 @@ void connection_open(struct connection_set *set, int fd)
     char peer[CONNECTION_NAME_MAX / 2 + 16];
 
     if (connection != NULL) {
-        name_peer(fd, peer, sizeof(peer));
+        peer_name(fd, peer, sizeof(peer));
         snprintf(connection->name, sizeof(connection->name), "connection %llu (%s)",
                  (unsigned long long)++set->next_number, peer);
         connection->client =

@@ -39,6 +39,7 @@ struct connection_set {
     bool progress;                  // since then: some output was sent, or a client has yielded
     struct log_limit refusals;      // lines about connections over the limit
     struct log_limit tls_failures;  // lines about handshakes
+    struct log_limit obstacles;     // lines about exports that were not had
     unsigned shaking;               // steps of handshakes that run on other threads
     struct connection_list shakers; // whose step waits for one of these to end
     bool stopping;

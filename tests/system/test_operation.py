@@ -11,9 +11,11 @@ import time
 import pytest
 
 import lib_server
+import lib_tls
 import lib_tools
 from lib_server import ROOT, Server, refused
 from lib_tools import run
+from lib_wire import OPT_EXPORT_NAME, OPT_GO, Wire, go_data, option_bytes
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -165,3 +167,37 @@ def test_reload_keeps_the_connections(workdir, image):
             time.sleep(0.01)
         server.connect().shutdown()
         handle.shutdown()
+
+
+# ---- The log ------------------------------------------------------------------------------------
+
+def test_log_says_why_a_client_got_no_export(workdir, image):
+    """Once a connection, at the usual level; questions about exports are no complaint."""
+    with Server(workdir, image) as server:
+        run("nbdinfo", "--list", "--json", "--no-content", f"nbd+unix:///?socket={server.socket}")
+        assert server.stderr() == ""
+        run("nbdinfo", f"nbd+unix:///dsik?socket={server.socket}", codes=(1,))
+        with Wire(server) as wire:
+            wire.greet()
+            wire.send(option_bytes(OPT_EXPORT_NAME, b"other\x1b\n" + b"n" * 200))
+            wire.expect_closed()
+        with Wire(server) as wire:
+            wire.greet()
+            wire.option(OPT_GO, go_data("no"))
+            wire.option(OPT_GO, go_data("disk"))  # in the end it found one
+        lines = [line.split("): ")[1] for line in server.stderr().splitlines()]
+        assert lines[0] == "there is no export for it with the name 'dsik'"
+        assert lines[1] == "there is no export for it with the name 'other??" + "n" * 57 + "'"
+        assert lines[2].startswith("export 'disk'")
+        for _ in range(30):
+            with Wire(server) as wire:
+                wire.greet()
+                wire.option(OPT_GO, go_data("no"))
+        assert server.stderr().count("with the name") <= 20
+
+
+def test_log_says_that_tls_is_missing(workdir, image):
+    keys = lib_tls.psk_file(f"{workdir}/keys", alice="00112233445566778899aabbccddeeff")
+    with Server(workdir, image, options=["--tls-psk", keys]) as server:
+        run("nbdinfo", f"nbd+unix:///disk?socket={server.socket}", codes=(1,))
+        assert server.stderr().count("it has to begin TLS first") == 1

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a qcow2 image that lies in memory, with none of the engine's code, and counts what refers
 to each cluster. Names are those of the qcow2 specification."""
+import re
 import struct
 import zlib
 
@@ -13,6 +14,17 @@ ZERO = 1
 DIRTY = 1
 CORRUPT = 2
 MAGIC = 0x514649fb
+
+
+NOT_ZERO = re.compile(rb"[^\0]")
+
+
+def refcount(block, number, bits):
+    """One refcount of a block. Those of less than a byte stand from its lowest bit on."""
+    if bits < 8:
+        return block[number * bits // 8] >> (number * bits % 8) & ((1 << bits) - 1)
+    step = bits // 8
+    return int.from_bytes(block[number * step:(number + 1) * step], "big")
 
 
 def table(content, offset, count):
@@ -127,16 +139,12 @@ class Image:
             if entry == 0:
                 continue
             block = bytes(self.content[entry:entry + self.cluster]).ljust(self.cluster, b"\0")
-            if not any(block):
-                continue
-            for number in range(per_block):
-                if bits >= 8:
-                    step = bits // 8
-                    value = int.from_bytes(block[number * step:(number + 1) * step], "big")
-                else:
-                    value = block[number * bits // 8] >> (number * bits % 8) & ((1 << bits) - 1)
-                if value:
-                    found[index * per_block + number] = value
+            for match in NOT_ZERO.finditer(block):  # a large block is nearly empty
+                first = match.start() * 8 // bits
+                for number in range(first, first + max(1, 8 // bits)):
+                    value = refcount(block, number, bits)
+                    if value:
+                        found[index * per_block + number] = value
         return found
 
 

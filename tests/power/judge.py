@@ -5,10 +5,12 @@ import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 
+import nbd
+
 import lib_server
-import lib_tools
 from history import SECTOR, Wrong, describe, marked
 from image_reader import Image
 from lib_server import REFERENCE, Server
@@ -169,10 +171,8 @@ def judge_cut(judge, take, replay, number):
     content, notes = replay.cut(position, rng)
     try:
         return content, judge.judge(take, content, position, rng)
-    except (Wrong, AssertionError) as error:
+    except (Wrong, AssertionError, nbd.Error, struct.error, subprocess.TimeoutExpired) as error:
         shown = "".join(f"\n    {note}" for note in notes[:NOTES_MAX])
         raise Wrong(f"{error}\n  cut at {position} of {recording.positions[-1]}, "
                     f"{len(notes)} changes not covered{':' if notes else ''}{shown}") from error
 
-
-__all__ = ["Judge", "judge_cut", "lib_tools"]

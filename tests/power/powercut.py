@@ -37,6 +37,8 @@ if OPTIONS.server == "qemu-nbd":
     os.environ["LAZYCOW_REFERENCE"] = "qemu-nbd"
 
 # pylint: disable=wrong-import-position
+import nbd  # noqa: E402
+
 import recorder  # noqa: E402
 from history import Wrong  # noqa: E402
 from image_reader import Image  # noqa: E402
@@ -90,8 +92,8 @@ class Run:
             scenario = Scenario(seed, directory, self.options.requests)
             judge = Judge(fast, scenario.bases, scenario.snapshots, scenario.below)
             self.generations(scenario, judge)
-        except AssertionError as error:
-            self.fail(f"seed {seed}: {error}")
+        except (Wrong, AssertionError, nbd.Error) as error:
+            self.fail(f"seed {seed}, while it was served: {error}")
         finally:
             shutil.rmtree(directory, ignore_errors=True)
             shutil.rmtree(fast, ignore_errors=True)

@@ -8,7 +8,7 @@ import shutil
 import time
 
 import lib_tools
-from history import History, Wrong
+from history import History
 from image_reader import Image
 from lib_kinds import KIBI, MEBI, Kind
 from lib_server import REFERENCE, Server
@@ -206,5 +206,3 @@ class Scenario:
         self.content = bytes(content)
         self.disk = bytes(disk)
 
-
-__all__ = ["DISK", "Scenario", "Take", "Wrong"]

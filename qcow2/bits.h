@@ -29,4 +29,20 @@ static inline void bits_clear(uint64_t *bits, uint64_t i)
     bits[i / BITS_WORD] &= ~(1ull << (i % BITS_WORD));
 }
 
+// The first bit in [from, end) that is set or, if not used, is not; end if there is none.
+static inline uint64_t bits_next(const uint64_t *bits, uint64_t from, uint64_t end, bool used)
+{
+    for (uint64_t i = from; i < end;) {
+        uint64_t word = bits[i / BITS_WORD];
+
+        word = (used ? word : ~word) >> (i % BITS_WORD);
+        if (word != 0) {
+            i += (uint64_t)__builtin_ctzll(word);
+            return i < end ? i : end;
+        }
+        i = (i / BITS_WORD + 1) * BITS_WORD;
+    }
+    return end;
+}
+
 #endif

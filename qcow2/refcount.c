@@ -33,7 +33,8 @@ int refcounts_init(struct refcounts *rc, const struct geometry *g, uint64_t *tab
     *rc = (struct refcounts){.geometry = *g, .table = table, .table_size = table_size};
     rc->pages = calloc(table_size, sizeof(*rc->pages));
     rc->table_dirty = calloc(bits_words(table_pieces(rc)), sizeof(*rc->table_dirty));
-    if (!rc->pages || !rc->table_dirty) {
+    rc->dirty_bits = calloc(bits_words(table_size), sizeof(*rc->dirty_bits));
+    if (!rc->pages || !rc->table_dirty || !rc->dirty_bits) {
         refcounts_free(rc);
         return -ENOMEM;
     }
@@ -49,6 +50,7 @@ void refcounts_free(struct refcounts *rc)
     free(rc->pages);
     free(rc->table);
     free(rc->table_dirty);
+    free(rc->dirty_bits);
     *rc = (struct refcounts){0};
 }
 
@@ -58,7 +60,18 @@ void refcounts_forget(struct refcounts *rc)
         refcount_page_free(&rc->pages[i]);
         refcount_page_init(&rc->pages[i], &rc->geometry, true);
     }
+    memset(rc->dirty_bits, 0, bits_words(rc->table_size) * sizeof(*rc->dirty_bits));
     rc->dirty_pages = 0;
+}
+
+// A larger copy of an array of bits; NULL without memory.
+static uint64_t *bits_grown(const uint64_t *bits, uint64_t old_count, uint64_t count)
+{
+    uint64_t *grown = calloc(bits_words(count), sizeof(*grown));
+
+    if (grown)
+        memcpy(grown, bits, bits_words(old_count) * sizeof(*grown));
+    return grown;
 }
 
 int refcounts_reach(struct refcounts *rc, uint64_t cluster)
@@ -81,11 +94,14 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster)
     struct refcount_page *pages = calloc(size, sizeof(*pages));
     struct refcounts larger = *rc;
     larger.table_size = size;
-    uint64_t *table_dirty = calloc(bits_words(table_pieces(&larger)), sizeof(*table_dirty));
-    if (!table || !pages || !table_dirty) {
+    // A sync may be about to write what is dirty now.
+    uint64_t *table_dirty = bits_grown(rc->table_dirty, table_pieces(rc), table_pieces(&larger));
+    uint64_t *dirty_bits = bits_grown(rc->dirty_bits, rc->table_size, size);
+    if (!table || !pages || !table_dirty || !dirty_bits) {
         free(table);
         free(pages);
         free(table_dirty);
+        free(dirty_bits);
         return -ENOMEM;
     }
     memcpy(table, rc->table, rc->table_size * sizeof(*table));
@@ -100,9 +116,11 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster)
     free(rc->table);
     free(rc->pages);
     free(rc->table_dirty);
+    free(rc->dirty_bits);
     rc->table = table;
     rc->pages = pages;
     rc->table_dirty = table_dirty;
+    rc->dirty_bits = dirty_bits;
     rc->table_size = size;
     rc->table_moved = true;
     return 0;
@@ -193,30 +211,37 @@ bool refcounts_may_be_one(const struct refcounts *rc, uint64_t cluster)
     return page >= rc->table_size || !rc->pages[page].ready || refcounts_get(rc, cluster) == 1;
 }
 
-// Counts a page that may have become dirty.
-static void count_dirty(struct refcounts *rc, const struct refcount_page *page, bool was_dirty)
+// Notes whether the page is dirty, after what may have changed it.
+static void note_dirty(struct refcounts *rc, uint64_t page)
 {
-    if (page->any_dirty && !was_dirty)
+    bool dirty = rc->pages[page].any_dirty;
+
+    if (bits_get(rc->dirty_bits, page) == dirty)
+        return;
+    if (dirty) {
+        bits_set(rc->dirty_bits, page);
         rc->dirty_pages++;
+    } else {
+        bits_clear(rc->dirty_bits, page);
+        rc->dirty_pages--;
+    }
 }
 
 int refcounts_set(struct refcounts *rc, uint64_t cluster, uint64_t count)
 {
-    struct refcount_page *page = page_of(rc, cluster);
-    bool was_dirty = page->any_dirty;
-    int result = refcount_page_set(page, &rc->geometry, in_page(rc, cluster), count);
+    int result =
+        refcount_page_set(page_of(rc, cluster), &rc->geometry, in_page(rc, cluster), count);
 
-    count_dirty(rc, page, was_dirty);
+    note_dirty(rc, refcounts_page_index(rc, cluster));
     return result;
 }
 
 int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64_t by)
 {
-    struct refcount_page *page = page_of(rc, cluster);
-    bool was_dirty = page->any_dirty;
-    int result = refcount_page_add(page, &rc->geometry, in_page(rc, cluster), count, by);
+    int result =
+        refcount_page_add(page_of(rc, cluster), &rc->geometry, in_page(rc, cluster), count, by);
 
-    count_dirty(rc, page, was_dirty);
+    note_dirty(rc, refcounts_page_index(rc, cluster));
     return result;
 }
 
@@ -301,9 +326,9 @@ bool refcounts_page_empty(const struct refcounts *rc, uint64_t page)
     return rc->pages[page].ready && rc->pages[page].free == refcount_page_size(&rc->geometry);
 }
 
-bool refcounts_page_dirty(const struct refcounts *rc, uint64_t page)
+uint64_t refcounts_next_dirty(const struct refcounts *rc, uint64_t page)
 {
-    return rc->pages[page].any_dirty;
+    return bits_next(rc->dirty_bits, page, rc->table_size, true);
 }
 
 bool refcounts_piece_dirty(const struct refcounts *rc, uint64_t page, uint64_t piece)
@@ -319,16 +344,14 @@ void refcounts_encode_piece(const struct refcounts *rc, uint64_t page, uint64_t 
 void refcounts_piece_written(struct refcounts *rc, uint64_t page, uint64_t piece)
 {
     refcount_page_written(&rc->pages[page], &rc->geometry, piece);
-    if (!rc->pages[page].any_dirty)
-        rc->dirty_pages--;
+    note_dirty(rc, page);
 }
 
 int refcounts_piece_again(struct refcounts *rc, uint64_t page, uint64_t piece)
 {
-    bool was_dirty = rc->pages[page].any_dirty;
     int result = refcount_page_mark(&rc->pages[page], &rc->geometry, piece);
 
-    count_dirty(rc, &rc->pages[page], was_dirty);
+    note_dirty(rc, page);
     return result;
 }
 

@@ -24,7 +24,8 @@ struct refcounts {
     bool table_any_dirty;
     bool table_moved;            // the table in memory outgrew the one on disk
     struct refcount_page *pages; // table_size of them
-    uint64_t dirty_pages;
+    uint64_t *dirty_bits;        // bit a page that is dirty
+    uint64_t dirty_pages;        // how many
 };
 
 // Takes ownership of table (malloc). Returns 0 or -ENOMEM; table is freed then.
@@ -73,7 +74,8 @@ static inline uint64_t refcounts_page_index(const struct refcounts *rc, uint64_t
 // The bytes of a piece of a block as they go to disk; buf has geometry.piece_bytes.
 void refcounts_encode_piece(const struct refcounts *rc, uint64_t page, uint64_t piece, void *buf);
 uint64_t refcounts_pieces(const struct refcounts *rc); // in a block
-bool refcounts_page_dirty(const struct refcounts *rc, uint64_t page);
+// The first dirty page from there on; table_size if there is none.
+uint64_t refcounts_next_dirty(const struct refcounts *rc, uint64_t page);
 bool refcounts_piece_dirty(const struct refcounts *rc, uint64_t page, uint64_t piece);
 void refcounts_piece_written(struct refcounts *rc, uint64_t page, uint64_t piece);
 // The piece is dirty (again). Returns 0 or -ENOMEM; it cannot fail for a page that has been dirty.

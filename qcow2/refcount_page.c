@@ -201,15 +201,5 @@ uint64_t refcount_page_scan(const struct refcount_page *page, uint64_t from, uin
 {
     if (!page->used)
         return used ? end : from;
-    for (uint64_t i = from; i < end;) {
-        uint64_t word = page->used[i / BITS_WORD];
-
-        word = (used ? word : ~word) >> (i % BITS_WORD);
-        if (word != 0) {
-            i += (uint64_t)__builtin_ctzll(word);
-            return i < end ? i : end;
-        }
-        i = (i / BITS_WORD + 1) * BITS_WORD;
-    }
-    return end;
+    return bits_next(page->used, from, end, used);
 }

@@ -24,11 +24,11 @@ static int place_blocks(struct op *op)
 
     while (again) {
         again = false;
-        for (uint64_t page = 0; page < rc->table_size; page++) {
+        for (uint64_t page = refcounts_next_dirty(rc, 0); page < rc->table_size;
+             page = refcounts_next_dirty(rc, page + 1)) {
             uint64_t cluster;
 
-            if (rc->table[page] != 0 || !refcounts_page_dirty(rc, page) ||
-                refcounts_page_empty(rc, page))
+            if (rc->table[page] != 0 || refcounts_page_empty(rc, page))
                 continue;
             int result = alloc_fresh_exact(op, 1, &cluster);
             if (result != 0)
@@ -46,12 +46,22 @@ static int place_blocks(struct op *op)
     return 0;
 }
 
+static uint64_t table_clusters(const struct refcounts *rc)
+{
+    return geometry_clusters(&rc->geometry, rc->table_size * FORMAT_ENTRY_BYTES);
+}
+
 static int place_table(struct op *op, struct refcount_write *rw)
 {
     struct image *image = op->image;
     struct refcounts *rc = &image->refcounts;
-    uint64_t clusters = geometry_clusters(&rc->geometry, rc->table_size * FORMAT_ENTRY_BYTES);
+    uint64_t clusters = table_clusters(rc);
 
+    if (rw->moving && rw->table_clusters < clusters) {
+        // The table grew once more since it was placed.
+        quarantine_add(image, rw->table_first, rw->table_clusters);
+        rw->moving = false;
+    }
     if (!rc->table_moved || rw->moving)
         return 0;
     int result = alloc_fresh_exact(op, clusters, &rw->table_first);
@@ -62,29 +72,22 @@ static int place_table(struct op *op, struct refcount_write *rw)
     return 0;
 }
 
+// Blocks need clusters, clusters need a table that reaches so far, and a table needs clusters: until
+// a round takes none. Any part may park, and others take clusters meanwhile.
 static int place(struct op *op, struct refcount_write *rw)
 {
-    struct refcounts *rc = &op->image->refcounts;
+    const struct alloc *alloc = &op->image->alloc;
+    uint64_t fresh;
 
-    for (;;) {
-        uint64_t table_size = rc->table_size;
+    do {
+        fresh = alloc->fresh;
         int result = place_blocks(op);
 
         if (result == 0)
             result = place_table(op, rw);
-        if (result == 0 && rw->moving && rc->table_size != table_size) {
-            // The table grew once more while it was being placed.
-            quarantine_add(op->image, rw->table_first, rw->table_clusters);
-            rw->moving = false;
-            continue;
-        }
-        if (result == 0)
-            result = place_blocks(op);
         if (result != 0)
             return result;
-        if (rc->table_size == table_size)
-            break;
-    }
+    } while (alloc->fresh != fresh);
     rw->state = REFCOUNT_WRITE_BLOCKS;
     rw->next_page = 0;
     return 0;
@@ -115,9 +118,10 @@ static int collect_blocks(struct image *image, struct refcount_write *rw)
     struct refcounts *rc = &image->refcounts;
     struct writeback *wb = &image->sync.refcount_writeback;
 
-    for (; rw->next_page < rc->table_size; rw->next_page++) {
+    for (rw->next_page = refcounts_next_dirty(rc, rw->next_page); rw->next_page < rc->table_size;
+         rw->next_page = refcounts_next_dirty(rc, rw->next_page + 1)) {
         // A page whose refcounts came and went never needs a block.
-        if (!refcounts_page_dirty(rc, rw->next_page) || rc->table[rw->next_page] == 0)
+        if (rc->table[rw->next_page] == 0)
             continue;
         for (uint64_t piece = 0; piece < refcounts_pieces(rc); piece++) {
             if (!refcounts_piece_dirty(rc, rw->next_page, piece))

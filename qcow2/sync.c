@@ -263,7 +263,8 @@ static enum sync_state write_header(struct image *image)
 static bool refcounts_pending(const struct image *image)
 {
     return image->sync.refcounts.state != REFCOUNT_WRITE_PLACE ||
-           image->refcounts.dirty_pages > 0 || image->refcounts.table_any_dirty;
+           image->refcounts.dirty_pages > 0 || image->refcounts.table_any_dirty ||
+           image->refcounts.table_moved;
 }
 
 static enum sync_state write_refcounts(struct image *image)
@@ -407,7 +408,7 @@ static enum sync_state clean_header(struct image *image)
     if (!sync->dirty_bit)
         return end(image, 0);
     // An op may have taken clusters meanwhile.
-    if (!at_rest(image))
+    if (!at_rest(image) || refcounts_pending(image))
         return end(image, -EBUSY);
     sync->dirty_bit = false;
     return submit_header(image, SYNC_CLEAN_WRITTEN);

@@ -146,12 +146,13 @@ static void dirty_until_written(void **state)
     (void)state;
     struct fixture f = make(4);
 
-    assert_false(refcounts_page_dirty(&f.rc, 1));
+    assert_int_equal(refcounts_next_dirty(&f.rc, 0), TABLE_SIZE);
     assert_int_equal(refcounts_set(&f.rc, 256 + 3, 1), 0);
+    assert_int_equal(refcounts_next_dirty(&f.rc, 0), 1);
     assert_true(refcounts_piece_dirty(&f.rc, 1, 0));
     assert_int_equal(f.rc.dirty_pages, 1);
     refcounts_piece_written(&f.rc, 1, 0);
-    assert_false(refcounts_page_dirty(&f.rc, 1));
+    assert_int_equal(refcounts_next_dirty(&f.rc, 0), TABLE_SIZE);
     refcounts_piece_again(&f.rc, 1, 0);
     assert_int_equal(f.rc.dirty_pages, 1);
     done(&f);
@@ -165,7 +166,13 @@ static void table_grows(void **state)
     uint64_t far = (uint64_t)TABLE_SIZE * 256 * 3;
 
     assert_int_equal(refcounts_set(&f.rc, 77, 2), 0);
+    refcounts_set_block(&f.rc, 0, 1 << 20);
     assert_int_equal(refcounts_reach(&f.rc, far), 0);
+    // What waited to be written still does.
+    assert_true(refcounts_table_piece_dirty(&f.rc, 0));
+    assert_int_equal(refcounts_next_dirty(&f.rc, 0), 0);
+    assert_true(refcounts_piece_dirty(&f.rc, 0, 0));
+    assert_int_equal(refcounts_next_dirty(&f.rc, 1), f.rc.table_size);
     assert_true(f.rc.table_moved);
     assert_true(f.rc.table_size > far / 256);
     assert_int_equal(f.rc.table_size % 64, 0);

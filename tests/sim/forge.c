@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
+#include <zstd.h>
 
 #include "qcow2/format.h"
+#include "qcow2/header.h"
 #include "tests/sim/pattern.h"
 
 // Host clusters of the largest image that is filled up with leaks.
@@ -107,23 +109,37 @@ static uint64_t put_data(struct forge *f, uint64_t guest, uint32_t value)
     return host;
 }
 
-static uint64_t put_compressed(struct forge *f, uint64_t guest, uint32_t value)
+// Packs the cluster in buffer. Returns how many bytes it takes; packed has twice a cluster's.
+static uint64_t pack(struct forge *f, unsigned char *packed)
 {
-    unsigned shift = format_compressed_shift(f->recipe->cluster_bits);
-    unsigned char *packed = need(malloc(2 * f->cluster_size));
     z_stream stream = {.next_in = f->buffer,
                        .avail_in = (uInt)f->cluster_size,
                        .next_out = packed,
                        .avail_out = (uInt)(2 * f->cluster_size)};
 
-    value |= PATTERN_COMPRESSIBLE;
-    pattern_fill(f->buffer, value, guest * f->cluster_size, f->cluster_size);
+    if (f->recipe->zstd) {
+        size_t length = ZSTD_compress(packed, 2 * f->cluster_size, f->buffer, f->cluster_size, 1);
+
+        if (ZSTD_isError(length))
+            abort();
+        return length;
+    }
     if (deflateInit2(&stream, Z_BEST_COMPRESSION, Z_DEFLATED, -12, 8, Z_DEFAULT_STRATEGY) != Z_OK ||
         deflate(&stream, Z_FINISH) != Z_STREAM_END)
         abort();
-    uint64_t length = 2 * f->cluster_size - stream.avail_out;
-    assert(length < f->cluster_size);
     deflateEnd(&stream);
+    return 2 * f->cluster_size - stream.avail_out;
+}
+
+static uint64_t put_compressed(struct forge *f, uint64_t guest, uint32_t value)
+{
+    unsigned shift = format_compressed_shift(f->recipe->cluster_bits);
+    unsigned char *packed = need(malloc(2 * f->cluster_size));
+
+    value |= PATTERN_COMPRESSIBLE;
+    pattern_fill(f->buffer, value, guest * f->cluster_size, f->cluster_size);
+    uint64_t length = pack(f, packed);
+    assert(length < f->cluster_size);
 
     // Narrow refcounts cannot count the neighbours in one cluster. Some begin so late in theirs that
     // they end in the next one.
@@ -372,7 +388,10 @@ static void write_header(struct forge *f)
 {
     const struct forge_recipe *r = f->recipe;
     unsigned char *h = f->buffer;
-    size_t at = r->version >= 3 ? FORMAT_HEADER_V3_BYTES_MIN : FORMAT_HEADER_V2_BYTES;
+    bool zstd = r->zstd && r->compressed;
+    // The kind of compression has a field behind the shortest header of version 3.
+    uint32_t length = FORMAT_HEADER_V3_BYTES_MIN + (zstd ? 8 : 0);
+    size_t at = r->version >= 3 ? length : FORMAT_HEADER_V2_BYTES;
 
     memset(h, 0, f->cluster_size);
     format_put32(h + FORMAT_HEADER_MAGIC, FORMAT_MAGIC);
@@ -390,15 +409,18 @@ static void write_header(struct forge *f)
     if (r->version >= 3) {
         format_put64(h + FORMAT_HEADER_COMPATIBLE, r->lazy_refcounts ? 1 : 0);
         format_put32(h + FORMAT_HEADER_REFCOUNT_ORDER, r->refcount_order);
-        format_put32(h + FORMAT_HEADER_LENGTH, FORMAT_HEADER_V3_BYTES_MIN);
+        format_put32(h + FORMAT_HEADER_LENGTH, length);
+        if (zstd)
+            format_put64(h + FORMAT_HEADER_INCOMPATIBLE, HEADER_INCOMPATIBLE_COMPRESSION);
+        h[FORMAT_HEADER_V3_BYTES_MIN] = zstd;
     }
     if (r->backing_name) {
-        size_t length = strlen(r->backing_format);
+        size_t bytes = strlen(r->backing_format);
 
         format_put32(h + at, FORMAT_EXTENSION_BACKING_FORMAT);
-        format_put32(h + at + 4, (uint32_t)length);
-        memcpy(h + at + 8, r->backing_format, length);
-        at += 8 + (length + 7) / 8 * 8;
+        format_put32(h + at + 4, (uint32_t)bytes);
+        memcpy(h + at + 8, r->backing_format, bytes);
+        at += 8 + (bytes + 7) / 8 * 8;
         at += FORMAT_EXTENSION_BYTES; // the end of the extensions
         memcpy(h + at, r->backing_name, strlen(r->backing_name));
         format_put64(h + FORMAT_HEADER_BACKING_OFFSET, at);

@@ -29,6 +29,7 @@ struct forge_recipe {
     const char *backing_format;
     unsigned snapshots; // at most FORGE_SNAPSHOTS_MAX
     bool compressed;
+    bool zstd;      // compressed with zstd instead of zlib; version 3 only
     bool leaks;     // count so many clusters as used that the refcount table is nearly full
     bool gaps;      // leave free clusters in between
     unsigned fill;  // per cent of the clusters in zones that are mapped

@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
+#include <zstd.h>
 
 #include "qcow2/format.h"
+#include "qcow2/header.h"
 
 static uint32_t read32(const struct reader *reader, uint64_t offset)
 {
@@ -72,6 +74,7 @@ bool reader_open(struct reader *r, const struct memory *memory, struct reader_ba
     if (r->version >= 3) {
         r->incompatible = reader_read64(r, FORMAT_HEADER_INCOMPATIBLE);
         r->refcount_order = read32(r, FORMAT_HEADER_REFCOUNT_ORDER);
+        r->zstd = (r->incompatible & HEADER_INCOMPATIBLE_COMPRESSION) != 0;
     }
     if (r->snapshot_count > READER_SNAPSHOTS_MAX || r->refcount_order > 6) {
         snprintf(text, READER_TEXT, "the header is broken");
@@ -104,24 +107,51 @@ static void read_backing(const struct reader *r, uint64_t guest, unsigned char *
         memset(buf, 0, r->cluster_size);
 }
 
+// Both return whether all of the cluster came out.
+static bool inflate_zlib(const unsigned char *packed, uint64_t length, unsigned char *buf,
+                         uint64_t cluster_size)
+{
+    z_stream stream = {.next_in = (unsigned char *)(uintptr_t)packed,
+                       .avail_in = (uInt)length,
+                       .next_out = buf,
+                       .avail_out = (uInt)cluster_size};
+
+    if (inflateInit2(&stream, -12) != Z_OK)
+        abort();
+    inflate(&stream, Z_FINISH);
+    inflateEnd(&stream);
+    return stream.avail_out == 0;
+}
+
+static bool inflate_zstd(const unsigned char *packed, uint64_t length, unsigned char *buf,
+                         uint64_t cluster_size)
+{
+    ZSTD_DStream *stream = ZSTD_createDStream();
+    ZSTD_inBuffer in = {packed, length, 0};
+    ZSTD_outBuffer out = {buf, cluster_size, 0};
+    size_t left = 1;
+
+    if (!stream)
+        abort();
+    // Behind the frame there may be anything.
+    while (left > 0 && !ZSTD_isError(left) && in.pos < in.size && out.pos < out.size)
+        left = ZSTD_decompressStream(stream, &out, &in);
+    ZSTD_freeDStream(stream);
+    return out.pos == out.size;
+}
+
 static void read_compressed(const struct reader *r, uint64_t entry, unsigned char *buf)
 {
     uint64_t offset = format_compressed_offset(entry, r->cluster_bits);
     uint64_t length = format_compressed_length(entry, r->cluster_bits);
     unsigned char *packed = malloc(length);
-    z_stream stream = {.next_in = packed,
-                       .avail_in = (uInt)length,
-                       .next_out = buf,
-                       .avail_out = (uInt)r->cluster_size};
 
-    if (!packed || inflateInit2(&stream, -12) != Z_OK)
+    if (!packed)
         abort();
     memory_read(r->memory, packed, offset, length);
-    inflate(&stream, Z_FINISH);
     // What cannot be inflated is no content that anybody expects.
-    if (stream.avail_out > 0)
+    if (!(r->zstd ? inflate_zstd : inflate_zlib)(packed, length, buf, r->cluster_size))
         memset(buf, 0xee, r->cluster_size);
-    inflateEnd(&stream);
     free(packed);
 }
 

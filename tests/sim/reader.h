@@ -34,6 +34,7 @@ struct reader {
     uint64_t cluster_size;
     uint64_t size;
     uint64_t incompatible;
+    bool zstd;
     uint32_t refcount_order;
     uint64_t refcount_table_offset;
     uint32_t refcount_table_clusters;

@@ -24,8 +24,9 @@ static uint64_t salted(const struct run *run)
     return run->scenario.seed + (run->scenario.limits.salt << 32);
 }
 
-// Clusters that the tables of a new image without data take, at most.
+// Clusters that the tables of a new image take, at most; and bytes, for there are few of the largest.
 #define CREATED_CLUSTERS 2048ull
+#define CREATED_BYTES_MAX (256ull << 20)
 
 // Of the states after a cut.
 #define REPAIRED_PERCENT 12
@@ -90,12 +91,12 @@ static void create(struct run *run, struct memory *out)
 
     sim_disk_init(&disk);
     if (s->device > 0) {
+        uint64_t tables = CREATED_CLUSTERS << s->image.cluster_bits;
         struct memory state;
 
-        // Tables in advance take no more than the disk does.
         memory_init(&state);
-        forge_device(s->device + (s->preallocated ? 2 * s->image.size : 0) +
-                         (CREATED_CLUSTERS << s->image.cluster_bits),
+        forge_device(s->device + (s->preallocated ? s->image.size : 0) +
+                         (tables < CREATED_BYTES_MAX ? tables : CREATED_BYTES_MAX),
                      &state);
         sim_disk_restart(&disk, &state);
         disk.device = true;

@@ -90,6 +90,7 @@ static void draw_layers(struct forge_recipe *r, struct rng *rng)
 {
     r->fill = (unsigned)rng_between(rng, 0, 9) * 10;
     r->compressed = rng_percent(rng, 40);
+    r->zstd = r->version >= 3 && rng_percent(rng, 35);
     r->gaps = rng_percent(rng, 35);
     // Only with the smallest clusters is the refcount table easily full.
     r->leaks = rng_percent(rng, r->cluster_bits == 9 ? 55 : 20);
@@ -409,7 +410,9 @@ void scenario_describe(const struct scenario *s, char *text, size_t bytes)
              s->preallocated ? ", preallocated"
              : s->created    ? ", created"
                              : "",
-             r->compressed && !s->created ? ", compressed" : "", s->unmap ? ", unmap" : "",
-             r->snapshots, s->cache_bytes, s->no_extents ? "no extents" : "extents",
-             s->device > 0 ? ", block device" : "");
+             !r->compressed || s->created ? ""
+             : r->zstd                    ? ", zstd"
+                                          : ", compressed",
+             s->unmap ? ", unmap" : "", r->snapshots, s->cache_bytes,
+             s->no_extents ? "no extents" : "extents", s->device > 0 ? ", block device" : "");
 }

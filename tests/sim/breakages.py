@@ -19,7 +19,8 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FLAGS = ["-O2", "-g", "-std=gnu17", "-D_GNU_SOURCE", "-I."]
-LIBRARIES = ["-lz", "-ldeflate", "-lzstd"]
+LIBRARIES = ["-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=posix_memalign", "-lz",
+             "-ldeflate", "-lzstd"]
 # What the simulator takes of server/.
 BRIDGE = ["access", "budget", "buffer_pool", "client", "client_request", "export", "log"]
 

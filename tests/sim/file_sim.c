@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/sim/heap.h"
+
 // As long as a few I/Os may take in a job's way.
 #define JOB_LONGEST 400u
 
@@ -85,6 +87,25 @@ void sim_trace(const struct sim *sim, const char *format, ...)
     va_end(args);
     putchar('\n');
     fflush(stdout);
+}
+
+bool sim_run(struct sim *sim)
+{
+    uint64_t failed = heap_failed();
+
+    heap_enter(true);
+    bool ran = runq_run(&sim->runq);
+    heap_enter(false);
+    sim_count_heap(sim, failed);
+    return ran;
+}
+
+void sim_count_heap(struct sim *sim, uint64_t failed)
+{
+    if (heap_failed() == failed)
+        return;
+    sim->faults_hit += heap_failed() - failed;
+    sim_trace(sim, "  memory ran out");
 }
 
 bool sim_quiet(const struct sim *sim)
@@ -270,12 +291,14 @@ bool sim_complete_next(struct sim *sim)
 
 void sim_offload(struct sim *sim, struct offload_job *job)
 {
+    bool inside = heap_enter(false);
     struct sim_request *request = need(calloc(1, sizeof(*request)));
 
     request->sim = sim;
     request->job = job;
     request->due = sim->now + rng_scaled(&sim->rng, JOB_LONGEST);
     insert_pending(sim, request);
+    heap_enter(inside);
 }
 
 static int class_fault(struct sim *sim, enum sim_class class)
@@ -344,6 +367,7 @@ static void submit(struct file *file, struct file_io *io)
 {
     struct file_sim *f = (struct file_sim *)file;
     struct sim *sim = f->sim;
+    bool inside = heap_enter(false);
     struct sim_request *request = need(calloc(1, sizeof(*request)));
 
     bool alive = event(sim);
@@ -365,6 +389,7 @@ static void submit(struct file *file, struct file_io *io)
           (io->kind == FILE_TRUNCATE || io->offset + io->length > f->disk->live.size)))
         request->entry = new_entry(sim, request);
     insert_pending(sim, request);
+    heap_enter(inside);
 }
 
 // ---- The file

@@ -64,6 +64,10 @@ __attribute__((format(printf, 2, 3))) void sim_fail(struct sim *sim, const char 
 __attribute__((format(printf, 2, 3))) void sim_trace(const struct sim *sim, const char *format,
                                                      ...);
 
+// Runs what is queued, once (runq.h), while memory may run out (heap.h).
+bool sim_run(struct sim *sim);
+// Counts allocations that failed as faults, those since failed of them had.
+void sim_count_heap(struct sim *sim, uint64_t failed);
 // Completes the request that is due next. False: there is none.
 bool sim_complete_next(struct sim *sim);
 // When that will be; UINT64_MAX: there is none.

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "tests/sim/guest.h"
+#include "tests/sim/heap.h"
 #include "tests/sim/service.h"
 
 TAILQ_HEAD(guest_list, guest);
@@ -70,6 +71,18 @@ static void free_left(struct generation *gen)
             guest_free(guest);
         }
         guest = next;
+    }
+}
+
+// The server drops whom it has no memory for; another one comes.
+static void replace_dropped(struct generation *gen)
+{
+    for (unsigned i = 0; i < gen->plan->guests; i++) {
+        if (!gen->guests[i] || !gen->guests[i]->gone || gen->run->sim.dead)
+            continue;
+        dismiss(gen, i, LEAVE_CUT_OFF);
+        if (!gen->stopped)
+            connect_guest(gen, i);
     }
 }
 
@@ -191,8 +204,7 @@ static bool advance(struct generation *gen)
     }
     if (sim_quiet(sim)) {
         // Where no bytes pass a request that waited for memory may go on.
-        return runq_run(&sim->runq) || pass(gen, true) || !runq_empty(&sim->runq) ||
-               !sim_quiet(sim);
+        return sim_run(sim) || pass(gen, true) || !runq_empty(&sim->runq) || !sim_quiet(sim);
     }
     // What completes together is seen together, now and then.
     do
@@ -211,7 +223,8 @@ static void serve(struct generation *gen)
         if (sim->dead)
             cut_off(gen);
         free_left(gen);
-        if (runq_run(&sim->runq) && rng_percent(&sim->rng, 90))
+        replace_dropped(gen);
+        if (sim_run(sim) && rng_percent(&sim->rng, 90))
             continue;
         if (!advance(gen))
             break;
@@ -262,6 +275,7 @@ bool generation_run(struct run *run, const struct scenario_generation *g)
     memcpy(sim->faults, g->faults, sizeof(sim->faults));
     sim_trace(sim, "generation %u: %u ops, %u at once, %u guests%s%s", g->number, g->ops, g->depth,
               g->guests, g->read_only ? ", read-only" : "", g->fault_count ? ", with faults" : "");
+    heap_begin(g->heap_first, g->heap_count);
     if (!service_open(&gen.service, run, g))
         return false;
     TAILQ_INIT(&gen.left);
@@ -275,5 +289,6 @@ bool generation_run(struct run *run, const struct scenario_generation *g)
         serve(&gen);
         service_close(&gen.service);
     }
+    heap_begin(0, 0);
     return clean;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "protocol/wire.h"
+#include "tests/sim/heap.h"
 #include "tests/sim/pattern.h"
 
 // A request of a guest, from when it is put into the connection to its answer.
@@ -125,6 +126,7 @@ static bool may_fail(const struct guest *guest, const struct guest_request *requ
     case NBD_ESHUTDOWN:
         return guest->stopping;
     case NBD_EIO:
+    case NBD_ENOMEM:
     case NBD_ENOSPC:
         return guest->run->sim.faults_hit > 0;
     default:
@@ -401,6 +403,10 @@ static void check_client(struct guest *guest, enum client_state state)
 {
     struct sim *sim = sim_of(guest);
 
+    if (state == CLIENT_BROKEN && heap_failed() > 0) {
+        go(guest);
+        return;
+    }
     if (state == CLIENT_BROKEN)
         sim_fail(sim, "the server drops guest %u: %s", guest->number, client_reason(guest->client));
     if (state != CLIENT_ENDING || !client_drained(guest->client))
@@ -422,7 +428,11 @@ bool guest_pass(struct guest *guest, bool eager)
     // As a connection does: bytes in, act on them, bytes out.
     uint64_t taken = client_request_count(guest->client);
     passed = pass_to_server(guest, eager);
+    uint64_t failed = heap_failed();
+    heap_enter(true);
     enum client_state state = client_run(guest->client);
+    heap_enter(false);
+    sim_count_heap(sim_of(guest), failed);
     passed |= state == CLIENT_YIELDED || client_request_count(guest->client) != taken ||
               state != guest->state;
     guest->state = state;

@@ -8,7 +8,7 @@
 #include "qcow2/image.h"
 
 // What the streams of chance are for; ops have theirs from STREAM_OPS on.
-enum { STREAM_SCENARIO, STREAM_GENERATIONS = 16, STREAM_OPS = 64 };
+enum { STREAM_SCENARIO, STREAM_MEMORY = 4, STREAM_GENERATIONS = 16, STREAM_OPS = 64 };
 
 // Values of the layers (pattern.h); guests' writes are numbered from 1000 on.
 #define VALUE_IMAGE 1u
@@ -300,6 +300,11 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
         if (rng_percent(&salted, 60))
             return;
     }
+    struct rng memory = rng_stream(s->seed, STREAM_MEMORY + number);
+    if (!s->limits.no_faults && rng_percent(&memory, 12)) {
+        g->heap_first = rng_scaled(&memory, 2ull * g->ops + 20);
+        g->heap_count = rng_scaled(&memory, 8);
+    }
     // A barrier that was about to end is the moment that most depends on it.
     if (rng_percent(&salted, 40))
         g->cut_barrier = rng_scaled(&salted, 16);
@@ -321,6 +326,7 @@ void scenario_make_idle(struct scenario_generation *g)
     g->read_only = false;
     g->ops = (unsigned)smaller(g->ops, 5);
     g->fault_count = 0;
+    g->heap_count = 0;
     g->room = UINT64_MAX;
 }
 

@@ -92,8 +92,10 @@ struct scenario_generation {
     uint64_t room;        // bytes that the file can still grow by; UINT64_MAX: as it likes
     bool finish;          // ends well, unless the power goes meanwhile
     bool read_only;
-    bool reads_only; // guests change nothing
-    unsigned fua;    // per cent of the changes that are to be durable at once
+    bool reads_only;     // guests change nothing
+    unsigned fua;        // per cent of the changes that are to be durable at once
+    uint64_t heap_first; // allocations of the server that fail (heap.h)
+    uint64_t heap_count;
     unsigned guests;
     uint64_t portion; // bytes that pass at once between a guest and the server, at most; 0: all
     unsigned deaf;    // per cent of the times that a guest does not take what it is sent

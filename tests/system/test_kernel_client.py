@@ -8,7 +8,7 @@ import pytest
 import lib_guest
 import lib_tls
 import lib_tools
-from lib_server import Server
+from lib_server import PLAIN_BINARY, Server
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -260,3 +260,52 @@ def test_mounted_file_system_outlives_the_server(workdir, kind, make, check, con
     assert isinstance(text, str), text
     assert "RECONNECTED" in text and text.count("is as it must be") == 6, text[-6000:]
     lib_tools.check_clean(image)
+
+
+UNIX_SCRIPT = r"""
+ifconfig lo 127.0.0.1
+start() {
+    rm -f /tmp/ready
+    lazycow serve -k /tmp/socket --pid-file=/tmp/pid /tmp/disk.qcow2 >/tmp/ready 2>/tmp/log &
+    until grep -q listening /tmp/ready; do sleep 0.1; done
+}
+stop() {
+    kill $(cat /tmp/pid)
+    wait $!
+    lazycow check /tmp/disk.qcow2
+}
+lazycow create /tmp/disk.qcow2 GIBI
+start
+nbd-client -unix /tmp/socket /dev/nbd0 -N disk -b 512 -t 30
+mkfs.ext4 -q -F /dev/nbd0
+mount -t ext4 -o discard /dev/nbd0 /mnt
+mkdir /mnt/files
+guest_files run /mnt/files /tmp/model 1 OPERATIONS
+umount /mnt
+e2fsck -fn /dev/nbd0
+nbd-client -d /dev/nbd0
+stop
+start
+nbd-client -unix /tmp/socket /dev/nbd0 -N disk -b 4096 -C 4 -t 30
+mount -t ext4 -o discard /dev/nbd0 /mnt
+guest_files verify /mnt/files /tmp/model
+guest_files run /mnt/files /tmp/model 2 OPERATIONS
+fstrim -v /mnt
+umount /mnt
+e2fsck -fn /dev/nbd0
+nbd-client -d /dev/nbd0
+stop
+grep -c "export 'disk'" /tmp/log
+"""
+
+
+@pytest.mark.limit(300)
+def test_kernel_client_over_a_unix_socket(workdir):
+    """Server and client in one guest: what a host does that has its own images as devices."""
+    script = UNIX_SCRIPT.replace("GIBI", str(GIBI)).replace(
+        "OPERATIONS", str(lib_tools.scaled(OPERATIONS) // 4))
+    text = lib_guest.boot_with(
+        workdir, [], script, modules=MODULES, timeout=250,
+        programs=(lib_guest.compiled(workdir, "guest_files"), "nbd-client", PLAIN_BINARY))
+    assert text.count("is as it must be") == 3 and "trimmed" in text, text[-6000:]
+    assert text.count("No errors were found on the image") == 2, text[-6000:]

@@ -119,8 +119,8 @@ static struct disk *disk_new(void)
     d->bytes = calloc(1, FILE_BYTES_MAX);
     assert_non_null(d->bytes);
     runq_init(&d->runq);
-    d->file = (struct file){
-        .ops = &disk_ops, .runq = &d->runq, .name = name, .fresh_is_zero = true};
+    d->file =
+        (struct file){.ops = &disk_ops, .runq = &d->runq, .name = name, .fresh_is_zero = true};
     return d;
 }
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How programs of other projects, and several of them at once, get along with the server."""
+import concurrent.futures
 import json
 import os
+import queue
 import random
 import subprocess
 import time
@@ -246,3 +248,71 @@ def test_a_guest_and_a_backup_at_once(workdir):
     with open(out, "rb") as stream:
         assert stream.read(len(content)) == content
     lib_tools.check_clean(image)
+
+
+# What backup programs send at most in one request, and ask the status of at once.
+TRANSFER = 8 * MEBI
+STATUS_RANGE = 1 << 30
+WORKERS = 4
+
+
+def extents_of(handle, size):
+    """[(offset, length, zero, depth)] of the whole disk, by both contexts together."""
+    found = []
+    at = 0
+    while at < size:
+        answer = {}
+        handle.block_status(min(STATUS_RANGE, size - at), at,
+                            lambda context, _offset, entries, _error: answer.update(
+                                {context: list(zip(entries[::2], entries[1::2]))}) or 0)
+        allocation, depth = answer[BASE], answer[DEPTH]
+        while allocation and depth:
+            length = min(allocation[0][0], depth[0][0])
+            found.append((at, length, bool(allocation[0][1] & nbd.STATE_ZERO), depth[0][1]))
+            at += length
+            for pieces in (allocation, depth):
+                pieces[0] = (pieces[0][0] - length, pieces[0][1])
+                if pieces[0][0] == 0:
+                    pieces.pop(0)
+    return found
+
+
+def test_incremental_backup_and_restore(workdir):
+    """As oVirt and its like do: what the topmost layer holds is told by the contexts, read over
+    several connections to a Unix socket, and written over several others into another chain."""
+    disk = chain(workdir)
+    rng = random.Random(8)
+    lib_tools.qemu_io(disk, *(f"write -P {rng.randrange(1, 255)} {rng.randrange(60 * MEBI)} "
+                              f"{rng.randrange(1, 2 * MEBI)}" for _ in range(20)))
+    restored = lib_tools.create(f"{workdir}/restored.qcow2", None, f"{workdir}/middle.qcow2",
+                                "qcow2")
+    with Server(workdir, disk, read_only=True) as source, Server(workdir, restored) as target:
+        handle = source.connect(contexts=(BASE, DEPTH))
+        todo = queue.SimpleQueue()
+        for offset, length, zero, depth in extents_of(handle, SIZE):
+            step = length if zero else TRANSFER
+            for at in range(offset, offset + length, step):
+                if depth == 1:
+                    todo.put((at, min(step, offset + length - at), zero))
+        handle.shutdown()
+        assert todo.qsize() > 5
+
+        def copy():
+            one, two = source.connect(), target.connect()
+            while True:
+                try:
+                    at, length, zero = todo.get_nowait()
+                except queue.Empty:
+                    break
+                if zero:
+                    two.zero(length, at)
+                else:
+                    two.pwrite(one.pread(length, at), at)
+            two.flush()
+            one.shutdown()
+            two.shutdown()
+        with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+            for done in [pool.submit(copy) for _ in range(WORKERS)]:
+                done.result(60)
+    lib_tools.check_clean(restored)
+    assert "identical" in lib_tools.qemu_img("compare", disk, restored)

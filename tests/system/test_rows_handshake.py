@@ -117,7 +117,8 @@ def test_row_05_no_delay(workdir):
     """strace sees the socket option."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     with Server(workdir, image, tcp=True, plain=True,
-                wrapper=["strace", "-D", "-f", "-o", f"{workdir}/trace", "-e", "setsockopt"]) as server:
+                wrapper=["strace", "-D", "-f", "-o", f"{workdir}/trace",
+                         "-e", "setsockopt"]) as server:
         with Wire(server) as wire:
             wire.go()
             wire.check_alive()
@@ -155,7 +156,7 @@ def test_row_08_zeroes(servers, flags, padding):
 
 
 def test_row_09_option_replies(wire):
-    """Wire.option checks magic and option of every reply; these come in the order of the options."""
+    """Wire.option checks magic and option of every reply; these come in the options' order."""
     wire.greet()
     wire.send(b"".join(option_bytes(option) for option in (77, OPT_LIST, 78, OPT_LIST)))
     for option in (77, OPT_LIST, 78, OPT_LIST):
@@ -307,7 +308,8 @@ GOOD = meta_data("one", ["base:allocation"])
 
 @pytest.mark.parametrize("steps, works", [
     ([GOOD], True), ([GOOD, GOOD], True), ([GOOD, meta_data("one", [])], False),
-    ([GOOD, meta_data("one", ["x:y"])], False), ([GOOD, meta_data("no", ["base:allocation"])], False),
+    ([GOOD, meta_data("one", ["x:y"])], False),
+    ([GOOD, meta_data("no", ["base:allocation"])], False),
     ([GOOD, GOOD + b"x"], False), ([GOOD, b"short"], False), ([GOOD, bytes(70000)], False),
     ([meta_data("no", ["base:allocation"]), GOOD], True)])
 def test_row_23_set_meta_context(wire, steps, works):

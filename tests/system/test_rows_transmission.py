@@ -337,7 +337,8 @@ def test_row_58_unknown_commands_and_flags(wire):
     for kind in (8, 9, 100, 0xffff):
         assert wire.error(kind, 0, 512) == EINVAL
     for kind in RANGED:
-        for flags in (32, 64, 0x8000, CMD_FLAG_REQ_ONE if kind != CMD_BLOCK_STATUS else CMD_FLAG_DF):
+        other = CMD_FLAG_REQ_ONE if kind != CMD_BLOCK_STATUS else CMD_FLAG_DF
+        for flags in (32, 64, 0x8000, other):
             payload = b"y" * 512 if kind == CMD_WRITE else b""
             assert wire.error(kind, 0, 512, flags, payload) == EINVAL
     assert wire.read(0, 512) == b"\5" * 512

@@ -250,6 +250,21 @@ class Server:
 
     # ---- Stopping it ----------------------------------------------------------------------------
 
+    def hold_and_stop(self):
+        """Tells it to stop while it does nothing: what is sent now comes behind that. To be let go
+        with SIGCONT."""
+        time.sleep(0.5)  # until it waits for events again, with none left over from before
+        self.process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + START_SECONDS
+        while self._state() != "T":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        self.process.send_signal(signal.SIGTERM)
+
+    def _state(self):
+        with open(f"/proc/{self.pid}/stat", encoding="ascii") as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+
     def check_sanitizers(self):
         text = self.stderr()
         found = SANITIZER.search(text)

@@ -227,7 +227,8 @@ def test_mounted_file_system_outlives_the_server(workdir, kind, make, check, con
     server is stopped, while it is away and behind that, then behind a mount."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", GIBI, lazy_refcounts="on")
     programs = [lib_guest.compiled(workdir, "guest_files"),
-                lib_guest.compiled(workdir, "guest_nbd"), "nbd-client", *(["mkfs.xfs", "xfs_repair"] if kind == "xfs" else [])]
+                lib_guest.compiled(workdir, "guest_nbd"), "nbd-client",
+                *(["mkfs.xfs", "xfs_repair"] if kind == "xfs" else [])]
     first = Server(workdir, image, tcp=True)
     script = RECONNECT_SCRIPT
     for word, value in (("HOST", HOST), ("PORT", first.port), ("CONNECTIONS", connections),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows 1 to 35 of the protocol checklist, handshake and TLS, on a live socket: test_row_NN. The
 sections are those of doc/proto.md in NetworkBlockDevice/nbd."""
+import signal
 import ssl
 import struct
 import time
@@ -57,8 +58,8 @@ def required(servers):
         yield connection
 
 
-def in_step(wire):
-    assert wire.option_result(OPT_INFO, go_data("one")) == REP_ACK
+def in_step(wire, name="one"):
+    assert wire.option_result(OPT_INFO, go_data(name)) == REP_ACK
 
 
 def start_tls(wire):
@@ -184,7 +185,21 @@ def test_row_11_bad_data_does_not_disconnect(wire, option):
     in_step(wire)
 
 
-# Row 12, ERR_SHUTDOWN: row_12_shutting_down in tests/unit/test_session.c.
+def test_row_12_shutting_down(workdir):
+    """The server is held while it is told to stop and an option comes after that."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    for option, data in ((OPT_LIST, b""), (OPT_GO, go_data("disk")), (99, b"what")):
+        server = Server(workdir, image)
+        with Wire(server) as wire:
+            wire.greet()
+            in_step(wire, "disk")
+            server.hold_and_stop()
+            wire.send(option_bytes(option, data))
+            server.process.send_signal(signal.SIGCONT)
+            assert wire.option_replies(option)[0][0] == REP_ERR_SHUTDOWN
+            wire.expect_closed()
+        server.stop()
+
 
 # ---- Options ------------------------------------------------------------------------------------
 

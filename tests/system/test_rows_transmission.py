@@ -2,6 +2,7 @@
 """Rows 36 to 61 of the protocol checklist, transmission and extended headers, on a live socket:
 test_row_NN. The sections are those of doc/proto.md in NetworkBlockDevice/nbd."""
 import random
+import signal
 import struct
 
 import pytest
@@ -285,6 +286,26 @@ def test_row_53_errors_do_not_disconnect(wire):
                                    (1 << 63, 5000)):
                 wire.error(kind, offset, length, flags, bytes(length) if kind == CMD_WRITE else b"")
     wire.check_alive()
+
+
+def test_row_53_shutdown(workdir):
+    """What has come before the stop is answered, what comes behind it gets ESHUTDOWN."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    server = Server(workdir, image)
+    with Wire(server) as wire:
+        wire.go(structured=False)
+        assert wire.error(CMD_WRITE, 0, 4096, payload=b"\6" * 4096) == 0
+        server.hold_and_stop()
+        wire.send(request_bytes(CMD_READ, 1, 0, 512)
+                  + request_bytes(CMD_WRITE, 2, 0, 4096, 0, bytes(4096))
+                  + request_bytes(CMD_FLUSH, 3))
+        server.process.send_signal(signal.SIGCONT)
+        assert sorted(wire.reply()[:2] for _ in range(3)) == [
+            (cookie, ESHUTDOWN) for cookie in (1, 2, 3)]
+        wire.expect_closed()
+    server.stop()
+    lib_tools.check_clean(image)
+    lib_tools.qemu_io(image, "read -P 6 0 4096")
 
 
 # ---- Sizes and errors ---------------------------------------------------------------------------

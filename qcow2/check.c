@@ -207,10 +207,16 @@ static int repair(struct check_pass *pass, struct error *err)
         if (ret == 0)
             ret = run_again(pass, err);
     }
+    const bool hides = pass->hides;
+    if (ret == 0 && hides && pass->options->message != NULL)
+        pass->options->message(pass->options->context,
+                               "Damaged entries may hide clusters: none that seems unused is freed "
+                               "or overwritten, so leaks stay until those entries are put right");
     for (int round = 0; round < REPAIR_ROUNDS && ret == 0 && anything_wrong(pass); round++) {
         ret = check_repair(pass, err);
         if (ret == 0)
             ret = run_again(pass, err);
+        pass->hides |= hides; // also where the entry was put right meanwhile
     }
     if (ret == 0 && pass->result.corruptions == 0)
         ret = mark_consistent(pass->file, &pass->header, err);

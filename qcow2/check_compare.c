@@ -207,6 +207,10 @@ static void check_overlaps(struct check_pass *pass)
     }
     for (uint64_t i = counts_next(&pass->l2_tables, 0); i < pass->clusters;
          i = counts_next(&pass->l2_tables, i + 1)) {
+        // Two parts of the disk share no table: one of the entries was meant for another.
+        if (counts_get(&pass->copied, i) + counts_get(&pass->not_copied, i) > 1 &&
+            counts_get(&pass->l2_tables, i) > 1)
+            pass->hides = true;
         if (counts_get(&pass->counted, i) == counts_get(&pass->l2_tables, i))
             continue;
         pass->result.corruptions++;

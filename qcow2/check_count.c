@@ -20,6 +20,11 @@ static const char *const kind_names[] = {
     [WALK_CRYPTO_HEADER] = "encryption header",
 };
 
+static bool of_refcounts(const struct walk_reference *ref)
+{
+    return ref->kind == WALK_REFCOUNT_BLOCK || ref->kind == WALK_REFCOUNT_TABLE;
+}
+
 // Part of a reference that lies behind the end of the file: clusters [first, end).
 static void beyond(struct check_pass *pass, const struct walk_reference *ref, uint64_t first,
                    uint64_t end)
@@ -28,6 +33,9 @@ static void beyond(struct check_pass *pass, const struct walk_reference *ref, ui
     uint64_t entries = (ref->kind == WALK_DATA ? end - first : 1) * ref->count;
 
     pass->result.corruptions += entries;
+    // Where no growth can have been lost an entry may be meant for another place.
+    if (!of_refcounts(ref) && end > pass->clusters + check_lost_growth(pass))
+        pass->hides = true;
     if (end > pass->beyond_end)
         pass->beyond_end = end;
     if (ref->kind == WALK_REFCOUNT_BLOCK)
@@ -69,22 +77,45 @@ static int count_kind(struct check_pass *pass, const struct walk_reference *ref,
     return counts_add(ref->copied ? &pass->copied : &pass->not_copied, ref->cluster, clusters, 1);
 }
 
+// Counts what a reference has behind the end of the file, as far as something may be built there.
+static int count_beyond(struct check_pass *pass, const struct walk_reference *ref, uint64_t first,
+                        uint64_t end)
+{
+    uint64_t room = pass->counted.clusters;
+
+    if (end > room)
+        end = room;
+    if (of_refcounts(ref) || first >= end)
+        return 0;
+    return counts_add(&pass->counted, first, end - first, ref->count);
+}
+
 static int count_reference(void *context, const struct walk_reference *ref)
 {
     struct check_pass *pass = context;
     uint64_t clusters = ref->clusters;
+    int ret;
 
     if (ref->cluster >= pass->clusters || clusters > pass->clusters - ref->cluster) {
         uint64_t first = ref->cluster > pass->clusters ? ref->cluster : pass->clusters;
         beyond(pass, ref, first, ref->cluster + clusters);
-        if (ref->kind == WALK_REFCOUNT_BLOCK || ref->kind == WALK_REFCOUNT_TABLE)
+        if (of_refcounts(ref))
             pass->structure_broken = true;
-        if (ref->cluster >= pass->clusters)
-            return 0;
+        ret = count_beyond(pass, ref, first, ref->cluster + clusters);
+        if (ret < 0 || ref->cluster >= pass->clusters)
+            return ret;
         clusters = pass->clusters - ref->cluster;
     }
-    int ret = counts_add(&pass->counted, ref->cluster, clusters, ref->count);
+    ret = counts_add(&pass->counted, ref->cluster, clusters, ref->count);
     return ret < 0 ? ret : count_kind(pass, ref, clusters);
+}
+
+// Whether the entry may be a damaged reference to something that was not visited. A compressed
+// cluster that was none names the cluster that it had.
+static bool may_hide(const struct check_pass *pass, const struct walk_problem *problem)
+{
+    return problem->kind != WALK_REFCOUNT_BLOCK && problem->fault != WALK_COMPRESSED_FLAGS &&
+           !check_names_in_vain(pass, problem);
 }
 
 static int count_problem(void *context, const struct walk_problem *problem)
@@ -99,6 +130,8 @@ static int count_problem(void *context, const struct walk_problem *problem)
     struct check_pass *pass = context;
 
     pass->result.corruptions += problem->count;
+    if (may_hide(pass, problem))
+        pass->hides = true;
     switch (problem->kind) {
     case WALK_L1:
         check_say(pass, "ERROR L1 table of snapshot %" PRIu64 " %s", problem->entry,

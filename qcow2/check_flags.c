@@ -26,7 +26,8 @@ static int flag_reference(void *context, const struct walk_reference *ref)
         return 0;
     for (uint64_t i = 0; i < ref->entries; i++) {
         uint64_t cluster = ref->cluster + i;
-        bool one = cluster < pass->clusters && counts_get(pass->flag_counts, cluster) == 1;
+        uint32_t count = cluster < pass->clusters ? counts_get(pass->flag_counts, cluster) : 0;
+        bool one = count == 1;
         if (one == ref->copied)
             continue;
         uint64_t guest = ref->guest + (i << pass->header.cluster_bits);
@@ -37,10 +38,19 @@ static int flag_reference(void *context, const struct walk_reference *ref)
                   ") %s the COPIED flag, but the refcount of cluster %" PRIu64 " is %s",
                   ref->kind == WALK_L2 ? "L2 table" : "data cluster", entry, guest,
                   ref->copied ? "has" : "lacks", cluster, one ? "1" : "not 1");
+        // What seems to be referenced once may be shared with something hidden.
+        if (pass->hides && count < 2)
+            continue;
         add_fix(pass, (struct check_fix){
                           .entry = entry, .keep = ~FORMAT_COPIED, .set = one ? FORMAT_COPIED : 0});
     }
     return 0;
+}
+
+bool check_names_in_vain(const struct check_pass *pass, const struct walk_problem *problem)
+{
+    return problem->fault == WALK_MISALIGNED && problem->kind == WALK_DATA &&
+           problem->value & FORMAT_L2_ZERO && pass->header.version >= 3;
 }
 
 // Faults were reported when references were counted; here those that can be put right are.
@@ -50,9 +60,7 @@ static int flag_problem(void *context, const struct walk_problem *problem)
 
     if (problem->fault == WALK_COMPRESSED_FLAGS)
         add_fix(pass, (struct check_fix){.entry = problem->entry, .keep = ~FORMAT_COPIED});
-    // A zero cluster does not need the host cluster that its entry names wrongly.
-    if (problem->fault == WALK_MISALIGNED && problem->kind == WALK_DATA &&
-        problem->value & FORMAT_L2_ZERO && pass->header.version >= 3)
+    if (check_names_in_vain(pass, problem))
         add_fix(pass, (struct check_fix){.entry = problem->entry, .keep = FORMAT_L2_ZERO});
     return 0;
 }

@@ -64,6 +64,7 @@ struct check_pass {
     uint64_t block_count;     // entries of the refcount table
     uint64_t beyond_end;      // one past the highest cluster that is referenced beyond the file; 0
     bool structure_broken;    // the refcount table or a block is not where it can be trusted
+    bool hides; // a fault that may hide references, so that what seems unused may not be
 
     // What the comparison finds.
     struct check_mismatch mismatch; // not yet said
@@ -116,11 +117,17 @@ typedef int check_take_refcounts(struct check_pass *pass, uint64_t cluster, uint
                                  const uint8_t *stored);
 int check_scan_refcounts(struct check_pass *pass, check_take_refcounts *take, struct error *err);
 
+// Furthest behind the end of a dirty image's file that a crash may leave references, in clusters.
+uint64_t check_lost_growth(const struct check_pass *pass);
 // A crash of a dirty image may keep an entry and lose the growth of the file that it points into.
 // What is there reads as the zeros that it held, so the file may grow again; then everything is to
 // be counted anew.
 bool check_growth_lost(const struct check_pass *pass);
 int check_restore_growth(struct check_pass *pass, struct error *err);
+
+// Whether the entry maps zeros that need no host cluster, so that it does not matter which one it
+// names wrongly.
+bool check_names_in_vain(const struct check_pass *pass, const struct walk_problem *problem);
 
 // Repairs what a pass has found, as far as its options ask for; see check_repair.c.
 int check_repair(struct check_pass *pass, struct error *err);

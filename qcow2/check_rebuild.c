@@ -15,24 +15,24 @@ struct rebuild {
     uint64_t *blocks;     // cluster of each new block, 0: none
     uint64_t block_count; // entries of the new table
     uint64_t free;        // nothing below is free
-    uint64_t end;         // clusters of the file, with what was added
+    uint64_t end;         // clusters of the file, with what was added and where entries point
     uint64_t table;       // first cluster of the new table
     uint64_t table_clusters;
 };
 
-// Takes a cluster that nothing refers to, the old structure included; at the end of the file if
-// there is no other. 0: no memory.
+// Takes a cluster that nothing refers to, the old structure included; behind the end of the file if
+// there is no other. 0: no memory or room.
 static uint64_t take_cluster(struct rebuild *r)
 {
     struct counts *counted = &r->pass->counted;
 
-    while (r->free < r->end && counts_get(counted, r->free) != 0)
+    while (r->free < counted->clusters && counts_get(counted, r->free) != 0)
         r->free++;
     uint64_t cluster = r->free;
     if (cluster >= counted->clusters || counts_add(counted, cluster, 1, 1) < 0)
         return 0;
-    if (cluster == r->end)
-        r->end++;
+    if (cluster >= r->end)
+        r->end = cluster + 1;
     return cluster;
 }
 
@@ -61,10 +61,10 @@ static uint64_t find_run(const struct rebuild *r, uint64_t n)
     uint64_t first = r->free;
 
     for (;;) {
-        while (first < r->end && counts_get(counted, first) != 0)
+        while (first < counted->clusters && counts_get(counted, first) != 0)
             first++;
         uint64_t used = counts_next(counted, first);
-        if (first == r->end || used == counted->clusters || used - first >= n)
+        if (used == counted->clusters || used - first >= n)
             return first;
         first = used;
     }
@@ -128,6 +128,41 @@ static int forget_old(struct rebuild *r)
     }
     return ret;
 }
+
+// ---- Where references may be hidden
+
+static int keep_stored(struct check_pass *pass, uint64_t cluster, uint64_t n, const uint8_t *stored)
+{
+    int ret = 0;
+
+    for (uint64_t i = 0; i < n && ret == 0; i++) {
+        uint64_t count =
+            stored == NULL ? 1 : refcount_array_get(stored, pass->header.refcount_order, i);
+        uint32_t least = count > UINT32_MAX ? UINT32_MAX : count == 0 ? 1 : (uint32_t)count;
+
+        if (counts_get(&pass->counted, cluster + i) < least)
+            ret = counts_set(&pass->counted, cluster + i, least);
+    }
+    return ret;
+}
+
+// Calls every cluster of the file used, and as often as the old structure says where it can be
+// read: the new one then lies behind the end. The old one stays, as a leak.
+static int keep_all(struct check_pass *pass, struct error *err)
+{
+    uint64_t per_block = header_cluster_size(&pass->header) * 8 >> pass->header.refcount_order;
+    uint64_t blocks_max = HEADER_REFCOUNT_TABLE_BYTES_MAX / FORMAT_ENTRY_BYTES;
+
+    if (pass->clusters > blocks_max * per_block)
+        return -EFBIG;
+    for (uint64_t i = 0; i < pass->block_count; i++) {
+        if (counts_get(&pass->counted, pass->blocks[i] >> pass->header.cluster_bits) != 1)
+            pass->blocks[i] = 0; // something else is there, too
+    }
+    return check_scan_refcounts(pass, keep_stored, err);
+}
+
+// ---- Writing
 
 // Whether the refcounts are wide enough.
 static bool counts_fit(const struct check_pass *pass)
@@ -213,8 +248,13 @@ int check_rebuild(struct check_pass *pass, struct error *err)
                             header_cluster_size(&pass->header) * 8 >> pass->header.refcount_order,
                         .end = pass->clusters};
 
-    int ret = place(&r);
+    if (r.end < pass->beyond_end)
+        r.end =
+            pass->beyond_end < pass->counted.clusters ? pass->beyond_end : pass->counted.clusters;
+    int ret = pass->hides ? keep_all(pass, err) : 0;
     if (ret == 0)
+        ret = place(&r);
+    if (ret == 0 && !pass->hides)
         ret = forget_old(&r);
     if (ret == 0 && !counts_fit(pass))
         ret = -ERANGE;

@@ -12,6 +12,9 @@
 //     one is untouched.
 //  4. The dirty and the corrupt bit are cleared last, behind a barrier and after another pass has
 //     found nothing (check.c).
+//  5. Where a fault may hide references (an entry that is no valid one may be a damaged reference,
+//     to a table even), what seems unused is neither freed nor written: no refcount gets lower, no
+//     COPIED flag is set, and a new refcount structure lies behind the end of the file.
 // So repair can be cut and started again as often as one likes.
 #include <errno.h>
 #include <inttypes.h>
@@ -24,10 +27,6 @@
 
 // Tables are changed in pieces of a page, or a cluster where that is smaller.
 #define PIECE_BYTES_MAX 4096u
-
-// Furthest behind the end of a file that a crash may leave references: what a disk takes in before
-// it is asked to make its size durable. Much more than any host caches of one file.
-#define LOST_GROWTH_MAX (64ull << 30)
 
 static uint64_t piece_bytes(const struct check_pass *pass)
 {
@@ -65,8 +64,9 @@ static bool correct_piece(const struct check_pass *pass, uint8_t *piece, uint64_
             break; // something refers to what is not there
         uint64_t stored = refcount_array_get(piece, order, i);
         uint64_t counted = beyond ? 0 : counts_get(&pass->counted, cluster + i);
-        bool repair = stored > counted || (stored < counted && counted <= max &&
-                                           pass->options->repair == CHECK_REPAIR_ALL);
+        bool repair =
+            (stored > counted && !pass->hides) ||
+            (stored < counted && counted <= max && pass->options->repair == CHECK_REPAIR_ALL);
         if (repair) {
             refcount_array_set(piece, order, i, counted);
             changed = true;
@@ -169,12 +169,17 @@ static int correct_flags(struct check_pass *pass, struct error *err)
 
 // ---- All of it ----------------------------------------------------------------------------------
 
+uint64_t check_lost_growth(const struct check_pass *pass)
+{
+    return pass->header.incompatible & HEADER_INCOMPATIBLE_DIRTY
+               ? WALK_LOST_GROWTH_MAX >> pass->header.cluster_bits
+               : 0;
+}
+
 bool check_growth_lost(const struct check_pass *pass)
 {
-    return pass->options->repair == CHECK_REPAIR_ALL &&
-           pass->header.incompatible & HEADER_INCOMPATIBLE_DIRTY &&
-           pass->beyond_end > pass->clusters &&
-           pass->beyond_end - pass->clusters <= LOST_GROWTH_MAX >> pass->header.cluster_bits;
+    return pass->options->repair == CHECK_REPAIR_ALL && pass->beyond_end > pass->clusters &&
+           pass->beyond_end - pass->clusters <= check_lost_growth(pass);
 }
 
 int check_restore_growth(struct check_pass *pass, struct error *err)

@@ -77,6 +77,10 @@ struct walk_visitor {
     void (*progress)(void *context, uint64_t done, uint64_t total);
 };
 
+// Furthest behind the end of a file that a crash may leave references: what a disk takes in before
+// it is asked to make its size durable. Much more than any host caches of one file.
+#define WALK_LOST_GROWTH_MAX (64ull << 30)
+
 // What to visit.
 #define WALK_MAPPING (1u << 0)   // the disk's L1 and L2 tables
 #define WALK_SNAPSHOTS (1u << 1) // those of snapshots, and the snapshot table

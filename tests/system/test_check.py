@@ -269,6 +269,65 @@ def test_bad_entries(damaged, table, entry, text):
     assert lib_tools.read_all(damaged.path) == damaged.content
 
 
+@pytest.fixture
+def hiding(damaged):
+    """An L1 entry with one bit too many hides a table and what it maps. Returns the place of the
+    entry and what it was."""
+    entry = damaged.entry(damaged.l1 + 8)
+    assert entry & lib_qcow2.OFFSET_MASK
+    damaged.set_entry(damaged.l1 + 8, entry | 512)
+    return damaged.l1 + 8, entry
+
+
+@pytest.mark.parametrize("repair", ["all", "leaks"])
+@pytest.mark.parametrize("block", ["sound", "broken", "gone"])
+def test_repair_spares_what_a_damaged_entry_hides(damaged, hiding, repair, block):
+    """Neither a new refcount structure nor what is written later goes where the hidden table and
+    data are; with the entry put right everything is there, and can be repaired."""
+    if block != "sound":
+        damaged.set_entry(damaged.refcount_table, 0x123456 if block == "broken" else 0)
+    for _ in range(2):
+        answer = lazycow("check", "-r", repair, "--output=json", damaged.path)
+        assert answer.code == 2, answer
+        assert answer.json().get("leaks-fixed", 0) == 0
+        assert "Damaged entries may hide clusters" in answer.err
+    if repair == "all":
+        # What is told to be in use is not given away.
+        lib_tools.qemu_io(damaged.path, "write -P 9 0 64k")
+        damaged.content = b"\x09" * 65536 + damaged.content[65536:]
+    damaged.set_entry(*hiding)
+    assert lib_tools.read_all(damaged.path) == damaged.content
+    damaged.assert_repairs()
+
+
+def test_repair_keeps_shared_clusters_shared(workdir):
+    """What a hidden table shares with a snapshot has its refcounts, and no entry says it has not."""
+    damaged = Damaged(workdir, snapshot=True)
+    entry = damaged.entry(damaged.l1 + 8)
+    table = entry & lib_qcow2.OFFSET_MASK
+    mapped = table + 8 * 257  # behind 3 MiB
+    data = damaged.entry(mapped) & lib_qcow2.OFFSET_MASK
+    damaged.set_entry(damaged.l1 + 8, entry | 512)
+    damaged.set_refcount(damaged.host_cluster(3), 0)
+    assert lazycow("check", "-r", "all", damaged.path).code == 2
+    block = lib_qcow2.peek(damaged.path, damaged.block + 2 * (data // damaged.cluster), ">H")
+    assert block == 2
+    assert not damaged.entry(mapped) & lib_qcow2.COPIED
+    damaged.set_entry(damaged.l1 + 8, entry)
+    damaged.assert_repairs()
+
+
+def test_new_refcounts_spare_what_entries_name(damaged):
+    """Entries may name clusters behind the end of the file: a new structure goes elsewhere."""
+    end = -(-os.path.getsize(damaged.path) // damaged.cluster)
+    for number in range(6):
+        damaged.set_entry(damaged.l2 + 8 * (400 + number),
+                          lib_qcow2.COPIED | (end + number) * damaged.cluster)
+    damaged.set_entry(damaged.refcount_table, 0x123456)
+    lazycow("check", "-r", "all", damaged.path)
+    assert lib_tools.read_all(damaged.path) == damaged.content  # zeros there
+
+
 def test_misaligned_zero_cluster_is_repaired(damaged):
     damaged.set_entry(damaged.l2 + 8 * 20, lib_qcow2.COPIED | 0x10200 | lib_qcow2.ZERO)
     damaged.content = (damaged.content[:20 * 4096] + bytes(4096) + damaged.content[21 * 4096:])

@@ -134,14 +134,15 @@ static int learn_page(struct op *op)
 
         if (page >= rc->table_size)
             return 0;
-        if (!rc->pages[page].ready) {
+        if (!rc->pages[page].ready && !rc->pages[page].failed) {
             if (op->scanned)
                 return 0;
             op->scanned = true;
-            if (refcounts_load(op, page << rc->geometry.block_bits) == OP_PARKED)
-                return OP_PARKED;
         }
-        if (rc->pages[page].free > 0)
+        int result = refcounts_load(op, page << rc->geometry.block_bits);
+        if (result == OP_PARKED)
+            return OP_PARKED;
+        if (result == 0 && rc->pages[page].free > 0)
             alloc_freed(alloc);
         alloc->unknown_page++;
     }
@@ -176,9 +177,19 @@ static uint64_t fresh_run(const struct refcounts *rc, uint64_t first, uint64_t w
     return count;
 }
 
+// Whether clusters up to end can be there: the format has a limit, and a device its size.
 static int check_limit(const struct image *image, uint64_t end)
 {
-    return end > HEADER_OFFSET_LIMIT >> image->geometry.cluster_bits ? -ENOSPC : 0;
+    uint64_t limit = HEADER_OFFSET_LIMIT;
+
+    if (!image->file->fresh_is_zero) {
+        int64_t size = file_size(image->file);
+
+        if (size < 0)
+            return (int)size;
+        limit = (uint64_t)size;
+    }
+    return end > limit >> image->geometry.cluster_bits ? -ENOSPC : 0;
 }
 
 static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)

@@ -57,7 +57,7 @@ int change_link(struct op *op, uint64_t first, uint64_t count)
 
 bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length)
 {
-    const char *what = guard_hit(image, host_offset, length);
+    const char *what = image->guard.ready ? guard_hit(image, host_offset, length) : NULL;
 
     if (what)
         corrupt_found(image, "a write to host offset %llu would have overwritten %s",

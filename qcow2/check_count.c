@@ -126,6 +126,7 @@ static int count_problem(void *context, const struct walk_problem *problem)
         [WALK_COMPRESSED_FLAGS] = "has the COPIED flag, which compressed clusters must not",
         [WALK_SNAPSHOT_L1] = "has an impossible offset or size",
         [WALK_ZERO_FLAG_V2] = "has the zero flag, which version 2 does not know",
+        [WALK_COPIED_NOTHING] = "has the COPIED flag and names no table",
     };
     struct check_pass *pass = context;
 

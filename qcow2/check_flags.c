@@ -58,7 +58,7 @@ static int flag_problem(void *context, const struct walk_problem *problem)
 {
     struct check_pass *pass = context;
 
-    if (problem->fault == WALK_COMPRESSED_FLAGS)
+    if (problem->fault == WALK_COMPRESSED_FLAGS || problem->fault == WALK_COPIED_NOTHING)
         add_fix(pass, (struct check_fix){.entry = problem->entry, .keep = ~FORMAT_COPIED});
     if (check_names_in_vain(pass, problem))
         add_fix(pass, (struct check_fix){.entry = problem->entry, .keep = FORMAT_L2_ZERO});

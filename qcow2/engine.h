@@ -51,6 +51,8 @@ struct image {
     uint64_t mapping_changes; // how often an L2 entry changed
     struct waitq older_gone;  // ops that wait for those before them to end
     size_t op_count;          // started and not done, internal ones not counted
+    size_t bounce_bytes;      // what copies on write hold
+    struct waitq bounce_room;
     SLIST_HEAD(, op_work) spare_work;
     size_t spare_work_count;
 
@@ -88,6 +90,7 @@ struct op_work {
     size_t head_length;    // bytes of bounce before the payload
     size_t tail_length;    // and behind it
     unsigned char *bounce; // malloc
+    size_t bounce_bytes;   // what of it counts in the image's bounce_bytes
     struct iovec iov[3];
     struct op child; // a read for copy on write, or zeros that are written
     struct op *parent;
@@ -95,6 +98,9 @@ struct op_work {
 
 // Spare work structs kept for reuse: as many as there usually are requests at once.
 #define OP_SPARE_WORK_MAX 64
+// What copies on write may hold before others wait to begin theirs: some of the largest clusters. A
+// copy takes less than two clusters beyond its client's own data.
+#define OP_BOUNCE_BYTES_MAX (64u << 20)
 
 // Posts the op for its next turn.
 void op_post(struct op *op);
@@ -112,6 +118,12 @@ void op_leave_active(struct op *op);
 int op_wait_for_older(struct op *op);
 // op->work, made if there is none. Returns 0 or -ENOMEM.
 int op_need_work(struct op *op);
+// Before a copy on write takes anything: waits while others hold OP_BOUNCE_BYTES_MAX. Returns 0 or
+// OP_PARKED (plan again).
+int op_bounce_wait(struct op *op);
+// Memory for the copy, zeros, at work->bounce. Returns 0 or -ENOMEM.
+int op_bounce(struct op *op, size_t bytes);
+void op_bounce_free(struct op *op);
 // Submits op->io or another io whose end is the op's next turn, with wait_result telling how it
 // ended.
 void op_submit(struct op *op, enum file_io_kind kind, uint64_t offset, uint64_t length,

@@ -89,8 +89,11 @@ static int prepare_writing(struct image *image, struct error *err)
     image->lazy = image->options.lazy_refcounts == LAZY_FROM_HEADER
                       ? (image->header.compatible & HEADER_COMPATIBLE_LAZY_REFCOUNTS) != 0
                       : image->options.lazy_refcounts == LAZY_ON;
-    alloc_init(&image->alloc, image, geometry_clusters(&image->geometry, (uint64_t)size),
-               (uint64_t)size);
+    uint64_t fresh = geometry_clusters(&image->geometry, (uint64_t)size);
+    // A device does not end where the image does.
+    if (!image->file->fresh_is_zero && refcounts_load_last(&image->refcounts, image->file) == 0)
+        fresh = refcounts_end(&image->refcounts, fresh);
+    alloc_init(&image->alloc, image, fresh, (uint64_t)size);
     image->alloc.reuse = true;
     if (image->sync.dirty_bit) {
         // Until recovery knows better nothing is beyond the end.
@@ -252,6 +255,7 @@ static int open_behind(struct image **out, struct file *file, const struct image
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
     TAILQ_INIT(&image->active);
     waitq_init(&image->older_gone);
+    waitq_init(&image->bounce_room);
     SLIST_INIT(&image->spare_work);
     TAILQ_INIT(&image->quarantine.durable);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;

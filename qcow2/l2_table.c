@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/change.h"
 #include "qcow2/engine.h"
 
 // A table being copied (or zeroed, where fresh space does not read as zeros). Whoever needs it
@@ -107,9 +108,13 @@ int l2_table_own(struct op *op, uint64_t l1_index)
         return -EIO;
 
     struct alloc_run run;
-    int result = alloc_clusters(op, 1, true, &run);
+    // Space that is fresh but not zero is as good as any.
+    int result = alloc_clusters(op, 1, image->file->fresh_is_zero, &run);
     if (result != 0)
         return result;
+    if (change_hits_metadata(image, run.first << image->geometry.cluster_bits,
+                             image->geometry.cluster_size))
+        return -EIO;
     result = guard_add(image, run.first << image->geometry.cluster_bits);
     if (result == 0 && (old_offset || !run.zero))
         result = start_copy(op, l1_index, old_offset, run.first);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/map.h"
 
+#include <assert.h>
 #include <errno.h>
 
+#include "qcow2/change.h"
 #include "qcow2/engine.h"
 #include "qcow2/l2_table.h"
 
@@ -152,8 +154,10 @@ int map_own_table(struct op *op, uint64_t guest)
 {
     struct image *image = op->image;
     uint64_t index = geometry_l1_index(&image->geometry, guest);
+    uint64_t entry = image->l1.entries[index];
 
-    if (image->l1.entries[index] & FORMAT_COPIED)
+    // The flag of a damaged entry may stand there alone.
+    if ((entry & FORMAT_COPIED) && (entry & FORMAT_L1_OFFSET_MASK))
         return 0;
     return l2_table_own(op, index);
 }
@@ -164,6 +168,7 @@ int map_slice_for_change(struct op *op, uint64_t guest, struct slice **slice, un
     uint64_t offset;
     int result = slice_offset(image, guest, &offset);
 
+    assert(result < 0 || offset != 0);
     if (result == 0)
         result = cache_get_for_change(op, offset, slice);
     *index =
@@ -182,6 +187,8 @@ static void drop_reference(struct image *image, const struct entry *old)
         return;
     if (old->kind == ENTRY_COMPRESSED)
         count = ((old->host_offset + old->host_length - 1) >> bits) - first + 1;
+    if (change_hits_metadata(image, first << bits, count << bits))
+        return;
     quarantine_add(image, first, count);
 }
 

@@ -145,6 +145,38 @@ int op_need_work(struct op *op)
     return 0;
 }
 
+int op_bounce_wait(struct op *op)
+{
+    struct image *image = op->image;
+
+    return image->bounce_bytes < OP_BOUNCE_BYTES_MAX ? 0 : waitq_park(&image->bounce_room, op);
+}
+
+int op_bounce(struct op *op, size_t bytes)
+{
+    struct op_work *work = op->work;
+
+    work->bounce = calloc(1, bytes);
+    if (!work->bounce)
+        return -ENOMEM;
+    work->bounce_bytes = bytes;
+    op->image->bounce_bytes += bytes;
+    return 0;
+}
+
+void op_bounce_free(struct op *op)
+{
+    struct op_work *work = op->work;
+    struct image *image = op->image;
+
+    free(work->bounce);
+    work->bounce = NULL;
+    image->bounce_bytes -= work->bounce_bytes;
+    if (work->bounce_bytes > 0 && image->bounce_bytes < OP_BOUNCE_BYTES_MAX)
+        waitq_wake(&image->bounce_room, 0);
+    work->bounce_bytes = 0;
+}
+
 static void release_work(struct op *op)
 {
     struct image *image = op->image;
@@ -152,11 +184,11 @@ static void release_work(struct op *op)
 
     if (!work)
         return;
+    op_bounce_free(op);
     op->work = NULL;
     if (work->run.count > 0)
         quarantine_add(image, work->run.first, work->run.count);
     inflight_unlock(&image->inflight, &work->range);
-    free(work->bounce);
     if (image->spare_work_count < OP_SPARE_WORK_MAX) {
         SLIST_INSERT_HEAD(&image->spare_work, work, spare_link);
         image->spare_work_count++;

@@ -112,7 +112,9 @@ static int visit_problem(void *context, const struct walk_problem *problem)
 {
     struct image *image = context;
 
-    image->recovery.hidden++;
+    // A flag that means nothing hides nothing.
+    if (problem->fault != WALK_COPIED_NOTHING && problem->fault != WALK_COMPRESSED_FLAGS)
+        image->recovery.hidden++;
     tell_fault(image, "an invalid table entry", problem->guest, problem->entry);
     return 0;
 }
@@ -161,8 +163,12 @@ static int claim_refcounts(struct image *image)
     struct refcounts *rc = &image->refcounts;
     const struct header *header = &image->header;
 
-    if (!claim(image, header->refcount_table_offset, header->refcount_table_clusters))
+    if (!claim(image, header->refcount_table_offset, header->refcount_table_clusters)) {
+        tell_fault(image, "the refcount table lies where something else does", 0,
+                   header->refcount_table_offset);
         rc->table_moved = true;
+        rc->table_foreign = true;
+    }
     for (uint64_t page = 0; page < rc->table_size; page++) {
         if (rc->table[page] == 0)
             continue;

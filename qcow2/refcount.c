@@ -150,7 +150,8 @@ static void load_ended(struct file_io *io)
         image_log(load->image, "cannot read the refcount block at offset %llu: error %d",
                   (unsigned long long)rc->table[load->page], -result);
     page->loading = false;
-    waitq_wake(&page->waiters, result);
+    page->failed = result < 0;
+    waitq_wake(&page->waiters, 0);
     free(load->block);
     free(load);
 }
@@ -170,8 +171,14 @@ int refcounts_load(struct op *op, uint64_t cluster)
         return 0;
     if (page->loading)
         return waitq_park(&page->waiters, op);
-    if (rc->table[index] & (rc->geometry.cluster_size - 1)) {
-        corrupt_found(image, "the refcount block at offset %llu is not aligned to a cluster",
+    if (page->failed) {
+        // One is told, the next one tries again.
+        page->failed = false;
+        return -EIO;
+    }
+    if ((rc->table[index] & (rc->geometry.cluster_size - 1)) ||
+        rc->table[index] >= HEADER_OFFSET_LIMIT) {
+        corrupt_found(image, "a refcount block cannot be at offset %llu",
                       (unsigned long long)rc->table[index]);
         return -EIO;
     }
@@ -195,6 +202,30 @@ int refcounts_load(struct op *op, uint64_t cluster)
     page->loading = true;
     file_submit(image->file, &load->io);
     return waitq_park(&page->waiters, op);
+}
+
+int refcounts_load_last(struct refcounts *rc, struct file *file)
+{
+    size_t length = rc->geometry.cluster_size;
+    unsigned empty = 0;
+
+    for (uint64_t i = rc->table_size; i-- > 0;) {
+        uint8_t *block = NULL;
+
+        if (rc->table[i] == 0)
+            continue;
+        if (empty++ == REFCOUNT_EMPTY_BLOCKS_MAX || rc->table[i] >= HEADER_OFFSET_LIMIT)
+            return -EFBIG;
+        if (posix_memalign((void **)&block, 4096, length) != 0)
+            return -ENOMEM;
+        int result = file_read_blocking(file, block, rc->table[i], length);
+        if (result == 0)
+            result = refcount_page_decode(&rc->pages[i], &rc->geometry, &block);
+        free(block);
+        if (result < 0 || rc->pages[i].free < refcount_page_size(&rc->geometry))
+            return result;
+    }
+    return 0;
 }
 
 // ---- Single refcounts

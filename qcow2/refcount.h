@@ -23,6 +23,7 @@ struct refcounts {
     uint64_t *table_dirty; // bit a piece
     bool table_any_dirty;
     bool table_moved;            // the table in memory outgrew the one on disk
+    bool table_foreign;          // where the one on disk lies something else does, too
     struct refcount_page *pages; // table_size of them
     uint64_t *dirty_bits;        // bit a page that is dirty
     uint64_t dirty_pages;        // how many
@@ -38,6 +39,10 @@ void refcounts_forget(struct refcounts *rc);
 
 // Makes the page of the cluster known. Returns 0, OP_PARKED (plan again) or a negative errno.
 int refcounts_load(struct op *op, uint64_t cluster);
+// Reads the last block that counts anything, blocking, so that refcounts_end() is exact. Returns 0, or
+// a negative errno: -EFBIG after REFCOUNT_EMPTY_BLOCKS_MAX blocks that count nothing.
+int refcounts_load_last(struct refcounts *rc, struct file *file);
+#define REFCOUNT_EMPTY_BLOCKS_MAX 64 // each takes a read while the image is opened
 // The table reaches so far that it has an entry for the cluster. Returns 0, -ENOMEM, or -EFBIG
 // beyond HEADER_REFCOUNT_TABLE_BYTES_MAX.
 int refcounts_reach(struct refcounts *rc, uint64_t cluster);

@@ -18,6 +18,7 @@ struct refcount_page {
     uint64_t free;   // refcounts that are 0
     bool ready;      // known; false: still to be loaded from the block
     bool loading;
+    bool failed; // the last loading did, and nobody was told yet
     bool any_dirty;
     struct waitq waiters; // for the loading
 };

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 
+#include "qcow2/change.h"
 #include "qcow2/engine.h"
 
 // Pieces in one batch: bounds the copies to 1 MiB.
@@ -31,6 +32,9 @@ static int place_blocks(struct op *op)
             if (rc->table[page] != 0 || refcounts_page_empty(rc, page))
                 continue;
             int result = alloc_fresh_exact(op, 1, &cluster);
+            if (result == 0 && change_hits_metadata(image, cluster << rc->geometry.cluster_bits,
+                                                    rc->geometry.cluster_size))
+                result = -EIO;
             if (result != 0)
                 return result;
             refcounts_set_block(rc, page, cluster << rc->geometry.cluster_bits);
@@ -65,6 +69,9 @@ static int place_table(struct op *op, struct refcount_write *rw)
     if (!rc->table_moved || rw->moving)
         return 0;
     int result = alloc_fresh_exact(op, clusters, &rw->table_first);
+    if (result == 0 && change_hits_metadata(image, rw->table_first << rc->geometry.cluster_bits,
+                                            clusters << rc->geometry.cluster_bits))
+        result = -EIO;
     if (result != 0)
         return result;
     rw->table_clusters = clusters;
@@ -214,8 +221,10 @@ static int moved(struct op *op, struct refcount_write *rw)
     struct image *image = op->image;
     struct header *header = &image->header;
 
-    quarantine_add(image, header->refcount_table_offset >> header->cluster_bits,
-                   header->refcount_table_clusters);
+    if (!image->refcounts.table_foreign)
+        quarantine_add(image, header->refcount_table_offset >> header->cluster_bits,
+                       header->refcount_table_clusters);
+    image->refcounts.table_foreign = false;
     header->refcount_table_offset = rw->table_first << header->cluster_bits;
     header->refcount_table_clusters = (uint32_t)rw->table_clusters;
     guard_move_refcount_table(image, rw->table_first, rw->table_clusters);

@@ -408,7 +408,7 @@ static enum sync_state clean_header(struct image *image)
     if (!sync->dirty_bit)
         return end(image, 0);
     // An op may have taken clusters meanwhile.
-    if (!at_rest(image) || refcounts_pending(image))
+    if (!at_rest(image) || image->refcounts.table_moved)
         return end(image, -EBUSY);
     sync->dirty_bit = false;
     return submit_header(image, SYNC_CLEAN_WRITTEN);

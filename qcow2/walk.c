@@ -211,6 +211,10 @@ static int l1_entry(struct walk *walk, const struct walk_l1_source *source, uint
         problem.fault = WALK_RESERVED_BITS;
         ret = walk_report(walk, &problem);
     }
+    if (ret == 0 && offset == 0 && ref.copied) {
+        problem.fault = WALK_COPIED_NOTHING;
+        ret = walk_report(walk, &problem);
+    }
     if (ret < 0 || offset == 0)
         return ret;
     if (offset % cluster_size != 0) {

@@ -57,6 +57,7 @@ enum walk_fault {
     WALK_COMPRESSED_FLAGS, // a compressed cluster has the COPIED flag
     WALK_SNAPSHOT_L1,      // a snapshot's L1 table cannot be one (snapshot_table.h)
     WALK_ZERO_FLAG_V2,     // a zero flag in a version that has none
+    WALK_COPIED_NOTHING,   // an L1 entry has the COPIED flag and names no table
 };
 
 struct walk_problem {

@@ -119,11 +119,9 @@ static int plan_edges(struct op *op, const struct stretch *s, bool zero_target)
     work->copy_tail = tail > 0 && !s->tail_zero;
     work->head_length = work->copy_head || !zero_target ? (size_t)head : 0;
     work->tail_length = work->copy_tail || !zero_target ? (size_t)tail : 0;
-    if (work->head_length + work->tail_length > 0) {
-        work->bounce = calloc(1, work->head_length + work->tail_length);
-        if (!work->bounce)
-            return -ENOMEM;
-    }
+    if (work->head_length + work->tail_length > 0 &&
+        op_bounce(op, work->head_length + work->tail_length) < 0)
+        return -ENOMEM;
     work->needs_barrier = !s->all_zero || !zero_target;
     op->step_length = s->end - op->pos;
     op->state = WRITE_HEAD;
@@ -182,6 +180,8 @@ static int plan_allocating(struct op *op, const struct mapping *m)
     // New clusters are taken for what follows, too.
     if (!has_own_way(m))
         last = end_of(op) - 1;
+    if (result == 0)
+        result = op_bounce_wait(op);
     if (result == 0)
         result = inflight_wait(&image->inflight, op->pos >> bits, (last >> bits) + 1, op);
     if (result == 0)
@@ -297,8 +297,7 @@ static int link_clusters(struct op *op)
 
     if (result != 0)
         return result;
-    free(work->bounce);
-    work->bounce = NULL;
+    op_bounce_free(op);
     advance(op);
     return 0;
 }

@@ -51,6 +51,7 @@ static int write_zeros(struct op *op, uint64_t length)
 {
     if (op_need_work(op) < 0)
         return -ENOMEM;
+    // Only read, and so no memory of its own.
     op->work->bounce = calloc(1, length);
     if (!op->work->bounce)
         return -ENOMEM;
@@ -65,8 +66,7 @@ static int write_zeros(struct op *op, uint64_t length)
 
 static void zeros_written(struct op *op)
 {
-    free(op->work->bounce);
-    op->work->bounce = NULL;
+    op_bounce_free(op);
     advance(op, op->step_length);
 }
 
@@ -212,7 +212,7 @@ static int give_back(struct op *op)
     work->run.count = 0;
     inflight_unlock(&op->image->inflight, &work->range);
     op->state = ZERO_PLAN;
-    return zero_part(op);
+    return op->flags & OP_FAST_ZERO ? -ENOTSUP : zero_part(op);
 }
 
 // Takes clusters for a run of guest clusters that have none of their own.

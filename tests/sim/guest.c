@@ -127,8 +127,9 @@ static bool may_fail(const struct guest *guest, const struct guest_request *requ
         return guest->stopping;
     case NBD_EIO:
     case NBD_ENOMEM:
-    case NBD_ENOSPC:
         return guest->run->sim.faults_hit > 0;
+    case NBD_ENOSPC:
+        return guest->run->sim.faults_hit > 0 || guest->run->scenario.device_tight;
     default:
         return false;
     }

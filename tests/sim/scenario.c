@@ -216,7 +216,8 @@ static void draw_serving(struct scenario *s, struct rng *rng)
         s->device = smaller(DEVICE_CLUSTERS << s->image.cluster_bits, DEVICE_BYTES_MAX);
         s->device -= rng_below(rng, s->device / 2);
         // It is seldom full.
-        if (rng_percent(rng, 20))
+        s->device_tight = rng_percent(rng, 20);
+        if (s->device_tight)
             s->device = rng_scaled(rng, 256ull << s->image.cluster_bits);
     }
     s->generations = (unsigned)rng_between(rng, 1, SCENARIO_GENERATIONS_MAX);

@@ -71,6 +71,7 @@ struct scenario {
     int lazy;      // enum lazy_refcounts
     size_t cache_bytes;
     uint64_t device;      // the image is on a block device, with so many bytes behind it; 0: a file
+    bool device_tight;    // and that may be too few
     unsigned unsupported; // sim_disk.unsupported
     bool no_extents;
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+import lib_offline
 import lib_qcow2
 import lib_tools
 from lib_broken import attempt, overlay, survive
@@ -252,6 +253,101 @@ def test_recovery_spares_what_a_damaged_entry_hides(workdir, hidden):
             assert handle.pread(65536, (16 + number) * MEBI) == bytes([number + 1]) * 65536
         handle.shutdown()
     lib_tools.check_clean(path)
+
+
+# ---- Entries that would cost metadata ------------------------------------------------------------
+
+def test_copied_flag_of_an_empty_l1_entry(workdir, image):
+    """The flag alone names no table: a write makes one, and the header stays what it is."""
+    path = create(f"{workdir}/large.qcow2", 1024 * MEBI, lazy_refcounts="on")
+    qemu_io(path, "write -P 65 0 64k")
+    poke(path, Header(path).l1_entry_offset(512 * MEBI), ">Q", COPIED)
+    report = lib_offline.lazycow("check", path)
+    assert report.code == 2 and "COPIED" in report.err + report.out, report
+    with Server(workdir, path) as server:
+        handle = server.connect()
+        handle.pwrite(b"\xee" * 65536, 512 * MEBI)
+        handle.flush()
+        assert handle.pread(65536, 512 * MEBI) == b"\xee" * 65536
+        handle.shutdown()
+    assert Header(path).magic == 0x514649fb
+    lib_tools.check_clean(path)
+
+
+def test_refcount_table_over_data(workdir, image):
+    """A crashed image whose refcount table is said to lie where a guest's data does: it gets another
+    table, and the data stays."""
+    header = Header(image)
+    data = header.l2_entry(0) & lib_qcow2.OFFSET_MASK
+    set_field(image, "refcount_table_offset", data)
+    set_field(image, "incompatible_features", lib_qcow2.DIRTY)
+    server = Server(workdir, image)
+    with server:
+        handle = server.connect()
+        handle.pwrite(b"new" * 4096, 8 * MEBI)
+        handle.flush()
+        handle.shutdown()
+        server.stop(codes=(0, 1))
+    assert "refcount table" in server.stderr()
+    with Server(workdir, image) as server:
+        handle = server.connect()
+        assert handle.pread(65536, 0) == b"A" * 65536
+        assert handle.pread(12288, 8 * MEBI) == b"new" * 4096
+        handle.shutdown()
+    lib_tools.check_clean(image)
+
+
+def test_new_table_where_another_is_named(workdir):
+    """An L1 entry names the first cluster behind the end of the file: it is not given to a new table,
+    which both ranges of the disk would share then."""
+    path = create(f"{workdir}/large.qcow2", 2048 * MEBI, lazy_refcounts="on")
+    header = Header(path)
+    end = (os.path.getsize(path) + 65535) // 65536 * 65536
+    poke(path, header.l1_entry_offset(1536 * MEBI), ">Q", COPIED | end)
+    server = Server(workdir, path)
+    with server:
+        handle = server.connect()
+        first = attempt(handle.pwrite, b"a" * 512, 0)
+        attempt(handle.flush)
+        second = attempt(handle.pwrite, b"b" * 512, 1536 * MEBI)
+        attempt(handle.flush)
+        assert handle.pread(512, 0) == (b"a" * 512 if first == 0 else bytes(512))
+        assert handle.pread(512, 1536 * MEBI) == (b"b" * 512 if second == 0 else bytes(512))
+        handle.shutdown()
+        server.stop(codes=(0, 1))
+
+
+def test_trim_of_what_is_metadata(workdir, image):
+    """An entry names the cluster of the L1 table: giving it up is refused."""
+    header = Header(image)
+    header.set_l2_entry(4 * MEBI, header.l1_table_offset)
+    server = Server(workdir, image)
+    with server:
+        handle = server.connect()
+        attempt(handle.trim, 65536, 4 * MEBI)
+        attempt(handle.flush)
+        handle.shutdown()
+        server.stop(codes=(0, 1))
+    assert Header(image).incompatible & lib_qcow2.CORRUPT
+    with Server(workdir, image, read_only=True) as server:
+        handle = server.connect()
+        assert handle.pread(512, 0) == b"A" * 512
+        handle.shutdown()
+
+
+@pytest.mark.parametrize("offset", [0xfffffffffff00000, 1 << 63, 1 << 56, 512])
+def test_refcount_block_at_an_impossible_place(workdir, image, offset):
+    """Costs writes that need new clusters, not the server."""
+    header = Header(image)
+    poke(image, header.refcount_table_offset, ">Q", offset)
+    server = Server(workdir, image)
+    with server:
+        handle = server.connect()
+        assert handle.pread(512, 0) == b"A" * 512
+        assert attempt(handle.pwrite, b"x" * 65536, 8 * MEBI) in (EIO, EPERM)
+        assert handle.pread(512, 65536) == b"B" * 512
+        handle.shutdown()
+        server.stop(codes=(0, 1))
 
 
 # ---- Noise --------------------------------------------------------------------------------------

@@ -119,6 +119,17 @@ static int add_piece(struct image *image, uint64_t page, uint64_t piece)
     return 0;
 }
 
+// A page whose refcounts came and went needs no block: it is on disk what it is in memory.
+static void forget_empty_page(struct refcounts *rc, uint64_t page)
+{
+    if (!refcounts_page_empty(rc, page))
+        return;
+    for (uint64_t piece = 0; piece < refcounts_pieces(rc); piece++) {
+        if (refcounts_piece_dirty(rc, page, piece))
+            refcounts_piece_written(rc, page, piece);
+    }
+}
+
 // The next batch of dirty pieces.
 static int collect_blocks(struct image *image, struct refcount_write *rw)
 {
@@ -127,9 +138,10 @@ static int collect_blocks(struct image *image, struct refcount_write *rw)
 
     for (rw->next_page = refcounts_next_dirty(rc, rw->next_page); rw->next_page < rc->table_size;
          rw->next_page = refcounts_next_dirty(rc, rw->next_page + 1)) {
-        // A page whose refcounts came and went never needs a block.
-        if (rc->table[rw->next_page] == 0)
+        if (rc->table[rw->next_page] == 0) {
+            forget_empty_page(rc, rw->next_page);
             continue;
+        }
         for (uint64_t piece = 0; piece < refcounts_pieces(rc); piece++) {
             if (!refcounts_piece_dirty(rc, rw->next_page, piece))
                 continue;

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/sim/limit.h"
 #include "tests/sim/run.h"
 
 // Leaving something out moves all that comes after it, and so hides most failures; each attempt
@@ -39,7 +40,7 @@ static bool fails(struct search *search, const struct scenario_limits *limits)
         // What the attempts die of is told by the trace at the end.
         if (!freopen("/dev/null", "w", stderr))
             _exit(0);
-        alarm(ATTEMPT_SECONDS);
+        limit_cpu(ATTEMPT_SECONDS);
         _exit(!run_scenario(&run, search->seed, limits, false, false));
     }
     if (waitpid(child, &status, 0) != child)

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/sim/limit.h"
 #include "tests/sim/run.h"
 #include "tests/sim/shrink.h"
 
@@ -160,7 +161,7 @@ static uint64_t run_many(const struct options *o)
         struct run run = {0};
 
         seed_now = o->seed + done;
-        alarm(STUCK_SECONDS);
+        limit_cpu(STUCK_SECONDS);
         bool qemu = o->qemu > 0 && done % o->qemu == 0;
         if (!run_scenario(&run, seed_now, &o->limits, o->verbose, qemu)) {
             failed++;
@@ -174,7 +175,7 @@ static uint64_t run_many(const struct options *o)
         states += run.states;
         generations += run.cuts;
     }
-    alarm(0);
+    limit_cpu(0);
     printf("sim: %" PRIu64 " scenarios from seed %" PRIu64 ", %" PRIu64 " generations, %" PRIu64
            " ops, %" PRIu64 " states judged, %" PRIu64 " failed, %.1f s\n",
            done, o->seed, generations, ops, states, failed, seconds() - begin);
@@ -188,7 +189,7 @@ int main(int argc, char **argv)
     parse(argc, argv, &o);
     signal(SIGABRT, tell_seed);
     signal(SIGSEGV, tell_seed);
-    signal(SIGALRM, tell_seed);
+    signal(SIGVTALRM, tell_seed);
     if (o.fresh && getrandom(&o.seed, sizeof(o.seed), 0) == sizeof(o.seed)) {
         // Short enough to be typed again.
         o.seed = o.seed % 1000000000 * 1000;

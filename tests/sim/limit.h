@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// limit.h: an end for scenarios that go round in circles, by processor time: other programs may
+// slow this one down.
+#ifndef LAZYCOW_TESTS_SIM_LIMIT_H
+#define LAZYCOW_TESTS_SIM_LIMIT_H
+
+#include <sys/time.h>
+
+// SIGVTALRM comes after so many seconds; 0: never.
+static inline void limit_cpu(unsigned seconds)
+{
+    const struct itimerval timer = {.it_value = {.tv_sec = (time_t)seconds}};
+
+    setitimer(ITIMER_VIRTUAL, &timer, NULL);
+}
+
+#endif

@@ -13,13 +13,16 @@ POWER = os.path.join(lib_server.ROOT, "tests", "power")
 # Of scenarios that are the same each time, as far as threads and clients let them.
 FIXED_SEED = 20240229
 
-pytestmark = pytest.mark.lazycow_only
+# The scenario that runs when the time is up is still ended.
+LIMIT_SECONDS = 110 * max(1, lib_tools.SCALE)
+
+pytestmark = [pytest.mark.lazycow_only, pytest.mark.limit(int(LIMIT_SECONDS) + 10)]
 
 
 def power(program, *words):
     """What the program said. It ends with 1 where something is wrong."""
-    return lib_tools.run(sys.executable, os.path.join(POWER, program), *words, timeout=100,
-                         codes=(0, 1))
+    return lib_tools.run(sys.executable, os.path.join(POWER, program), *words,
+                         timeout=LIMIT_SECONDS, codes=(0, 1))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/fuse"),

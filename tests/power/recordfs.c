@@ -14,13 +14,14 @@
 // The kernel holds an inode's lock through a barrier, so that changes which a process begins
 // meanwhile come after it. The ioctl BARRIER is a barrier that does not: barrier_ioctl.c turns the
 // fdatasync of a program into it.
-#define _GNU_SOURCE 1 // fallocate, renameat2
+#define _GNU_SOURCE 1 // fallocate
 #define FUSE_USE_VERSION 35
 #include <errno.h>
 #include <fcntl.h>
 #include <dirent.h>
 #include <fuse.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -28,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
@@ -334,6 +336,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "recordfs [options] LOWER LOG MOUNTPOINT\n");
         return EXIT_FAILURE;
     }
+    // Whoever started it and was killed would leave a mount behind.
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
     umask(0);
     int result = fuse_main(arguments.argc, arguments.argv, &operations, NULL);
     fuse_opt_free_args(&arguments);

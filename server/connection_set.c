@@ -22,17 +22,35 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
     TAILQ_INIT(&set->shakers);
 }
 
-// The half-open connection that came first.
-static struct connection *oldest_half_open(struct connection_set *set)
+// The half-open connection whose client has kept us waiting for longest. NULL: it is for us to go on
+// with all of them.
+static struct connection *slowest_half_open(struct connection_set *set)
 {
     struct connection *connection;
+    struct connection *slowest = NULL;
 
     TAILQ_FOREACH (connection, &set->open, open_link) {
-        if (!connection->negotiated) {
-            return connection;
+        if (!connection->negotiated && !connection->shaking &&
+            (slowest == NULL || connection->progress < slowest->progress)) {
+            slowest = connection;
         }
     }
-    return NULL;
+    return slowest;
+}
+
+bool connection_set_room(struct connection_set *set)
+{
+    struct connection *slowest;
+
+    if (set->half_open < HALF_OPEN_MAX) {
+        return true;
+    }
+    slowest = slowest_half_open(set);
+    if (slowest == NULL || uv_now(set->uv) - slowest->progress < HALF_OPEN_PATIENCE_MS) {
+        return false;
+    }
+    connection_close(slowest, "gave way to a newer one, too many negotiate");
+    return true;
 }
 
 void connection_set_add(struct connection_set *set, int fd)
@@ -48,9 +66,6 @@ void connection_set_add(struct connection_set *set, int fd)
         }
         close(fd);
         return;
-    }
-    if (set->half_open >= HALF_OPEN_MAX) {
-        connection_close(oldest_half_open(set), "gave way to a newer one, too many negotiate");
     }
     connection_open(set, fd);
 }

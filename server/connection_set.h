@@ -8,9 +8,12 @@
 
 #include "server/connection.h"
 
-// Connections that are negotiating. A negotiation takes a few round trips; when more than these are
-// at it, the oldest gives way: so clients that say nothing cannot keep others out.
+// Connections that are negotiating. A negotiation takes a few round trips; when so many are at it,
+// further ones wait to be accepted. One whose client has been silent for HALF_OPEN_PATIENCE_MS, some
+// round trips on the slowest of networks, then gives way: so clients that say nothing cannot keep
+// others out.
 #define HALF_OPEN_MAX 32u
+#define HALF_OPEN_PATIENCE_MS 500u
 // Milliseconds for the negotiation, as in QEMU since CVE-2024-7409.
 #define HANDSHAKE_DEADLINE_MS 10000u
 // A connection that has taken none of its replies for so many milliseconds is closed if another
@@ -25,7 +28,10 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
                          const struct tls_server *tls, struct log *log, unsigned negotiated_max,
                          void (*emptied)(void *context), void *context);
 
-// Takes over a socket that was accepted. Closes it at once where there are too many.
+// Whether one more may be accepted now; makes room for it where it can.
+bool connection_set_room(struct connection_set *set);
+
+// Takes over a socket that was accepted. Closes it at once where too many are served.
 void connection_set_add(struct connection_set *set, int fd);
 
 // Sends all output, and lets clients go on that it made room for. Returns whether there is more to

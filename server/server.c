@@ -16,6 +16,9 @@
 // Connections accepted from one socket in one turn, so that a flood of them does not keep those
 // that are served waiting.
 #define SERVER_ACCEPT_ROUND 16
+// How often it is looked whether a client has been silent for long enough to give way to one that
+// waits to be accepted, in milliseconds.
+#define SERVER_ROOM_MS 50u
 
 struct server {
     const struct server_options *options;
@@ -23,8 +26,10 @@ struct server {
     struct client_shared shared;
     struct connection_set connections;
     uv_poll_t accept_polls[LISTEN_MAX];
+    uv_timer_t room_timer;
     struct log_limit accept_failures;
-    bool accept_paused;
+    bool accept_paused; // until the next tick
+    bool accept_waits;  // until connections have room
     bool stopping;
 };
 
@@ -36,6 +41,29 @@ static void accept_start(struct server *server)
         uv_poll_start(&server->accept_polls[i], UV_READABLE, on_acceptable);
     }
     server->accept_paused = false;
+    server->accept_waits = false;
+    uv_timer_stop(&server->room_timer);
+}
+
+static void accept_stop(struct server *server)
+{
+    for (size_t i = 0; i < server->options->listeners->count; i++) {
+        uv_poll_stop(&server->accept_polls[i]);
+    }
+}
+
+static void on_room_timer(uv_timer_t *handle)
+{
+    // on_turn() looks; it runs because the loop does.
+    (void)handle;
+}
+
+// Leaves further connections where the kernel holds them until others have finished to negotiate.
+static void accept_wait(struct server *server)
+{
+    accept_stop(server);
+    server->accept_waits = true;
+    uv_timer_start(&server->room_timer, on_room_timer, SERVER_ROOM_MS, SERVER_ROOM_MS);
 }
 
 // No descriptor or memory for a further connection: waits until the next tick, since the socket
@@ -44,9 +72,7 @@ static void accept_pause(struct server *server, int error)
 {
     unsigned skipped;
 
-    for (size_t i = 0; i < server->options->listeners->count; i++) {
-        uv_poll_stop(&server->accept_polls[i]);
-    }
+    accept_stop(server);
     server->accept_paused = true;
     loop_want_tick(&server->loop);
     if (log_limit_pass(&server->accept_failures, &skipped)) {
@@ -64,7 +90,13 @@ static void on_acceptable(uv_poll_t *handle, int status, int events)
     (void)status;
     (void)events;
     for (int i = 0; i < SERVER_ACCEPT_ROUND; i++) {
-        int fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int fd;
+
+        if (!connection_set_room(&server->connections)) {
+            accept_wait(server);
+            return;
+        }
+        fd = accept4(listener->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
         if (fd >= 0) {
             connection_set_add(&server->connections, fd);
@@ -94,6 +126,9 @@ static bool on_turn(void *context)
     struct server *server = context;
     bool more = connection_set_turn(&server->connections);
 
+    if (server->accept_waits && !server->stopping && connection_set_room(&server->connections)) {
+        accept_start(server);
+    }
     stop_if_done(server);
     return more;
 }
@@ -109,6 +144,7 @@ static void stop(struct server *server)
     for (size_t i = 0; i < server->options->listeners->count; i++) {
         uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
     }
+    uv_close((uv_handle_t *)&server->room_timer, NULL);
     listen_close(server->options->listeners);
     connection_set_stop(&server->connections);
     loop_want_tick(&server->loop);
@@ -195,12 +231,14 @@ static int begin(struct server *server, struct error *err)
     }
     connection_set_init(&server->connections, &server->loop.uv, &server->shared, options->tls,
                         options->log, options->connections_max, on_connections_emptied, server);
+    uv_timer_init(&server->loop.uv, &server->room_timer);
     for (size_t i = 0; i < listeners->count; i++) {
         result = uv_poll_init(&server->loop.uv, &server->accept_polls[i], listeners->list[i].fd);
         if (result < 0) {
             while (i-- > 0) {
                 uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
             }
+            uv_close((uv_handle_t *)&server->room_timer, NULL);
             loop_close(&server->loop);
             client_shared_destroy(&server->shared);
             return error_set(err, -result, "cannot poll a listening socket: %s",

@@ -247,6 +247,34 @@ def test_thousands_of_connections_in_a_row(shared):
 
 
 @pytest.mark.lazycow_only
+@pytest.mark.parametrize("silent", [0, 200])
+def test_many_clients_at_once_all_get_in(workdir, silent):
+    """More than may negotiate at a time, as when a server comes back: they wait, none is turned
+    away; nor where others say nothing."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    with Server(workdir, image) as server:
+        quiet = [server.raw_socket() for _ in range(silent)]
+        wires = [Wire(server) for _ in range(90)]
+        start = threading.Event()
+        done = []
+
+        def negotiate(wire):
+            start.wait()
+            wire.go()
+            wire.check_alive()
+            done.append(wire)
+        threads = [threading.Thread(target=negotiate, args=(wire,)) for wire in wires]
+        for thread in threads:
+            thread.start()
+        start.set()
+        for thread in threads:
+            thread.join()
+        assert len(done) == len(wires)
+        for connection in [wire.socket for wire in wires] + quiet:
+            connection.close()
+
+
+@pytest.mark.lazycow_only
 def test_silent_clients_are_dropped(workdir):
     """A handshake has a deadline, and those that wait for it keep nobody else out."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS: who gets in, who does not, and what happens around the handshake."""
+import concurrent.futures
 import os
 import random
 import shutil
@@ -422,6 +423,14 @@ def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
                 stop.set()
                 for thread in threads:
                     thread.join()
+
+
+def test_many_handshakes_at_once(workdir, pki, image):
+    with Server(workdir, image, options=certificates(pki)) as server:
+        uri = lib_tls.certificate_uri(server, pki[0] / "client")
+        with concurrent.futures.ThreadPoolExecutor(80) as pool:
+            answers = [pool.submit(read_over, uri) for _ in range(80)]
+            assert all(answer.result(60) == b"\5" * 512 for answer in answers)
 
 
 def test_slow_handshake_byte_by_byte(workdir, pki, image):

@@ -27,20 +27,19 @@ static void reserve_ended(struct file_io *io)
         // A host that cannot reserve space can make the file longer.
         alloc->reserve = !alloc->grow_only;
         alloc->grow_only = true;
-        result = 0;
     } else if (!alloc->reserve_exact) {
         // Perhaps there is room for what is needed, if not for the step.
         alloc->reserve_exact = true;
-        result = 0;
     } else {
         alloc->reserve_exact = false;
+        alloc->reserve_error = result;
     }
-    waitq_wake(&alloc->waiters, result);
+    waitq_wake(&alloc->waiters, 0);
 }
 
 // Makes sure that the file reaches to end (bytes), with space from the host where it can promise
 // that: nothing refers to what is beyond the end of the file, even if nothing was written there.
-// Returns 0, or OP_PARKED.
+// Returns 0, OP_PARKED, or a negative errno.
 static int reserve_space(struct op *op, uint64_t end)
 {
     struct image *image = op->image;
@@ -48,6 +47,13 @@ static int reserve_space(struct op *op, uint64_t end)
 
     if (!alloc->reserve || end <= alloc->reserved_end)
         return 0;
+    if (alloc->reserve_error < 0) {
+        // One is told, the next one tries again.
+        int result = alloc->reserve_error;
+
+        alloc->reserve_error = 0;
+        return result;
+    }
     if (!alloc->reserving) {
         uint64_t step = alloc->reserved_end / 8;
 
@@ -222,9 +228,8 @@ static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
     return 0;
 }
 
-int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
+static int take_any(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
 {
-    run->count = 0;
     if (op->image->alloc.reuse && !fresh_only) {
         int result = learn_page(op);
 
@@ -234,6 +239,20 @@ int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_r
             return result;
     }
     return take_fresh(op, want, run);
+}
+
+int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
+{
+    struct image *image = op->image;
+
+    run->count = 0;
+    int result = take_any(op, want, fresh_only, run);
+    if (result != -ENOSPC || op->space_waits == ALLOC_SPACE_WAITS ||
+        (quarantine_empty(&image->quarantine) && punch_idle(&image->punch)))
+        return result;
+    op->space_waits++;
+    punch_all(image);
+    return sync_wait(op);
 }
 
 int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first)

@@ -20,6 +20,10 @@ struct op;
 #define ALLOC_RESERVE_MIN (1u << 20)
 #define ALLOC_RESERVE_MAX (64u << 20)
 
+// How often an op that finds no space waits for a sync where clusters that were given up are on their
+// way: the first one frees them, and the next see their holes punched, which gives the host room.
+#define ALLOC_SPACE_WAITS 3
+
 struct alloc {
     uint64_t fresh;        // first cluster of the fresh space
     uint64_t reserved_end; // bytes of the file that the host has space for
@@ -32,6 +36,7 @@ struct alloc {
     bool grow_only;        // it cannot reserve
     bool reserving;
     bool reserve_exact; // the last large step failed
+    int reserve_error;  // and so did the exact one; nobody was told yet
     struct image *image;
     struct file_io io;
     struct waitq waiters; // for the reservation

@@ -70,6 +70,7 @@ void op_start(struct image *image, struct op *op)
     op->extent_count = 0;
     op->active = false;
     op->scanned = false;
+    op->space_waits = 0;
     op->descent.layer = NULL;
     op->work = NULL;
     image->op_count++;

@@ -88,6 +88,7 @@ struct op {
     uint64_t begun;              // place in the order in which plans were made
     bool active;                 // in the image's list of ops that may use host clusters
     bool scanned;                // has loaded a refcount page to look for free clusters
+    unsigned char space_waits;   // how often it waited for what was given up to become free
     TAILQ_ENTRY(op) active_link;
     TAILQ_ENTRY(op) wait_link;
     struct op_descent descent;

@@ -122,6 +122,28 @@ def test_full_and_room_again(request, workdir, file_system, aio, options):
         handle.shutdown()
 
 
+@pytest.mark.parametrize("file_system", ["small", "small_ext4"])
+def test_what_was_given_up_is_room(request, workdir, file_system):
+    """On a full disk a trim makes room for the next write, with no flush or time between them."""
+    image = lib_tools.create(f"{request.getfixturevalue(file_system)}/disk.qcow2", SIZE,
+                             lazy_refcounts="on")
+    with Server(workdir, image) as server:
+        handle = server.connect()
+        full = write_until_full(handle, pattern)
+        for offset in range(0, 4 * MEBI, MEBI):
+            handle.trim(MEBI, offset)
+            handle.pwrite(pattern(offset, MEBI), 32 * MEBI + offset)
+        assert full > 5 * MEBI
+        handle.flush()
+        for offset in range(0, 4 * MEBI, MEBI):
+            assert handle.pread(MEBI, 32 * MEBI + offset) == pattern(offset, MEBI)
+            assert handle.pread(MEBI, offset) == bytes(MEBI)
+        handle.trim(MEBI, 5 * MEBI)  # room for the refcounts that the stop writes
+        handle.flush()
+        handle.shutdown()
+    lib_tools.check_clean(image)
+
+
 def test_stop_without_room(small, workdir):
     """No room for refcounts at the stop: it says so and ends with an error, or finds the room; in
     both cases nothing is lost, and the image opens again."""

@@ -2,6 +2,7 @@
 #include "qcow2/bitmap_directory.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,9 +31,25 @@ static uint64_t entry_bytes(const uint8_t *p)
            format_get16(p + FORMAT_BITMAP_NAME_LENGTH);
 }
 
-static int decode_entries(const struct file *file, const struct header *header,
+// Whether the table of a bitmap is where one can be; *room is what tables may take of the file.
+static bool table_fits(const struct header *header, const struct bitmap *b, uint64_t file_bytes,
+                       uint64_t *room)
+{
+    uint64_t bytes = (uint64_t)b->table_size * FORMAT_ENTRY_BYTES;
+
+    if (b->table_size > BITMAP_TABLE_ENTRIES_MAX ||
+        (uint64_t)b->table_size << header->cluster_bits > BITMAP_DATA_BYTES_MAX ||
+        b->table_offset % header_cluster_size(header) != 0 || b->table_offset > file_bytes ||
+        bytes > file_bytes - b->table_offset || bytes > *room)
+        return false;
+    *room -= bytes;
+    return true;
+}
+
+static int decode_entries(const struct file *file, const struct header *header, uint64_t file_bytes,
                           struct bitmap_directory *d, struct error *err)
 {
+    uint64_t room = file_bytes;
     uint64_t pos = 0;
 
     for (size_t i = 0; i < d->count; i++) {
@@ -50,10 +67,8 @@ static int decode_entries(const struct file *file, const struct header *header,
         b->flags = format_get32(p + FORMAT_BITMAP_FLAGS);
         b->granularity_bits = p[FORMAT_BITMAP_GRANULARITY];
         if (name_length > BITMAP_NAME_MAX || b->granularity_bits > BITMAP_GRANULARITY_BITS_MAX ||
-            b->table_size > BITMAP_TABLE_ENTRIES_MAX ||
-            b->table_offset % header_cluster_size(header) != 0 ||
-            b->table_offset >= HEADER_OFFSET_LIMIT)
-            return broken(err, file, "a bitmap exceeds the limits of the format");
+            !table_fits(header, b, file_bytes, &room))
+            return broken(err, file, "a bitmap exceeds the limits of the format or the file");
 
         // The name moves left by one byte, over what was decoded, to make room for its end.
         char *name = (char *)p + bytes - name_length;
@@ -70,7 +85,7 @@ static int decode_entries(const struct file *file, const struct header *header,
 // Where the directory is, from the extension's data.
 static int locate(struct file *file, const struct header *header,
                   const struct header_extension *extension, struct bitmap_directory *d,
-                  struct error *err)
+                  uint64_t *file_bytes, struct error *err)
 {
     uint8_t data[FORMAT_BITMAPS_EXTENSION_BYTES];
 
@@ -86,6 +101,7 @@ static int locate(struct file *file, const struct header *header,
     if (size < 0)
         return error_set(err, (int)-size, "'%s': cannot tell its size: %s", file->name,
                          strerror((int)-size));
+    *file_bytes = (uint64_t)size;
     if (d->count > BITMAP_COUNT_MAX || d->bytes > BITMAP_DIRECTORY_BYTES_MAX ||
         d->offset % header_cluster_size(header) != 0 || d->offset > (uint64_t)size ||
         d->bytes > (uint64_t)size - d->offset)
@@ -101,7 +117,8 @@ int bitmap_directory_read(struct file *file, const struct header *header,
     memset(directory, 0, sizeof(*directory));
     if (extension == NULL || !(header->autoclear & FORMAT_AUTOCLEAR_BITMAPS))
         return 0;
-    int ret = locate(file, header, extension, directory, err);
+    uint64_t file_bytes = 0;
+    int ret = locate(file, header, extension, directory, &file_bytes, err);
     if (ret == 0 && directory->count > 0) {
         directory->bitmaps = calloc(directory->count, sizeof(*directory->bitmaps));
         directory->storage = malloc(directory->bytes + 1);
@@ -114,7 +131,7 @@ int bitmap_directory_read(struct file *file, const struct header *header,
             error_set(err, -ret, "'%s': cannot read the bitmap directory: %s", file->name,
                       strerror(-ret));
         else
-            ret = decode_entries(file, header, directory, err);
+            ret = decode_entries(file, header, file_bytes, directory, err);
     }
     if (ret < 0)
         bitmap_directory_free(directory);

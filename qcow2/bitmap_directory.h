@@ -16,6 +16,7 @@
 #define BITMAP_COUNT_MAX 65535u
 #define BITMAP_DIRECTORY_BYTES_MAX (64u << 20)
 #define BITMAP_TABLE_ENTRIES_MAX (1u << 27)
+#define BITMAP_DATA_BYTES_MAX (512u << 20) // of one bitmap
 #define BITMAP_GRANULARITY_BITS_MAX 31
 #define BITMAP_NAME_MAX 1023
 
@@ -39,8 +40,9 @@ struct bitmap_directory {
 };
 
 // Reads the directory, blocking; it is empty where the image has none, or has one that is not kept
-// in step with the image (its autoclear bit is off). Returns 0, and it is the caller's to free; or
-// a negative errno with a message, and it is empty.
+// in step with the image (its autoclear bit is off). The tables lie inside the file and, all
+// together, are no larger than it. Returns 0, and it is the caller's to free; or a negative errno
+// with a message, and it is empty.
 int bitmap_directory_read(struct file *file, const struct header *header,
                           struct bitmap_directory *directory, struct error *err);
 

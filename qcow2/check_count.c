@@ -125,6 +125,7 @@ static int count_problem(void *context, const struct walk_problem *problem)
         [WALK_MISALIGNED] = "is not aligned to a cluster",
         [WALK_COMPRESSED_FLAGS] = "has the COPIED flag, which compressed clusters must not",
         [WALK_SNAPSHOT_L1] = "has an impossible offset or size",
+        [WALK_FAR] = "is far beyond the end of the file",
         [WALK_ZERO_FLAG_V2] = "has the zero flag, which version 2 does not know",
         [WALK_COPIED_NOTHING] = "has the COPIED flag and names no table",
     };
@@ -175,7 +176,7 @@ int check_pass_count(struct check_pass *pass, struct error *err)
                         .bitmaps = &pass->bitmaps,
                         .visitor = &visitor,
                         .context = pass,
-                        .parts = WALK_ALL,
+                        .parts = WALK_ALL | WALK_ABSURD,
                         .done = check_pass_done};
 
     pass->finished = false;

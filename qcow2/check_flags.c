@@ -73,7 +73,7 @@ int check_walk_flags(struct check_pass *pass, struct error *err)
                         .header = &pass->header,
                         .visitor = &visitor,
                         .context = pass,
-                        .parts = WALK_MAPPING,
+                        .parts = WALK_MAPPING | WALK_ABSURD,
                         .done = check_pass_done};
 
     pass->fix_count = 0;

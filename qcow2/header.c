@@ -186,7 +186,7 @@ static int decode_extensions(const uint8_t *cluster, struct header *h, const cha
             memcpy(h->backing_format, cluster + pos, length);
             h->backing_format[length] = '\0';
         }
-        if (type == FORMAT_EXTENSION_CRYPTO) {
+        if (type == FORMAT_EXTENSION_CRYPTO && h->crypt_method == FORMAT_CRYPT_LUKS) {
             if (length < FORMAT_CRYPTO_EXTENSION_BYTES)
                 return broken(err, name, "encryption header pointer is too short");
             h->crypto_offset = format_get64(cluster + pos);

@@ -62,7 +62,7 @@ struct header {
     uint32_t refcount_order;  // a refcount has 1 << refcount_order bits, 0..6
     uint32_t header_length;   // bytes
     uint8_t compression_type; // 0 zlib, 1 zstd
-    uint64_t crypto_offset;   // of the LUKS header, and its bytes; 0: none
+    uint64_t crypto_offset;   // of the LUKS header, and its bytes; 0: none, or another encryption
     uint64_t crypto_length;
 
     char backing_name[HEADER_BACKING_NAME_MAX + 1];            // "" : none

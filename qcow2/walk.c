@@ -6,14 +6,8 @@
 #include <string.h>
 
 #include "qcow2/format.h"
+#include "qcow2/walk_l1.h"
 #include "qcow2/walk_l2.h"
-
-struct walk_l1_source {
-    uint64_t offset;
-    uint32_t entries;
-    uint32_t count; // as in walk_reference
-    uint32_t active;
-};
 
 // A part of the walk: ranges to read and what to do with them.
 struct walk_phase {
@@ -25,9 +19,36 @@ struct walk_phase {
     const struct walk_phase *(*after)(struct walk *walk);
 };
 
+// How far a reference may reach.
+static uint64_t limit_of(const struct walk *walk, enum walk_kind kind)
+{
+    if (walk->parts & WALK_ABSURD)
+        return UINT64_MAX;
+    return kind == WALK_L2 || kind == WALK_DATA || kind == WALK_COMPRESSED ? walk->far : walk->end;
+}
+
 int walk_visit(struct walk *walk, const struct walk_reference *reference)
 {
-    return walk->visitor->reference(walk->context, reference);
+    struct walk_reference near = *reference;
+    uint64_t limit = limit_of(walk, near.kind);
+    int ret = 0;
+
+    if (near.cluster + near.clusters <= limit)
+        return walk->visitor->reference(walk->context, &near);
+    struct walk_problem problem = {.fault = WALK_FAR,
+                                   .kind = near.kind,
+                                   .entry = near.entry,
+                                   .value = near.cluster << walk->header->cluster_bits,
+                                   .guest = near.guest,
+                                   .count = near.count,
+                                   .active = near.active};
+    if (near.cluster < limit) {
+        near.clusters = limit - near.cluster;
+        if (near.entries > near.clusters)
+            near.entries = near.clusters;
+        ret = walk->visitor->reference(walk->context, &near);
+    }
+    return ret < 0 ? ret : walk_report(walk, &problem);
 }
 
 int walk_report(struct walk *walk, const struct walk_problem *problem)
@@ -48,60 +69,6 @@ static int visit_structure(struct walk *walk, enum walk_kind kind, uint64_t offs
 }
 
 // ---- Structure: what the header names -----------------------------------------------------------
-
-static int compare_sources(const void *a, const void *b)
-{
-    const struct walk_l1_source *left = a;
-    const struct walk_l1_source *right = b;
-
-    if (left->offset != right->offset)
-        return left->offset < right->offset ? -1 : 1;
-    return left->entries < right->entries ? -1 : left->entries > right->entries;
-}
-
-// Lists the L1 tables to be read; equal ones once.
-static int list_l1_tables(struct walk *walk)
-{
-    const struct header *h = walk->header;
-    size_t snapshots = walk->parts & WALK_SNAPSHOTS ? walk->snapshots->count : 0;
-    size_t n = 0;
-
-    walk->l1_sources = calloc(snapshots + 1, sizeof(*walk->l1_sources));
-    if (walk->l1_sources == NULL)
-        return -ENOMEM;
-    struct walk_l1_source *sources = walk->l1_sources;
-    if (walk->parts & WALK_MAPPING)
-        sources[n++] = (struct walk_l1_source){
-            .offset = h->l1_offset, .entries = h->l1_size, .count = 1, .active = 1};
-    for (size_t i = 0; i < snapshots; i++) {
-        const struct snapshot *s = &walk->snapshots->snapshots[i];
-        if (s->l1_valid) {
-            sources[n++] =
-                (struct walk_l1_source){.offset = s->l1_offset, .entries = s->l1_size, .count = 1};
-            continue;
-        }
-        struct walk_problem problem = {.fault = WALK_SNAPSHOT_L1,
-                                       .kind = WALK_L1,
-                                       .entry = i,
-                                       .value = s->l1_offset,
-                                       .count = 1};
-        int ret = walk_report(walk, &problem);
-        if (ret < 0)
-            return ret;
-    }
-    qsort(sources, n, sizeof(*sources), compare_sources);
-    size_t kept = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (kept > 0 && compare_sources(&sources[kept - 1], &sources[i]) == 0) {
-            sources[kept - 1].count += sources[i].count;
-            sources[kept - 1].active += sources[i].active;
-        } else {
-            sources[kept++] = sources[i];
-        }
-    }
-    walk->l1_source_count = kept;
-    return 0;
-}
 
 static int visit_l1_tables(struct walk *walk)
 {
@@ -140,7 +107,7 @@ static int visit_header(struct walk *walk)
         ret = visit_structure(walk, WALK_REFCOUNT_TABLE, h->refcount_table_offset,
                               (uint64_t)h->refcount_table_clusters << h->cluster_bits);
     if (ret == 0)
-        ret = list_l1_tables(walk);
+        ret = walk_l1_list(walk);
     return ret < 0 ? ret : visit_l1_tables(walk);
 }
 
@@ -463,6 +430,9 @@ static void begin(struct task *task)
     int ret = size < 0 ? (int)size : 0;
 
     walk->file_bytes = (uint64_t)size;
+    walk->end =
+        ((uint64_t)size + header_cluster_size(walk->header) - 1) >> walk->header->cluster_bits;
+    walk->far = walk->end + (WALK_LOST_GROWTH_MAX >> walk->header->cluster_bits);
     if (walk->header->incompatible &
         (HEADER_INCOMPATIBLE_DATA_FILE | HEADER_INCOMPATIBLE_EXTENDED_L2))
         ret = -ENOTSUP;

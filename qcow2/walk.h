@@ -6,6 +6,10 @@
 // Each L2 table is read once, in the order of the file, however many L1 tables refer to it. What an
 // L2 table beyond the end of the file or at a misaligned offset would map is not visited.
 //
+// Unless WALK_ABSURD is asked for, time and memory of a walk and its visitor are bounded by the size
+// of the file: what an entry names further behind its end than a crash can explain is a problem, and
+// so is a snapshot's L1 table that is not inside the file or overlaps another one.
+//
 //   structure → L1 tables ⇄ L2 tables → refcount table → bitmap tables → done
 //               (back for more when the list of L2 tables is full)
 #ifndef LAZYCOW_QCOW2_WALK_H
@@ -58,6 +62,7 @@ enum walk_fault {
     WALK_SNAPSHOT_L1,      // a snapshot's L1 table cannot be one (snapshot_table.h)
     WALK_ZERO_FLAG_V2,     // a zero flag in a version that has none
     WALK_COPIED_NOTHING,   // an L1 entry has the COPIED flag and names no table
+    WALK_FAR,              // clusters far beyond the end of the file
 };
 
 struct walk_problem {
@@ -87,6 +92,7 @@ struct walk_visitor {
 #define WALK_SNAPSHOTS (1u << 1) // those of snapshots, and the snapshot table
 #define WALK_REFCOUNTS (1u << 2) // refcount table and blocks
 #define WALK_OTHER (1u << 3)     // header, bitmaps, crypto header
+#define WALK_ABSURD (1u << 4)    // what no sound image has is visited as the rest is
 #define WALK_ALL (WALK_MAPPING | WALK_SNAPSHOTS | WALK_REFCOUNTS | WALK_OTHER)
 
 struct walk_phase;
@@ -115,6 +121,8 @@ struct walk {
     // Private.
     struct task task;
     uint64_t file_bytes;
+    uint64_t end; // one past the last cluster of the file
+    uint64_t far; // and past the last one that an entry may name without being absurd
     const struct walk_phase *phase;
     struct scan scan;
     struct walk_l1_source *l1_sources; // L1 tables to be read

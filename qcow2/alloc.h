@@ -20,12 +20,16 @@ struct op;
 #define ALLOC_RESERVE_MIN (1u << 20)
 #define ALLOC_RESERVE_MAX (64u << 20)
 
-// How often an op that finds no space waits for a sync where clusters that were given up are on their
-// way: the first one frees them, and the next see their holes punched, which gives the host room.
+// How often an op that finds no space waits for a sync where clusters that were given up are on
+// their way: the first one frees them, and the next see their holes punched, which gives the host
+// room.
 #define ALLOC_SPACE_WAITS 3
 
 struct alloc {
-    uint64_t fresh;        // first cluster of the fresh space
+    // First cluster of the fresh space, which is also how far entries are trusted: one that names a
+    // cluster from here on names what was never handed out, and map.c does not believe its COPIED
+    // flag. Only grows; UINT64_MAX while recovery has not found the end.
+    uint64_t fresh;
     uint64_t reserved_end; // bytes of the file that the host has space for
     uint64_t search;       // where to look for free clusters next
     bool may_find; // a search may find something: not all was searched since something was freed

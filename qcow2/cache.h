@@ -37,7 +37,8 @@ struct slice {
     TAILQ_ENTRY(slice) dirty_link;
 };
 
-// Slices' contents are cut from blocks of this size: what malloc aligns by itself takes twice the room.
+// Slices' contents are cut from blocks of this size: what malloc aligns by itself takes twice the
+// room.
 #define CACHE_BLOCK_BYTES (256u << 10)
 
 struct cache_block {

@@ -98,9 +98,10 @@ static uint64_t place_end(uint64_t guest)
     return ((guest >> CHAIN_PLACE_BITS) + 1) << CHAIN_PLACE_BITS;
 }
 
-// Looks into the image itself, unless the op has done so before it had to wait for a layer below, and
-// nothing changed: each plan then needs one slice only, and a cache of two will do. Returns as map_lookup;
-// location is complete where the image has it, and *length says for how many bytes it has not.
+// Looks into the image itself, unless the op has done so before it had to wait for a layer below,
+// and nothing changed: each plan then needs one slice only, and a cache of two will do. Returns as
+// map_lookup; location is complete where the image has it, and *length says for how many bytes it
+// has not.
 static int look_at_top(struct op *op, uint64_t guest, uint64_t *length, struct location *location)
 {
     struct image *image = op->image;

@@ -22,8 +22,8 @@ int change_mapping(struct op *op);
 // OP_PARKED (again, nothing was linked) or a negative errno.
 int change_link(struct op *op, uint64_t first, uint64_t count);
 
-// Whether writing there, or giving it up, would cost metadata that is known: the image is then marked
-// corrupt.
+// Whether writing there, or giving it up, would cost metadata that is known: the image is then
+// marked corrupt.
 bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length);
 
 #endif

@@ -19,8 +19,8 @@ struct corrupt {
     unsigned char bytes[8];
 };
 
-// Something in the image contradicts itself where it would be written: says what (a sentence), refuses
-// writes from now on, and sets the corrupt bit on disk soon, where the image has one.
+// Something in the image contradicts itself where it would be written: says what (a sentence),
+// refuses writes from now on, and sets the corrupt bit on disk soon, where the image has one.
 __attribute__((format(printf, 2, 3))) void corrupt_found(struct image *image, const char *format,
                                                          ...);
 

@@ -113,8 +113,8 @@ void op_finish(struct op *op, int result);
 void op_replan(struct op *op);
 // The op waits for something else than its own I/O, and holds no host offset meanwhile.
 void op_leave_active(struct op *op);
-// Waits until every op has ended, or made a new plan, that made its plan before this one did. Returns 0 or
-// OP_PARKED (ask again).
+// Waits until every op has ended, or made a new plan, that made its plan before this one did.
+// Returns 0 or OP_PARKED (ask again).
 int op_wait_for_older(struct op *op);
 // op->work, made if there is none. Returns 0 or -ENOMEM.
 int op_need_work(struct op *op);

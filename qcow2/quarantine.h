@@ -4,7 +4,16 @@
 //   1. a sync has made the unlinking durable (else a power cut brings the old entry back, and
 //      behind it somebody else's data), and
 //   2. every op has ended that may still read or write there, having planned before the unlinking.
-// Then punch.c may give them back to the host.
+// Then punch.c may give them back to the host. A cluster's way to freedom, with what moves it:
+//
+//   in use ──quarantine_add──> pending ──quarantine_sync_begins──> syncing
+//          ──quarantine_sync_ended──> durable ──the releaser, when older ops have ended──> refcount 0
+//
+// and from there on, free to be taken at any point (punch.h):
+//
+//   young ──a sync ends──> ripe ──a sync ends, or a tick──> due ──> punched (taken meanwhile) ──> free
+//
+// A sync that fails moves syncing back to pending.
 #ifndef LAZYCOW_QCOW2_QUARANTINE_H
 #define LAZYCOW_QCOW2_QUARANTINE_H
 
@@ -36,9 +45,7 @@ struct quarantine {
     struct quarantine_list durable; // waits for ops to end
     size_t count;
     bool releasing;
-    bool punch; // the host can punch holes, and is asked to
     struct op releaser;
-    uint64_t run;       // clusters that the punch in flight is about
     struct waitq empty; // ops that wait for all of it to be released
     struct waitq room;
 };

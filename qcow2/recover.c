@@ -9,9 +9,9 @@
 // follows has a barrier before its tables, so that the cut is durable before anything refers to
 // that space.
 //
-// An entry that is no valid one may be a damaged reference, to a table even, and all behind it seems
-// unused. So where there is such a fault nothing is cut, taken from what seems free, or marked
-// clean: what 'lazycow check' or its user may save stays as it is.
+// An entry that is no valid one may be a damaged reference, to a table even, and all behind it
+// seems unused. So where there is such a fault nothing is cut, taken from what seems free, or
+// marked clean: what 'lazycow check' or its user may save stays as it is.
 //
 // A power cut during all of this finds the tables untouched and the dirty bit set: the next start
 // does the same again.
@@ -58,8 +58,8 @@ static void tell_fault(struct image *image, const char *what, uint64_t guest, ui
 
 // ---- Counting
 
-// The references of a run of clusters that are in one page. The flag says something of the disk only:
-// a snapshot's L1 table keeps it as it was when the snapshot was taken.
+// The references of a run of clusters that are in one page. The flag says something of the disk
+// only: a snapshot's L1 table keeps it as it was when the snapshot was taken.
 static int count_run(struct image *image, const struct walk_reference *ref, uint64_t first,
                      uint64_t clusters)
 {

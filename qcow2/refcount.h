@@ -39,8 +39,8 @@ void refcounts_forget(struct refcounts *rc);
 
 // Makes the page of the cluster known. Returns 0, OP_PARKED (plan again) or a negative errno.
 int refcounts_load(struct op *op, uint64_t cluster);
-// Reads the last block that counts anything, blocking, so that refcounts_end() is exact. Returns 0, or
-// a negative errno: -EFBIG after REFCOUNT_EMPTY_BLOCKS_MAX blocks that count nothing.
+// Reads the last block that counts anything, blocking, so that refcounts_end() is exact. Returns 0,
+// or a negative errno: -EFBIG after REFCOUNT_EMPTY_BLOCKS_MAX blocks that count nothing.
 int refcounts_load_last(struct refcounts *rc, struct file *file);
 #define REFCOUNT_EMPTY_BLOCKS_MAX 64 // each takes a read while the image is opened
 // The table reaches so far that it has an entry for the cluster. Returns 0, -ENOMEM, or -EFBIG
@@ -60,8 +60,9 @@ bool refcounts_all_free(const struct refcounts *rc, uint64_t cluster, uint64_t c
 int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64_t by);
 
 // The longest run of at most want clusters with refcount 0 that begins in [from, end), inside the
-// table, among known pages, looking at no more than REFCOUNT_SEARCH_WORDS words of bitmap; the first
-// that is long enough wins. Returns its length, 0 if none was found. *next is where to go on looking.
+// table, among known pages, looking at no more than REFCOUNT_SEARCH_WORDS words of bitmap; the
+// first that is long enough wins. Returns its length, 0 if none was found. *next is where to go on
+// looking.
 #define REFCOUNT_SEARCH_WORDS 4096 // 256 Ki clusters, about 10 µs
 uint64_t refcounts_find_free(const struct refcounts *rc, uint64_t from, uint64_t end, uint64_t want,
                              uint64_t *first, uint64_t *next);

@@ -32,8 +32,8 @@ static inline uint64_t refcount_page_size(const struct geometry *g)
 void refcount_page_init(struct refcount_page *page, const struct geometry *g, bool ready);
 void refcount_page_free(struct refcount_page *page);
 
-// Makes the page known from its block, of cluster_size bytes by malloc; takes *block, and sets it to
-// NULL, where counts are needed. Returns 0 or -ENOMEM.
+// Makes the page known from its block, of cluster_size bytes by malloc; takes *block, and sets it
+// to NULL, where counts are needed. Returns 0 or -ENOMEM.
 int refcount_page_decode(struct refcount_page *page, const struct geometry *g, uint8_t **block);
 // The bytes of a piece of the block; buf has piece_bytes.
 void refcount_page_encode(const struct refcount_page *page, const struct geometry *g,
@@ -44,8 +44,8 @@ uint64_t refcount_page_get(const struct refcount_page *page, const struct geomet
 // The piece becomes dirty. Returns 0, -ENOMEM, or -ERANGE when the width cannot hold the count.
 int refcount_page_set(struct refcount_page *page, const struct geometry *g, uint64_t index,
                       uint64_t count);
-// Adds by to count refcounts from index on: whole words at a time where they become 1. Returns 0, or
-// as refcount_page_set, with some of them added then.
+// Adds by to count refcounts from index on: whole words at a time where they become 1. Returns 0,
+// or as refcount_page_set, with some of them added then.
 int refcount_page_add(struct refcount_page *page, const struct geometry *g, uint64_t index,
                       uint64_t count, uint64_t by);
 // The first index in [from, end) whose refcount is 0 or, if used, is not 0; end if there is none.

@@ -79,8 +79,8 @@ static int place_table(struct op *op, struct refcount_write *rw)
     return 0;
 }
 
-// Blocks need clusters, clusters need a table that reaches so far, and a table needs clusters: until
-// a round takes none. Any part may park, and others take clusters meanwhile.
+// Blocks need clusters, clusters need a table that reaches so far, and a table needs clusters:
+// until a round takes none. Any part may park, and others take clusters meanwhile.
 static int place(struct op *op, struct refcount_write *rw)
 {
     const struct alloc *alloc = &op->image->alloc;

@@ -29,6 +29,9 @@
 //        ──> DURABLE         wake the waiters, release the quarantine
 //        ──> CLEAN_…         at shutdown and when idle: refcounts, barrier, dirty bit off, barrier
 //
+// What fails in BEGIN to WRITTEN goes on at DURABLE, which undoes and tells; in CLEAN it ends the
+// clean point, and the dirty bit counts as set.
+//
 // A barrier that failed leaves unknown what is on disk: the error is latched, writes and flushes
 // end with EIO from then on, the dirty bit stays. A table write without space loses nothing:
 // the copies that were not written are dirty again, and the waiters are told ENOSPC.
@@ -329,7 +332,8 @@ static bool passes(int error)
     return error == -ENOSPC || error == -EDQUOT || error == -ENOMEM;
 }
 
-// Ops are over and so are their tables on disk: the refcounts in memory count what those refer to, no more.
+// Ops are over and so are their tables on disk: the refcounts in memory count what those refer to,
+// no more.
 static bool at_rest(const struct image *image)
 {
     return image->sync.clean_final ||

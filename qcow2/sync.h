@@ -37,20 +37,23 @@ struct sync {
     struct waitq cleaning; // for the clean point
     bool wanted;           // another sync is to follow
 
-    bool unsynced;       // data was written since the last sync began
-    bool barrier_needed; // some of it must be durable before L2 or L1 entries are
-    bool dirty_bit;      // may be set on disk
-    bool dirty_unsure;   // and may be not: it has to be written again before tables are
-    bool drop_autoclear; // unknown autoclear bits are to be cleared
+    // What the next sync finds. BEGIN takes the first two over (has_data, needs_first); where the
+    // sync fails DURABLE puts them back.
+    bool unsynced;       // data was written since the last sync began; set where a write ends
+    bool barrier_needed; // some of it must be durable before L2 or L1 entries are; set where an
+                         // entry is linked
+    bool dirty_bit;      // may be set on disk: from HEADER on, until CLEAN clears it
+    bool dirty_unsure;   // and may be not, as writing it failed: HEADER writes it again
+    bool drop_autoclear; // unknown autoclear bits are to be cleared; set by the first change
 
     bool clean_wanted; // this sync ends with refcounts written and the dirty bit cleared
     bool clean_final;  // at shutdown: ops are over, nothing is in the way
 
     // Of the sync that runs.
-    bool barrier; // the I/O in flight is one
-    bool set_dirty;
-    bool has_data;    // data to make durable
-    bool needs_first; // the first barrier
+    bool barrier;     // the I/O in flight is one
+    bool set_dirty;   // HEADER sets the dirty bit
+    bool has_data;    // there is data to make durable, tables or not
+    bool needs_first; // PREPARED makes a barrier: for data, header or refcounts before tables
     unsigned char header_bytes[24];
     struct iovec iov;
     struct refcount_write refcounts;

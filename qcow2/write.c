@@ -107,6 +107,13 @@ static void cut_stretch(struct op *op, struct stretch *s, uint64_t clusters)
 }
 
 // Where the payload goes: what of the first and last cluster around it is to be written with it.
+//
+//   around it the guest had    the target        is written along    data before its entry
+//   zeros                      reads as zeros    nothing             no
+//   zeros                      anything else     zeros               yes
+//   anything else              either            a copy              yes
+//
+// The last column is for all clusters of the stretch: one that did not read as zeros is enough.
 static int plan_edges(struct op *op, const struct stretch *s, bool zero_target)
 {
     struct image *image = op->image;

@@ -139,8 +139,8 @@ static uint64_t left_in_slice(const struct op *op)
     return entries - (geometry_l2_index(&op->image->geometry, op->pos) & (entries - 1));
 }
 
-// The clusters keep their place in the file, where older writes may still be on their way: nobody uses
-// that place again before they have ended, or what they leave behind would come back.
+// The clusters keep their place in the file, where older writes may still be on their way: nobody
+// uses that place again before they have ended, or what they leave behind would come back.
 static int drain(struct op *op, uint64_t clusters)
 {
     uint64_t first = op->pos >> op->image->geometry.cluster_bits;

@@ -63,7 +63,7 @@ ROWS = [
      "qcow2/l2_table.c", "        image->sync.barrier_needed = true;\n", ""),
     ("3: a new L2 table in fresh space",
      "`l2_table_own`: `alloc_clusters(op, 1, false, …)`, `run.zero = true`", "qcow2/l2_table.c",
-     "int result = alloc_clusters(op, 1, true, &run);",
+     "int result = alloc_clusters(op, 1, image->file->fresh_is_zero, &run);",
      "int result = alloc_clusters(op, 1, false, &run);\n    run.zero = true;"),
     ("4: dirty bit before the tables", "`write_header`: `needs_first` not set", SYNC,
      "    sync->needs_first = true;\n    return submit_header(image, SYNC_REFCOUNTS);",

@@ -3,44 +3,47 @@
 
 #include <errno.h>
 #include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "qcow2/engine.h"
 
-static void bit_written(struct file_io *io)
-{
-    struct corrupt *corrupt = (struct corrupt *)((char *)io - offsetof(struct corrupt, io));
+enum { CORRUPT_WRITE, CORRUPT_WRITTEN };
 
-    corrupt->busy = false;
-    if (io->result < 0)
-        image_log(corrupt->image, "cannot set the corrupt bit: %s", strerror(-io->result));
+static void corrupt_step(struct op *op)
+{
+    struct image *image = op->image;
+    struct corrupt *corrupt = &image->corrupt;
+
+    if (op->state == CORRUPT_WRITTEN) {
+        corrupt->busy = false;
+        if (op->wait_result < 0)
+            image_log(image, "cannot set the corrupt bit: %s", strerror(-op->wait_result));
+        return;
+    }
+    uint64_t incompatible = image->header.incompatible;
+    if (image->sync.dirty_bit)
+        incompatible |= HEADER_INCOMPATIBLE_DIRTY;
+    format_put64(corrupt->bytes, incompatible);
+    corrupt->iov = (struct iovec){.iov_base = corrupt->bytes, .iov_len = sizeof(corrupt->bytes)};
+    op->state = CORRUPT_WRITTEN;
+    op_submit(op, FILE_WRITE, HEADER_OFFSET_INCOMPATIBLE, sizeof(corrupt->bytes), &corrupt->iov, 1);
 }
 
+// The sync that runs may be writing the same bytes as they were before. The one after it, which is
+// waited for, finds the latched error and writes nothing, as all that follow.
 static void write_bit(struct image *image)
 {
     struct corrupt *corrupt = &image->corrupt;
-    uint64_t incompatible;
 
     if (image->header.version < 3 || image->read_only ||
         (image->header.incompatible & HEADER_INCOMPATIBLE_CORRUPT))
         return;
     image->header.incompatible |= HEADER_INCOMPATIBLE_CORRUPT;
-    incompatible = image->header.incompatible;
-    if (image->sync.dirty_bit)
-        incompatible |= HEADER_INCOMPATIBLE_DIRTY;
-    format_put64(corrupt->bytes, incompatible);
-    corrupt->image = image;
-    corrupt->iov = (struct iovec){.iov_base = corrupt->bytes, .iov_len = sizeof(corrupt->bytes)};
     corrupt->busy = true;
-    corrupt->io = (struct file_io){.kind = FILE_WRITE,
-                                   .offset = HEADER_OFFSET_INCOMPATIBLE,
-                                   .length = sizeof(corrupt->bytes),
-                                   .iov = &corrupt->iov,
-                                   .iovcnt = 1,
-                                   .done = bit_written};
-    file_submit(image->file, &corrupt->io);
+    op_init_internal(&corrupt->op, image, corrupt_step);
+    corrupt->op.state = CORRUPT_WRITE;
+    sync_wait(&corrupt->op);
 }
 
 void corrupt_found(struct image *image, const char *format, ...)

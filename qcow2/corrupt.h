@@ -7,14 +7,13 @@
 #include <stdbool.h>
 #include <sys/uio.h>
 
-#include "qcow2/file.h"
+#include "qcow2/op.h"
 
 struct image;
 
 struct corrupt {
-    struct image *image;
-    bool busy; // the bit is being written
-    struct file_io io;
+    bool busy;    // the bit is being written
+    struct op op; // internal
     struct iovec iov;
     unsigned char bytes[8];
 };

@@ -81,8 +81,10 @@ struct file_ops {
 
 struct file {
     const struct file_ops *ops;
-    struct runq *runq;    // borrowed, outlives the file
-    char *name;           // for messages; owned by the implementation
+    struct runq *runq; // borrowed, outlives the file
+    char *name;        // for messages; owned by the implementation
+    // Which file it is, whatever its name: no other one has the same pair. 0, 0: not known.
+    uint64_t device, inode;
     bool read_only;       // writes must not be submitted
     unsigned outstanding; // requests submitted whose done has not begun to run; kept by file.c
     bool fresh_is_zero;   // space beyond the end reads as zeros once written past (regular files)

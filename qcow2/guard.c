@@ -4,13 +4,10 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/change.h"
 #include "qcow2/engine.h"
 
-// Header, active L1 table, refcount table, snapshot table; snapshots come on top.
-#define FIXED_RANGES 4
-
-static const char refcount_table_name[] = "the refcount table";
+// Header, active L1 table, snapshot table; snapshots come on top.
+#define FIXED_RANGES 3
 
 static int compare_ranges(const void *a, const void *b)
 {
@@ -38,8 +35,6 @@ static void put_ranges(struct image *image)
 
     put_range(image, 0, image->geometry.cluster_size, "the header");
     put_range(image, h->l1_offset, (uint64_t)h->l1_size * FORMAT_ENTRY_BYTES, "the L1 table");
-    put_range(image, h->refcount_table_offset,
-              (uint64_t)h->refcount_table_clusters << h->cluster_bits, refcount_table_name);
     put_range(image, h->snapshot_offset, image->snapshots.bytes, "the snapshot table");
     for (size_t i = 0; i < image->snapshots.count; i++) {
         const struct snapshot *snapshot = &image->snapshots.snapshots[i];
@@ -50,18 +45,40 @@ static void put_ranges(struct image *image)
     }
 }
 
+// Sorts the ranges and makes one of those that overlap or touch, as snapshots' L1 tables do in a row
+// and in a broken image, so that an end is never behind a later one's.
+static void merge_ranges(struct guard *guard)
+{
+    struct guard_range *ranges = guard->ranges;
+    size_t last = 0;
+
+    qsort(ranges, guard->range_count, sizeof(*ranges), compare_ranges);
+    for (size_t i = 1; i < guard->range_count; i++) {
+        if (ranges[i].first > ranges[last].end)
+            ranges[++last] = ranges[i];
+        else if (ranges[i].end > ranges[last].end)
+            ranges[last].end = ranges[i].end;
+    }
+    guard->range_count = last + 1; // the header is always there
+}
+
 // Metadata that overlaps other metadata would be written over it.
 static int put_table(struct image *image, uint64_t offset, bool written)
 {
     if (offset == 0)
         return 0;
-    if (written && change_hits_metadata(image, offset, image->geometry.cluster_size))
+    const char *what = written ? guard_hit(image, offset, image->geometry.cluster_size) : NULL;
+    if (what) {
+        corrupt_found(image, "the table at host offset %llu lies over %s",
+                      (unsigned long long)offset, what);
         return -EIO;
+    }
     return cluster_set_add(&image->guard.tables, offset >> image->geometry.cluster_bits);
 }
 
 int guard_init(struct image *image)
 {
+    const struct header *h = &image->header;
     struct guard *guard = &image->guard;
     int result = 0;
 
@@ -69,7 +86,11 @@ int guard_init(struct image *image)
     if (!guard->ranges)
         return -ENOMEM;
     put_ranges(image);
-    qsort(guard->ranges, guard->range_count, sizeof(*guard->ranges), compare_ranges);
+    merge_ranges(guard);
+    guard->refcount_table = (struct guard_range){
+        .first = h->refcount_table_offset >> h->cluster_bits,
+        .end = (h->refcount_table_offset >> h->cluster_bits) + h->refcount_table_clusters,
+        .what = "the refcount table"};
 
     for (uint64_t i = 0; i < image->refcounts.table_size && result == 0; i++)
         result = put_table(image, image->refcounts.table[i], true);
@@ -91,15 +112,24 @@ void guard_free(struct guard *guard)
     *guard = (struct guard){0};
 }
 
-// Ranges may overlap in a broken image; they are few unless there are many snapshots, and sorted by
-// their beginning, so the look ends at the first one that begins behind.
 static const char *range_hit(const struct guard *guard, uint64_t first, uint64_t end)
 {
-    for (size_t i = 0; i < guard->range_count && guard->ranges[i].first < end; i++) {
-        if (first < guard->ranges[i].end)
-            return guard->ranges[i].what;
+    const struct guard_range *table = &guard->refcount_table;
+    size_t low = 0, high = guard->range_count;
+
+    if (first < table->end && table->first < end)
+        return table->what;
+    // The first range that ends behind first.
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (guard->ranges[middle].end > first)
+            high = middle;
+        else
+            low = middle + 1;
     }
-    return NULL;
+    return low < guard->range_count && guard->ranges[low].first < end ? guard->ranges[low].what
+                                                                      : NULL;
 }
 
 const char *guard_hit(const struct image *image, uint64_t offset, uint64_t length)
@@ -131,15 +161,6 @@ void guard_remove(struct image *image, uint64_t host_offset)
 
 void guard_move_refcount_table(struct image *image, uint64_t first, uint64_t count)
 {
-    struct guard *guard = &image->guard;
-
-    if (!guard->ready)
-        return;
-    for (size_t i = 0; i < guard->range_count; i++) {
-        if (guard->ranges[i].what == refcount_table_name) {
-            guard->ranges[i].first = first;
-            guard->ranges[i].end = first + count;
-        }
-    }
-    qsort(guard->ranges, guard->range_count, sizeof(*guard->ranges), compare_ranges);
+    image->guard.refcount_table.first = first;
+    image->guard.refcount_table.end = first + count;
 }

@@ -22,8 +22,9 @@ struct guard_range {
 struct guard {
     bool ready;
     struct cluster_set tables;  // L2 tables and refcount blocks
-    struct guard_range *ranges; // header, L1 tables, refcount table, snapshot table; sorted, apart
+    struct guard_range *ranges; // header, L1 tables, snapshot table: sorted, none touches another
     size_t range_count;
+    struct guard_range refcount_table; // moves
 };
 
 // Collects what there is. Returns 0, -ENOMEM, or -EIO where tables overlap: the image is then

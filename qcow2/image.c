@@ -10,6 +10,7 @@
 
 #include "qcow2/backing_name.h"
 #include "qcow2/engine.h"
+#include "qcow2/writable.h"
 
 // Images in a chain: more than anybody stacks.
 #define BACKING_DEPTH_MAX 200
@@ -48,68 +49,24 @@ static int open_behind(struct image **out, struct file *file, const struct image
                        const struct image_host *host, const struct image *overlay,
                        struct error *err);
 
-static int read_refcount_table(struct image *image, struct error *err)
+// Whether a file is the one at path, or what was opened there (NULL: not yet).
+static bool same_file(const struct file *a, const char *path, const struct file *opened)
 {
-    const struct header *header = &image->header;
-    size_t bytes = (size_t)header->refcount_table_clusters << header->cluster_bits;
-    uint64_t *table = malloc(bytes);
-
-    if (!table)
-        return error_set(err, ENOMEM, "'%s': no memory for the refcount table", image->file->name);
-
-    int result = file_read_blocking(image->file, table, header->refcount_table_offset, bytes);
-    if (result < 0) {
-        free(table);
-        return error_set(err, -result, "'%s': cannot read the refcount table: %s",
-                         image->file->name, strerror(-result));
-    }
-    for (size_t i = 0; i < bytes / FORMAT_ENTRY_BYTES; i++)
-        table[i] = be64toh(table[i]) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
-    if (refcounts_init(&image->refcounts, &image->geometry, table, bytes / FORMAT_ENTRY_BYTES) < 0)
-        return error_set(err, ENOMEM, "'%s': no memory for refcounts", image->file->name);
-    return 0;
+    if (!opened)
+        return strcmp(a->name, path) == 0;
+    return (a->device != 0 || a->inode != 0) && a->device == opened->device &&
+           a->inode == opened->inode;
 }
 
-// What only an image that is written needs.
-static int prepare_writing(struct image *image, struct error *err)
-{
-    int64_t size = file_size(image->file);
-    int result = read_refcount_table(image, err);
-
-    if (result < 0)
-        return result;
-    if (size < 0)
-        return error_set(err, (int)-size, "'%s': cannot tell its size: %s", image->file->name,
-                         strerror((int)-size));
-    if (image->options.lazy_refcounts == LAZY_ON && image->header.version < 3)
-        return error_set(err, ENOTSUP,
-                         "'%s': lazy refcounts need version 3 (compat=1.1); serve it without "
-                         "--lazy-refcounts=on, or convert it",
-                         image->file->name);
-    image->lazy = image->options.lazy_refcounts == LAZY_FROM_HEADER
-                      ? (image->header.compatible & HEADER_COMPATIBLE_LAZY_REFCOUNTS) != 0
-                      : image->options.lazy_refcounts == LAZY_ON;
-    uint64_t fresh = geometry_clusters(&image->geometry, (uint64_t)size);
-    // A device does not end where the image does.
-    if (!image->file->fresh_is_zero && refcounts_load_last(&image->refcounts, image->file) == 0)
-        fresh = refcounts_end(&image->refcounts, fresh);
-    alloc_init(&image->alloc, image, fresh, (uint64_t)size);
-    image->alloc.reuse = true;
-    if (image->sync.dirty_bit) {
-        // Until recovery knows better nothing is beyond the end.
-        image->alloc.fresh = UINT64_MAX;
-        return recover_start(image, err);
-    }
-    return 0;
-}
-
-// Whether an image at path may stand behind this one.
-static int check_chain(const struct image *image, const char *path, struct error *err)
+// Whether the image at path may stand behind this one; asked before and after it is opened: by name,
+// as it may be locked, and by what it is.
+static int check_chain(const struct image *image, const char *path, const struct file *file,
+                       struct error *err)
 {
     unsigned depth = 0;
 
     for (const struct image *above = image; above; above = above->overlay) {
-        if (strcmp(above->file->name, path) == 0)
+        if (same_file(above->file, path, file))
             return error_set(err, ELOOP,
                              "'%s' stands behind itself; give one of the images another backing "
                              "file with 'qemu-img rebase -u'",
@@ -150,11 +107,15 @@ static int open_backing(struct image *image, struct error *err)
     char *path = backing_name_resolve(image->file->name, header->backing_name);
     if (!path)
         return error_set(err, ENOMEM, "'%s': no memory", image->file->name);
-    int result = check_chain(image, path, err);
+    int result = check_chain(image, path, NULL, err);
     if (result == 0)
         result = image->host.open_backing(image->host.context, path, &file, err);
+    if (result == 0)
+        result = check_chain(image, path, file, err);
     free(path);
     if (result < 0) {
+        if (file)
+            file_close(file);
         error_prefix(err, "'%s': backing file", image->file->name);
         return result;
     }
@@ -192,7 +153,7 @@ static int open_qcow2(struct image *image, struct error *err)
     if (result == 0)
         result = open_backing(image, err);
     if (result == 0 && !image->read_only)
-        result = prepare_writing(image, err);
+        result = writable_prepare(image, err);
     return result;
 }
 

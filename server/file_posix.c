@@ -449,6 +449,11 @@ struct posix_file *posix_file_new(struct backend *backend, int fd, const char *n
         free(f);
         return NULL;
     }
+    struct stat st;
+    if (fstat(fd, &st) == 0) {
+        f->file.device = st.st_dev;
+        f->file.inode = st.st_ino;
+    }
     f->file.ops = &posix_ops;
     f->file.runq = backend->runq;
     f->file.read_only = options->read_only;

@@ -8,6 +8,7 @@ import pytest
 
 import lib_offline
 import lib_qcow2
+import lib_server
 import lib_tools
 from lib_broken import attempt, overlay, survive
 from lib_qcow2 import COPIED, Header, peek, poke, poke_bytes, set_field
@@ -348,6 +349,35 @@ def test_refcount_block_at_an_impossible_place(workdir, image, offset):
         assert handle.pread(512, 65536) == b"B" * 512
         handle.shutdown()
         server.stop(codes=(0, 1))
+
+
+@pytest.mark.parametrize("what", ["refcount table", "refcount block", "L1 table"])
+def test_file_that_was_cut_short(workdir, image, what):
+    """What is behind the end reads as zeros, so that clusters in use seem free: not to be written."""
+    header = Header(image)
+    end = -(-os.path.getsize(image) // 65536) * 65536
+    if what == "L1 table":
+        set_field(image, "l1_table_offset", end)
+    elif what == "refcount table":
+        set_field(image, "refcount_table_offset", end)
+    else:
+        poke(image, header.refcount_table_offset, ">Q", end)
+    line = refused(workdir, "-k", "s", image)
+    assert what in line and "--read-only" in line, line
+    with Server(workdir, image, read_only=True) as server:
+        handle = server.connect()
+        expected = bytes(512) if what == "L1 table" else b"A" * 512
+        assert handle.pread(512, 0) == expected
+        handle.shutdown()
+    if what != "L1 table":
+        assert "check -r all" in line
+        lib_tools.run(lib_server.BINARY, "check", "-r", "all", image)
+        with Server(workdir, image) as server:
+            handle = server.connect()
+            handle.pwrite(b"x" * 65536, 8 * MEBI)
+            assert handle.pread(512, 65536) == b"B" * 512
+            handle.shutdown()
+        lib_tools.check_clean(image)
 
 
 # ---- Noise --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small images whose numbers are large: they take neither the server's time nor its memory."""
+import os
 import struct
 import time
 
@@ -8,8 +9,8 @@ import pytest
 import lib_qcow2
 from lib_broken import serve_refused
 from lib_qcow2 import COPIED, Header, poke_bytes, set_field
-from lib_server import Server
-from lib_tools import create
+from lib_server import Server, refused
+from lib_tools import create, qemu_img
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -17,6 +18,12 @@ MEBI = 1 << 20
 PATIENCE = 5  # seconds; each of these takes some milliseconds
 EXTENSION_CRYPTO = 0x0537BE77
 EXTENSION_BITMAPS = 0x23852875
+
+
+def read(path, offset, length):
+    with open(path, "rb") as stream:
+        stream.seek(offset)
+        return stream.read(length)
 
 
 def serve_in_time(workdir, image, codes=(0,)):
@@ -81,6 +88,31 @@ def test_entries_that_name_far_places(workdir):
     assert "tables are damaged" in serve_in_time(workdir, image, codes=(1,))
 
 
+def test_many_snapshots_and_l1_entries(workdir):
+    """Both as many as the format allows: the first write looks at all of them."""
+    image = create(f"{workdir}/a.qcow2", MEBI)
+    header = Header(image)
+    count, entries, tables = 65536, 4 * MEBI, 16 * MEBI
+    block = header.refcount_block_offset()
+    first = struct.unpack(">Q", read(image, header.l1_table_offset, 8))[0]
+    with open(image, "r+b") as stream:
+        stream.seek(block)
+        stream.write(struct.pack(">H", 1) * 32768)
+        stream.seek(MEBI)
+        for number in range(count):  # apart, so that they are not one range
+            stream.write(struct.pack(">QIHHIIQII16x", (1 << 40) + (number << 17), 1,
+                                     0, 0, 0, 0, 0, 0, 16))
+        stream.seek(tables)
+        stream.write(struct.pack(">Q", first))
+        stream.write(b"".join(struct.pack(">Q", COPIED | (number << 16) + (1 << 50))
+                              for number in range(1, entries)))
+    set_field(image, "l1_table_offset", tables)
+    set_field(image, "l1_size", entries)
+    set_field(image, "snapshots_offset", MEBI)
+    set_field(image, "nb_snapshots", count)
+    serve_in_time(workdir, image)
+
+
 def test_snapshots_whose_tables_overlap(workdir):
     """Thousands of tables of 32 MiB in a file of 64."""
     image = create(f"{workdir}/a.qcow2", MEBI, cluster_size=512)
@@ -95,3 +127,17 @@ def test_snapshots_whose_tables_overlap(workdir):
     set_field(image, "nb_snapshots", count)
     set_field(image, "incompatible_features", lib_qcow2.DIRTY)
     assert "tables are damaged" in serve_in_time(workdir, image, codes=(1,))
+
+
+@pytest.mark.parametrize("behind", [None, "b.qcow2"])
+def test_image_behind_itself_by_another_name(workdir, behind):
+    image = create(f"{workdir}/a.qcow2", MEBI)
+    os.link(image, f"{workdir}/other.qcow2")
+    last = image
+    if behind:
+        last = create(f"{workdir}/{behind}", MEBI)
+        qemu_img("rebase", "-u", "-F", "qcow2", "-b", behind, image)
+    qemu_img("rebase", "-u", "-F", "qcow2", "-b", "./other.qcow2", last)
+    begun = time.monotonic()
+    assert "stands behind itself" in refused(workdir, "-k", "s", "--read-only", image)
+    assert time.monotonic() - begun < PATIENCE

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/writable.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2/engine.h"
+
+static int read_refcount_table(struct image *image, struct error *err)
+{
+    const struct header *header = &image->header;
+    size_t bytes = (size_t)header->refcount_table_clusters << header->cluster_bits;
+    uint64_t *table = malloc(bytes);
+
+    if (!table)
+        return error_set(err, ENOMEM, "'%s': no memory for the refcount table", image->file->name);
+
+    int result = file_read_blocking(image->file, table, header->refcount_table_offset, bytes);
+    if (result < 0) {
+        free(table);
+        return error_set(err, -result, "'%s': cannot read the refcount table: %s",
+                         image->file->name, strerror(-result));
+    }
+    for (size_t i = 0; i < bytes / FORMAT_ENTRY_BYTES; i++)
+        table[i] = be64toh(table[i]) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
+    if (refcounts_init(&image->refcounts, &image->geometry, table, bytes / FORMAT_ENTRY_BYTES) < 0)
+        return error_set(err, ENOMEM, "'%s': no memory for refcounts", image->file->name);
+    return 0;
+}
+
+// Where a copy was cut short, what is behind its end reads as zeros: tables map nothing, and clusters
+// in use are free. After a crash the refcounts do not matter.
+static int check_whole(const struct image *image, uint64_t size, struct error *err)
+{
+    const struct header *header = &image->header;
+    const struct refcounts *rc = &image->refcounts;
+    uint64_t cluster_size = image->geometry.cluster_size;
+    const char *what = NULL;
+
+    if (header->l1_offset + (uint64_t)header->l1_size * FORMAT_ENTRY_BYTES > size)
+        return error_set(err, EINVAL,
+                         "'%s': the file ends before its L1 table does; copy it again, or save "
+                         "what there is with --read-only",
+                         image->file->name);
+    if (image->sync.dirty_bit)
+        return 0;
+    if (header->refcount_table_offset +
+            ((uint64_t)header->refcount_table_clusters << header->cluster_bits) >
+        size)
+        what = "its refcount table";
+    // An entry that is no valid one costs what it covers, and no more.
+    for (uint64_t i = 0; i < rc->table_size && !what; i++) {
+        uint64_t block = rc->table[i];
+        bool valid = block % cluster_size == 0 && block < HEADER_OFFSET_LIMIT;
+
+        if (block != 0 && valid && block + cluster_size > size)
+            what = "a refcount block";
+    }
+    return what ? error_set(err, EINVAL,
+                            "'%s': the file ends before %s does; run 'lazycow check -r all', or "
+                            "serve it with --read-only",
+                            image->file->name, what)
+                : 0;
+}
+
+int writable_prepare(struct image *image, struct error *err)
+{
+    int64_t size = file_size(image->file);
+    int result = read_refcount_table(image, err);
+
+    if (result < 0)
+        return result;
+    if (size < 0)
+        return error_set(err, (int)-size, "'%s': cannot tell its size: %s", image->file->name,
+                         strerror((int)-size));
+    result = check_whole(image, (uint64_t)size, err);
+    if (result < 0)
+        return result;
+    if (image->options.lazy_refcounts == LAZY_ON && image->header.version < 3)
+        return error_set(err, ENOTSUP,
+                         "'%s': lazy refcounts need version 3 (compat=1.1); serve it without "
+                         "--lazy-refcounts=on, or convert it",
+                         image->file->name);
+    image->lazy = image->options.lazy_refcounts == LAZY_FROM_HEADER
+                      ? (image->header.compatible & HEADER_COMPATIBLE_LAZY_REFCOUNTS) != 0
+                      : image->options.lazy_refcounts == LAZY_ON;
+    uint64_t fresh = geometry_clusters(&image->geometry, (uint64_t)size);
+    // A device does not end where the image does.
+    if (!image->file->fresh_is_zero && refcounts_load_last(&image->refcounts, image->file) == 0)
+        fresh = refcounts_end(&image->refcounts, fresh);
+    alloc_init(&image->alloc, image, fresh, (uint64_t)size);
+    image->alloc.reuse = true;
+    if (image->sync.dirty_bit) {
+        // Until recovery knows better nothing is beyond the end.
+        image->alloc.fresh = UINT64_MAX;
+        return recover_start(image, err);
+    }
+    return 0;
+}

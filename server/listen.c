@@ -235,17 +235,14 @@ static int name_tcp(struct listeners *listeners, const char *host, struct error 
 
 int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, struct error *err)
 {
-    const struct addrinfo hints = {
-        .ai_family = AF_UNSPEC,
-        .ai_socktype = SOCK_STREAM,
-        .ai_flags = AI_PASSIVE,
-    };
+    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
     struct addrinfo *addresses;
     int result;
 
     listeners->count = 0;
     host = host != NULL ? host : "localhost";
-    result = getaddrinfo(host, NULL, &hints, &addresses);
+    // Without a name the resolver gives the loopback addresses, also where there is no hosts file.
+    result = getaddrinfo(strcmp(host, "localhost") == 0 ? NULL : host, "0", &hints, &addresses);
     if (result != 0) {
         return error_set(err, EADDRNOTAVAIL, "--bind '%s': %s; give a name or address of this host",
                          host, gai_strerror(result));

@@ -140,7 +140,8 @@ static void lower(struct image *image, uint64_t first, uint64_t run)
         // A refcount of 0 under a reference: an inconsistent image; nothing to lower.
         if (count > 0)
             refcounts_set(&image->refcounts, first + i, count - 1);
-        if (count == 1)
+        // Damaged entries may hide references: then the last one that is known is not the last one.
+        if (count == 1 && image->alloc.reuse)
             punch_add(image, first + i, 1);
     }
     alloc_freed(&image->alloc);

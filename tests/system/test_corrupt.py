@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import time
 
 import pytest
 
@@ -349,6 +350,28 @@ def test_refcount_block_at_an_impossible_place(workdir, image, offset):
         assert handle.pread(512, 65536) == b"B" * 512
         handle.shutdown()
         server.stop(codes=(0, 1))
+
+
+def test_what_a_hidden_snapshot_needs_is_not_punched(workdir, image):
+    """The disk's reference to a cluster seems to be the last one where the snapshot's cannot be read."""
+    qemu_img("snapshot", "-c", "one", image)
+    header = Header(image)
+    l1_offset = peek(image, header.snapshots_offset, ">Q")
+    poke(image, header.snapshots_offset, ">Q", l1_offset | 512)
+    set_field(image, "incompatible_features", lib_qcow2.DIRTY)
+    server = Server(workdir, image)
+    with server:
+        handle = server.connect()
+        handle.pwrite(b"x" * 65536, 0)
+        handle.trim(65536, 65536)
+        handle.flush()
+        time.sleep(4)  # holes are punched within three ticks
+        handle.shutdown()
+        server.stop(codes=(1,))
+    poke(image, header.snapshots_offset, ">Q", l1_offset)
+    qemu_img("convert", "-l", "one", "-O", "raw", image, f"{workdir}/one")
+    with open(f"{workdir}/one", "rb") as stream:
+        assert stream.read(131072) == b"A" * 65536 + b"B" * 65536
 
 
 @pytest.mark.parametrize("what", ["refcount table", "refcount block", "L1 table"])

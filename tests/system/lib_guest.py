@@ -9,6 +9,8 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
+import time
 
 import lib_tools
 
@@ -160,3 +162,42 @@ def console(directory):
             return stream.read()
     except FileNotFoundError:
         return ""
+
+
+class BackgroundGuest:
+    """boot_with() in a thread, while the test does something to the server; a context manager."""
+
+    def __init__(self, directory, *words, timeout, **keywords):
+        self.directory = directory
+        self.timeout = timeout
+        self.said = None
+        self.thread = threading.Thread(
+            target=self.run, args=(directory, *words), kwargs={"timeout": timeout, **keywords})
+
+    def run(self, *words, **keywords):
+        try:
+            self.said = boot_with(*words, **keywords)
+        except Exception as error:  # raised by result(), in the test's own thread
+            self.said = error
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.thread.join(self.timeout + 10)
+
+    def wait_until(self, reached):
+        """Waits for something that the guest brings about."""
+        while self.thread.is_alive() and not reached():
+            time.sleep(0.2)
+        assert self.thread.is_alive(), self.said
+
+    def wait_for_word(self, word):
+        self.wait_until(lambda: word in console(self.directory))
+
+    def result(self):
+        """What it said in all, when it has ended."""
+        self.thread.join(self.timeout)
+        assert isinstance(self.said, str), self.said
+        return self.said

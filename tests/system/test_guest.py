@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real guest on a served disk: its kernel's file system must find again what it wrote."""
-import threading
-import time
-
 import pytest
 
 import lib_guest
@@ -127,29 +124,16 @@ def test_guest_outlives_the_server(workdir):
                "-device", "virtio-blk-pci,drive=d"]
     script = RECONNECT_SCRIPT.replace("OPERATIONS", str(lib_tools.scaled(OPERATIONS) // 3))
     program = lib_guest.compiled(workdir, "guest_files")
-    said = []
-
-    def guest():
-        try:
-            said.append(lib_guest.boot_with(workdir, devices, script, programs=[program],
-                                            timeout=200))
-        except Exception as error:  # reported by the test's own thread
-            said.append(error)
-    thread = threading.Thread(target=guest)
-    thread.start()
     try:
-        while thread.is_alive() and "STOP THE SERVER" not in lib_guest.console(workdir):
-            time.sleep(0.2)
-        assert thread.is_alive(), said
-        first.stop()
-        lib_tools.check_clean(image)
-        with Server(workdir, image, socket_path=first.socket) as second:
-            thread.join(200)
-            assert second.stderr().count("export 'disk'") == 1
+        with lib_guest.BackgroundGuest(workdir, devices, script, programs=[program],
+                                       timeout=200) as guest:
+            guest.wait_for_word("STOP THE SERVER")
+            first.stop()
+            lib_tools.check_clean(image)
+            with Server(workdir, image, socket_path=first.socket) as second:
+                text = guest.result()
+                assert second.stderr().count("export 'disk'") == 1
     finally:
         first.kill()
-        thread.join(210)
-    [text] = said
-    assert isinstance(text, str), text
     assert text.count("is as it must be") == 5 and "trimmed" in text, text[-6000:]
     lib_tools.check_clean(image)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NBD client of the Linux kernel: nbd.ko and nbd-client in a guest, over TCP to the server."""
-import threading
-import time
-
 import pytest
 
 import lib_guest
@@ -101,34 +98,21 @@ def test_kernel_client(workdir):
     xfs = lib_tools.create(f"{workdir}/xfs.qcow2", GIBI, lazy_refcounts="on")
     first = Server(workdir, ("first", image), ("xfs", xfs), tcp=True)
     script = SCRIPT.replace("HOST", HOST).replace("PORT", str(first.port))
-    said = []
-
-    def guest():
-        try:
-            said.append(lib_guest.boot_with(
-                workdir, NETWORK, script, modules=MODULES,
-                programs=("nbd-client", "mkfs.xfs", "xfs_repair"), timeout=300))
-        except Exception as error:  # reported by the test's own thread
-            said.append(error)
-    thread = threading.Thread(target=guest)
-    thread.start()
     try:
-        # Four connections to the one export, one to the other.
-        while thread.is_alive() and first.stderr().count("disconnected by the client") < 5:
-            time.sleep(0.2)
-        assert thread.is_alive(), said
-        first.stop()
-        lib_tools.check_clean(image)
-        lib_tools.check_clean(xfs)
-        with Server(workdir, ("second", image), tcp=True,
-                    options=["--port", str(first.port)]) as second:
-            thread.join(300)
-            assert second.stderr().count("export 'second'") == 4
+        with lib_guest.BackgroundGuest(
+                workdir, NETWORK, script, modules=MODULES,
+                programs=("nbd-client", "mkfs.xfs", "xfs_repair"), timeout=300) as guest:
+            # Four connections to the one export, one to the other.
+            guest.wait_until(lambda: first.stderr().count("disconnected by the client") >= 5)
+            first.stop()
+            lib_tools.check_clean(image)
+            lib_tools.check_clean(xfs)
+            with Server(workdir, ("second", image), tcp=True,
+                        options=["--port", str(first.port)]) as second:
+                text = guest.result()
+                assert second.stderr().count("export 'second'") == 4
     finally:
         first.kill()
-        thread.join(310)
-    [text] = said
-    assert isinstance(text, str), text
     assert "FIRST DONE" in text and "SUMS MATCH" in text, text[-6000:]
     assert text.count("trimmed") == 3, text[-6000:]
     lib_tools.check_clean(image)
@@ -235,30 +219,17 @@ def test_mounted_file_system_outlives_the_server(workdir, kind, make, check, con
                         ("TYPE", kind), ("MAKE", make), ("CHECK", check),
                         ("OPERATIONS", lib_tools.scaled(OPERATIONS) // 4)):
         script = script.replace(word, str(value))
-    said = []
-
-    def guest():
-        try:
-            said.append(lib_guest.boot_with(workdir, NETWORK, script, modules=MODULES,
-                                            programs=programs, timeout=300))
-        except Exception as error:  # reported by the test's own thread
-            said.append(error)
-    thread = threading.Thread(target=guest)
-    thread.start()
     try:
-        while thread.is_alive() and "STOP THE SERVER" not in lib_guest.console(workdir):
-            time.sleep(0.2)
-        assert thread.is_alive(), said
-        first.stop()
-        lib_tools.check_clean(image)
-        with Server(workdir, image, tcp=True, options=["--port", str(first.port)]) as second:
-            thread.join(300)
-            assert second.stderr().count("export 'disk'") == connections
+        with lib_guest.BackgroundGuest(workdir, NETWORK, script, modules=MODULES,
+                                       programs=programs, timeout=300) as guest:
+            guest.wait_for_word("STOP THE SERVER")
+            first.stop()
+            lib_tools.check_clean(image)
+            with Server(workdir, image, tcp=True, options=["--port", str(first.port)]) as second:
+                text = guest.result()
+                assert second.stderr().count("export 'disk'") == connections
     finally:
         first.kill()
-        thread.join(310)
-    [text] = said
-    assert isinstance(text, str), text
     assert "RECONNECTED" in text and text.count("is as it must be") == 6, text[-6000:]
     lib_tools.check_clean(image)
 

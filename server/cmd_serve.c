@@ -166,6 +166,7 @@ static int run(struct serve *serve, int signal_fd)
         .log = &serve->log,
         .signal_fd = signal_fd,
         .connections_max = serve->options->connections_max,
+        .poll_max_ns = serve->options->poll_max_ns,
         .ready = on_ready,
         .context = serve,
     };

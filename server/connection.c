@@ -323,6 +323,7 @@ void connection_receive(struct connection *connection)
         }
         return;
     }
+    connection->set->received = true;
     input_came(connection, (size_t)n);
     if (connection->tls != NULL && !connection->secure) {
         connection_tls_handshake(connection);
@@ -435,6 +436,7 @@ static bool send_output(struct connection *connection)
         connection->progress = uv_now(connection->set->uv);
         if (n > 0) {
             connection->set->progress = true;
+            connection->set->sent = true;
             output_sent(connection, (size_t)n);
         }
         // A socket that took less is full.

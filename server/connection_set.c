@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include "server/loop.h"
+
 void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct client_shared *shared,
                          const struct tls_server *tls, struct log *log, unsigned negotiated_max,
                          void (*emptied)(void *context), void *context)
@@ -106,13 +108,23 @@ static void flush_dirty(struct connection_set *set)
     }
 }
 
-bool connection_set_turn(struct connection_set *set)
+unsigned connection_set_turn(struct connection_set *set)
 {
-    bool ran;
+    unsigned told = 0;
 
     flush_dirty(set);
-    ran = run_waiting(set);
-    return ran || !TAILQ_EMPTY(&set->dirty);
+    if (run_waiting(set) || !TAILQ_EMPTY(&set->dirty)) {
+        told |= LOOP_MORE;
+    }
+    if (set->received) {
+        told |= LOOP_RECEIVED;
+    }
+    if (set->sent) {
+        told |= LOOP_SENT;
+    }
+    set->received = false;
+    set->sent = false;
+    return told;
 }
 
 static bool anyone_starved(const struct connection_set *set)

@@ -34,9 +34,8 @@ bool connection_set_room(struct connection_set *set);
 // Takes over a socket that was accepted. Closes it at once where too many are served.
 void connection_set_add(struct connection_set *set, int fd);
 
-// Sends all output, and lets clients go on that it made room for. Returns whether there is more to
-// do now.
-bool connection_set_turn(struct connection_set *set);
+// Sends all output, and lets clients go on that it made room for. Returns bits of enum loop_turn.
+unsigned connection_set_turn(struct connection_set *set);
 
 // About once a second: deadlines. Returns whether there are connections.
 bool connection_set_tick(struct connection_set *set, uint64_t now);

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE // RUSAGE_THREAD
 #include "server/loop.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -14,6 +17,9 @@
 #define LOOP_DRAIN_NS 1000000
 // How often replies are sent, and what they made room for is started, before the same.
 #define LOOP_TURN_ROUNDS 4
+// A call of sched_yield() that takes so many nanoseconds has let somebody else run; one that has not
+// takes less than a microsecond.
+#define LOOP_CROWDED_NS 5000u
 
 int loop_block_signals(void)
 {
@@ -31,12 +37,10 @@ int loop_block_signals(void)
     return fd >= 0 ? fd : -errno;
 }
 
-// Runs the queue and the backend until nothing more happens by itself. Returns whether that point
-// was reached.
-static bool drain(struct loop *loop)
+// Runs the queue and the backend until nothing more happens by itself, or until that time. Returns
+// whether that point was reached.
+static bool drain(struct loop *loop, uint64_t end)
 {
-    uint64_t end = uv_hrtime() + LOOP_DRAIN_NS;
-
     do {
         runq_run(loop->runq);
         backend_turn(loop->backend);
@@ -47,29 +51,79 @@ static bool drain(struct loop *loop)
     return false;
 }
 
+// How often another thread took the processor from this one.
+static long times_displaced(void)
+{
+    struct rusage usage;
+
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
+
+// Lets others have the processor, if they want it. Returns whether they did.
+static bool yield(struct loop *loop)
+{
+    uint64_t begin = uv_hrtime();
+    long displaced;
+
+    sched_yield();
+    // Time alone may be that of an interrupt, or of the host's other guests.
+    if (uv_hrtime() - begin < LOOP_CROWDED_NS) {
+        return false;
+    }
+    displaced = loop->displaced;
+    loop->displaced = times_displaced();
+    return loop->displaced != displaced;
+}
+
+// Runs ahead of each poll that is not to wait.
 static void on_again(uv_idle_t *handle)
 {
-    // The handle being active is what counts.
-    (void)handle;
+    struct loop *loop = handle->data;
+
+    if (loop->looking && yield(loop)) {
+        spin_crowded(&loop->spin);
+    }
+}
+
+// Returns bits of enum loop_turn; LOOP_MORE: not everything is done.
+static unsigned take_turns(struct loop *loop, uint64_t begin)
+{
+    unsigned told = 0;
+
+    for (int i = 0; i < LOOP_TURN_ROUNDS; i++) {
+        bool quiet = drain(loop, begin + LOOP_DRAIN_NS);
+        unsigned turn = loop->owner.turn(loop->owner.context);
+
+        told |= turn & ~(unsigned)LOOP_MORE;
+        if (!quiet) {
+            break;
+        }
+        if ((turn & LOOP_MORE) == 0) {
+            return told;
+        }
+    }
+    return told | LOOP_MORE;
 }
 
 static void on_check(uv_check_t *handle)
 {
     struct loop *loop = handle->data;
+    uint64_t begin = uv_hrtime();
+    unsigned turn = take_turns(loop, begin);
+    uint64_t now = uv_hrtime();
 
-    for (int i = 0; i < LOOP_TURN_ROUNDS; i++) {
-        bool quiet = drain(loop);
-        bool more = loop->owner.turn(loop->owner.context);
-
-        if (quiet && !more) {
-            uv_idle_stop(&loop->again);
-            return;
-        }
-        if (!quiet) {
-            break;
-        }
+    if (turn & LOOP_RECEIVED) {
+        spin_received(&loop->spin, begin);
     }
-    uv_idle_start(&loop->again, on_again);
+    if (turn & LOOP_SENT) {
+        spin_replied(&loop->spin, now);
+    }
+    loop->looking = (turn & LOOP_MORE) == 0 && spin_look(&loop->spin, now);
+    if ((turn & LOOP_MORE) || loop->looking) {
+        uv_idle_start(&loop->again, on_again);
+    } else {
+        uv_idle_stop(&loop->again);
+    }
 }
 
 static void on_backend(uv_poll_t *handle, int status, int events)
@@ -112,11 +166,12 @@ static void on_timer(uv_timer_t *handle)
         uv_timer_stop(handle);
     }
     // The tick may have started something, and timers run before the poll: it must not wait.
+    loop->looking = false;
     uv_idle_start(&loop->again, on_again);
 }
 
 int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int signal_fd,
-              const struct loop_owner *owner, struct error *err)
+              uint64_t poll_max_ns, const struct loop_owner *owner, struct error *err)
 {
     int result = uv_loop_init(&loop->uv);
 
@@ -127,10 +182,13 @@ int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int
     loop->backend = backend;
     loop->owner = *owner;
     loop->signal_fd = signal_fd;
+    loop->looking = false;
+    spin_init(&loop->spin, poll_max_ns);
     uv_check_init(&loop->uv, &loop->check);
     uv_idle_init(&loop->uv, &loop->again);
     uv_timer_init(&loop->uv, &loop->timer);
     loop->check.data = loop;
+    loop->again.data = loop;
     loop->timer.data = loop;
 
     result = uv_poll_init(&loop->uv, &loop->backend_poll, backend_fd(backend));

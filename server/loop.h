@@ -12,14 +12,22 @@
 #include "qcow2/error.h"
 #include "qcow2/runq.h"
 #include "server/file_backend.h"
+#include "server/spin.h"
 
 // Milliseconds between ticks; nothing that is done by ticks needs to be more exact.
 #define LOOP_TICK_MS 1000
 
+// What a turn of the owner tells, as bits.
+enum loop_turn {
+    LOOP_MORE = 1,     // it started something, or has more to do
+    LOOP_RECEIVED = 2, // something came from a client since the last turn
+    LOOP_SENT = 4,     // something was sent to one
+};
+
 struct loop_owner {
     void *context;
-    // Sends what is to be sent. Returns whether it started something, or has more to do.
-    bool (*turn)(void *context);
+    // Sends what is to be sent. Returns bits of enum loop_turn.
+    unsigned (*turn)(void *context);
     // SIGTERM or SIGINT came.
     void (*signalled)(void *context);
     // SIGHUP came.
@@ -36,7 +44,10 @@ struct loop {
     uv_poll_t backend_poll;
     uv_poll_t signal_poll;
     uv_check_t check; // runs the turn, behind the poll
-    uv_idle_t again;  // active while work is left, so that the poll does not wait
+    uv_idle_t again;  // active while the poll is not to wait: work is left, or it is looked again
+    bool looking;     // the latter
+    struct spin spin;
+    long displaced; // how often others took the processor, when that was last asked
     uv_timer_t timer;
     int signal_fd;
 };
@@ -46,10 +57,10 @@ struct loop {
 // else, so that a signal at any moment is neither lost nor fatal.
 int loop_block_signals(void);
 
-// All are borrowed; signal_fd is what loop_block_signals() returned. Returns 0, or a negative errno
-// with a message.
+// All are borrowed; signal_fd is what loop_block_signals() returned, poll_max_ns is for spin_init().
+// Returns 0, or a negative errno with a message.
 int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int signal_fd,
-              const struct loop_owner *owner, struct error *err);
+              uint64_t poll_max_ns, const struct loop_owner *owner, struct error *err);
 
 // Runs until loop_stop().
 void loop_run(struct loop *loop);

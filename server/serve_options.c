@@ -8,6 +8,7 @@
 
 #include "server/cmd.h"
 #include "server/listen.h"
+#include "server/spin.h"
 
 // qemu-nbd's default is one, which leaves a client that opens several to wait for ever; this is
 // what QEMU's built-in server allows.
@@ -80,6 +81,17 @@ static bool set_max_connections(struct serve_options *o, const char *value)
         return false;
     }
     o->connections_max = (unsigned)n;
+    return true;
+}
+
+static bool set_poll_max_ns(struct serve_options *o, const char *value)
+{
+    unsigned long ns;
+
+    if (!number(value, 0, SPIN_LIMIT_NS, &ns)) {
+        return false;
+    }
+    o->poll_max_ns = ns;
     return true;
 }
 
@@ -311,6 +323,7 @@ static const struct setting {
     {"lazy-refcounts", 0, set_lazy_refcounts, "on or off"},
     {"cache-size", 0, set_cache_size, "a size from 64k to 64G"},
     {"clean-after", 0, set_clean_after, "0 to 604800 seconds"},
+    {"poll-max-ns", 0, set_poll_max_ns, "0 to 1000000 nanoseconds"},
     {"format", 'f', set_format, "qcow2 or raw"},
     {"backing-format", 0, set_backing_format, "qcow2 or raw"},
     {"force-share", 'U', set_force_share, NULL},
@@ -443,6 +456,7 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
                     .clean_after = CLEAN_AFTER_DEFAULT},
         .port = LISTEN_PORT_DEFAULT,
         .connections_max = CONNECTIONS_MAX_DEFAULT,
+        .poll_max_ns = SPIN_DEFAULT_NS,
         .log_level = LOG_LEVEL_INFO,
     };
     make_getopt_tables(long_options, short_options);

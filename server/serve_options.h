@@ -25,6 +25,7 @@ struct serve_options {
     bool port_given;
     enum backend_kind aio;
     unsigned connections_max;
+    uint64_t poll_max_ns;
     bool exit_with_last_client;
     struct tls_options tls; // neither certificates nor psk: there is no TLS
     enum serve_tls tls_mode;

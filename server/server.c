@@ -121,16 +121,16 @@ static void stop_if_done(struct server *server)
     }
 }
 
-static bool on_turn(void *context)
+static unsigned on_turn(void *context)
 {
     struct server *server = context;
-    bool more = connection_set_turn(&server->connections);
+    unsigned told = connection_set_turn(&server->connections);
 
     if (server->accept_waits && !server->stopping && connection_set_room(&server->connections)) {
         accept_start(server);
     }
     stop_if_done(server);
-    return more;
+    return told;
 }
 
 static void stop(struct server *server)
@@ -223,8 +223,8 @@ static int begin(struct server *server, struct error *err)
     if (options->tls != NULL) {
         server->shared.tls = options->tls_required ? SESSION_TLS_REQUIRED : SESSION_TLS_OPTIONAL;
     }
-    result =
-        loop_init(&server->loop, options->runq, options->backend, options->signal_fd, &owner, err);
+    result = loop_init(&server->loop, options->runq, options->backend, options->signal_fd,
+                       options->poll_max_ns, &owner, err);
     if (result < 0) {
         client_shared_destroy(&server->shared);
         return result;

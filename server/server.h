@@ -26,6 +26,7 @@ struct server_options {
     struct log *log;
     int signal_fd;                // of loop_block_signals()
     unsigned connections_max;     // past negotiation
+    uint64_t poll_max_ns;         // for loop_init()
     void (*ready)(void *context); // runs once, when connections will be answered
     void *context;
 };

@@ -222,3 +222,20 @@ def test_cached_reads_in_a_sliding_window(workdir, aio):
     count = len(trace.calls())
     assert count > total / depth, "the trace missed the calls"
     assert count <= 1.3 * total, f"{count / total:.2f} calls a read"
+
+
+@pytest.mark.parametrize("options", [[], ["--poll-max-ns=0"]])
+def test_no_requests_cost_nothing(workdir, options):
+    """The loop that looked for the next request of a busy client sleeps when there is none: a
+    second has the tick and what it looks after."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", 64 * MEBI)
+    lib_tools.qemu_io(image, "write -P 7 0 64M")
+    with Server(workdir, image, plain=True, options=options) as server:
+        handle = server.connect()
+        subprocess.run(["nbdcopy", "--connections=1", "--requests=2", "--request-size=4096",
+                        server.uri, "null:"], check=True)
+        handle.pread(4096, 0)
+        with Trace(server, workdir) as trace:
+            time.sleep(1)
+        handle.shutdown()
+    assert len(trace.calls()) <= 30, trace.calls()

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// spin.h: whether the loop, with nothing to do, looks again for a while or sleeps at once. To be
+// woken takes longer than a small request does: a client that sends the next one as soon as it has
+// its reply is served faster by a loop that is still awake. That is tried only as long as it pays,
+// and never for longer than a request is worth waiting for.
+//
+// Plain data and rules; the clock is the caller's. Times are nanoseconds of one monotonic clock.
+#ifndef LAZYCOW_SERVER_SPIN_H
+#define LAZYCOW_SERVER_SPIN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+// Longest time to look after replies were sent. Some three times what it takes a client on this
+// host to be woken, to act and to send; a request that comes later loses little by a sleep.
+#define SPIN_DEFAULT_NS 50000u
+// Beyond this a processor is given away for nothing.
+#define SPIN_LIMIT_NS 1000000u
+
+struct spin {
+    uint64_t max_ns;   // longest time to look; 0: never
+    uint64_t since;    // when replies were last sent; 0: a request has come after them
+    bool on;           // looking pays at present
+    bool slept;        // since then
+    int credit;        // what looking has earned lately: it goes off when this is used up
+    unsigned naps;     // sleeps in a row that a request ended sooner than looking would have
+    unsigned patience; // how many of these turn it on
+};
+
+void spin_init(struct spin *spin, uint64_t max_ns);
+
+// Replies were sent.
+void spin_replied(struct spin *spin, uint64_t now);
+
+// Something was received.
+void spin_received(struct spin *spin, uint64_t now);
+
+// There is nothing to do. Returns whether to look again soon rather than sleep.
+bool spin_look(struct spin *spin, uint64_t now);
+
+// Others want the processor: looking takes it from them, and perhaps from the very client.
+void spin_crowded(struct spin *spin);
+
+#endif

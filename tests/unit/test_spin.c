@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// When the loop looks again instead of sleeping: while that pays, and not longer.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <stdint.h>
+
+#include "server/spin.h"
+
+#define MAX_NS 50000u
+// Far more sleeps or requests than any rule counts.
+#define MANY 5000
+
+static uint64_t now;
+
+// Replies are sent, and the next request comes so much later. Returns whether the loop was awake.
+static bool exchange(struct spin *spin, uint64_t gap)
+{
+    uint64_t begin = now;
+    bool awake = true;
+
+    spin_replied(spin, now);
+    while (awake && now < begin + gap) {
+        awake = spin_look(spin, now);
+        now += 1000;
+    }
+    now = begin + gap;
+    spin_received(spin, now);
+    now += 5000;
+    return awake;
+}
+
+static unsigned awake_of(struct spin *spin, unsigned count, uint64_t gap)
+{
+    unsigned awake = 0;
+
+    for (unsigned i = 0; i < count; i++) {
+        awake += exchange(spin, gap);
+    }
+    return awake;
+}
+
+static void quick_requests_keep_it_awake(void **state)
+{
+    struct spin spin;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    assert_false(exchange(&spin, 10000)); // nothing is known of this client yet
+    assert_in_range(awake_of(&spin, 100, 10000), 90, 99);
+    assert_int_equal(awake_of(&spin, MANY, 10000), MANY);
+}
+
+// The sleep that tells how quick a client is contains the time to wake up.
+static void being_woken_is_not_the_clients_slowness(void **state)
+{
+    struct spin spin;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    for (unsigned i = 0; i < 10 && !spin.on; i++) {
+        assert_false(exchange(&spin, 75000)); // 20 us of the client, 55 us until this is awake
+    }
+    assert_int_equal(awake_of(&spin, 100, 20000), 100);
+}
+
+static void slow_requests_let_it_sleep(void **state)
+{
+    struct spin spin;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    assert_int_equal(awake_of(&spin, MANY, 3 * MAX_NS), 0);
+    assert_false(spin.on);
+}
+
+static void it_stops_when_the_client_becomes_slow(void **state)
+{
+    struct spin spin;
+    unsigned looked = 0;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    awake_of(&spin, MANY, 10000);
+    for (unsigned i = 0; i < MANY; i++) {
+        spin_replied(&spin, now);
+        looked += spin_look(&spin, now);
+        exchange(&spin, 1000000);
+    }
+    assert_in_range(looked, 1, 20);
+}
+
+// Requests that come just too late would cost the whole time each: trying becomes rare.
+static void failures_make_it_patient(void **state)
+{
+    struct spin spin;
+    unsigned looked = 0;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    for (unsigned i = 0; i < 20 * MANY; i++) {
+        uint64_t begin = now;
+
+        spin_replied(&spin, now);
+        looked += spin_look(&spin, now);
+        now += MAX_NS + MAX_NS / 2;
+        spin_look(&spin, now);
+        spin_received(&spin, now);
+        assert_true(now > begin);
+    }
+    assert_in_range(looked, 2, 20 * MANY / 100);
+}
+
+static void a_crowded_processor_is_left(void **state)
+{
+    struct spin spin;
+    unsigned looked = 0;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    for (unsigned i = 0; i < MANY; i++) {
+        spin_replied(&spin, now);
+        if (spin_look(&spin, now)) {
+            looked++;
+            spin_crowded(&spin);
+            assert_false(spin_look(&spin, now));
+        }
+        now += 10000;
+        spin_received(&spin, now);
+    }
+    assert_in_range(looked, 2, MANY / 50);
+}
+
+// What the server itself is slow at (a barrier, a disk) is not waited for in this way.
+static void it_does_not_look_while_a_request_runs(void **state)
+{
+    struct spin spin;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    awake_of(&spin, 100, 10000);
+    assert_true(spin.on);
+    assert_false(spin_look(&spin, now));
+}
+
+static void it_can_be_turned_off(void **state)
+{
+    struct spin spin;
+
+    (void)state;
+    spin_init(&spin, 0);
+    assert_int_equal(awake_of(&spin, MANY, 1), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(quick_requests_keep_it_awake),
+        cmocka_unit_test(being_woken_is_not_the_clients_slowness),
+        cmocka_unit_test(slow_requests_let_it_sleep),
+        cmocka_unit_test(it_stops_when_the_client_becomes_slow),
+        cmocka_unit_test(failures_make_it_patient),
+        cmocka_unit_test(a_crowded_processor_is_left),
+        cmocka_unit_test(it_does_not_look_while_a_request_runs),
+        cmocka_unit_test(it_can_be_turned_off),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

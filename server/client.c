@@ -165,6 +165,7 @@ static void on_op_done(struct op *op)
     struct client *client = request->owner;
 
     client->in_flight--;
+    client->shared->in_flight--;
     client->export->ops--;
     if (op->result < 0) {
         log_failure(client, request);
@@ -192,6 +193,7 @@ static void start(struct client *client, struct client_request *request)
     request->op.done = on_op_done;
     request->ref.release = on_payload_sent;
     client->in_flight++;
+    client->shared->in_flight++;
     client->export->ops++;
     client->export->writes += request_writes(request);
     op_start(client->export->image, &request->op);

@@ -324,6 +324,7 @@ void connection_receive(struct connection *connection)
         return;
     }
     connection->set->received = true;
+    connection->set->overlapped |= connection->set->shared->in_flight > 0;
     input_came(connection, (size_t)n);
     if (connection->tls != NULL && !connection->secure) {
         connection_tls_handshake(connection);

@@ -38,6 +38,7 @@ struct connection_set {
     uint64_t returned;              // budget.returned when those last ran
     bool progress;                  // since then: some output was sent, or a client has yielded
     bool received;                  // since the last turn something was received
+    bool overlapped;                // while requests were in flight
     bool sent;                      // and something sent
     struct log_limit refusals;      // lines about connections over the limit
     struct log_limit tls_failures;  // lines about handshakes

@@ -119,10 +119,14 @@ unsigned connection_set_turn(struct connection_set *set)
     if (set->received) {
         told |= LOOP_RECEIVED;
     }
+    if (set->overlapped) {
+        told |= LOOP_OVERLAPPED;
+    }
     if (set->sent) {
         told |= LOOP_SENT;
     }
     set->received = false;
+    set->overlapped = false;
     set->sent = false;
     return told;
 }

@@ -48,6 +48,19 @@ void backend_turn(struct backend *backend)
     backend->ops->turn(backend);
 }
 
+void backend_set_alone(struct backend *backend, bool alone)
+{
+    backend->alone = alone;
+}
+
+bool backend_has_blocked(struct backend *backend)
+{
+    bool blocked = backend->blocked;
+
+    backend->blocked = false;
+    return blocked;
+}
+
 void backend_free(struct backend *backend)
 {
     if (backend != NULL)

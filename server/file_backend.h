@@ -37,6 +37,13 @@ int backend_fd(const struct backend *backend);
 // completed to the run queue. Never blocks. Makes no system call when there is nothing to do.
 void backend_turn(struct backend *backend);
 
+// Whether whoever waits for what is submitted next is the only one to wait for anything: then it may
+// take a few hundred microseconds before submit returns. At first it is not so.
+void backend_set_alone(struct backend *backend, bool alone);
+
+// Whether the thread was held up in that way since the last call. Who came meanwhile was not alone.
+bool backend_has_blocked(struct backend *backend);
+
 // All its files must be closed. NULL is allowed.
 void backend_free(struct backend *backend);
 

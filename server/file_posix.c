@@ -9,22 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
-
-// Buffered writes and the loop's thread. A write to the page cache takes a few microseconds, ten
-// times less than its way through a worker; but the host may hold it for hundreds of milliseconds
-// (dirty page throttling, a journal commit), and all connections with it. So writes are made
-// inline until one is slow. Then workers get them for a while, and one inline write tries again
-// when workers are quick too. The while doubles each time that this fails soon.
-//
-// Slow: longer than the usual time slice of another process on a busy core, and short enough to
-// go unnoticed by clients that count in milliseconds.
-#define SLOW_WRITE_NS 3000000ull
-#define QUICK_WRITE_NS 200000ull     // three times what the largest inline write takes
-#define PENALTY_MIN_NS 20000000ull   // short: a busy core makes a quick write look slow too
-#define PENALTY_MAX_NS 2000000000ull // one slow write in 2 s is below one request in a thousand
-#define PENALTY_FORGET_NS 1000000000ull
 
 // How many requests that hold the inode's lock are started at a time. More would only block more
 // workers, with none left for other files; the second is there when the first one ends.
@@ -35,14 +20,6 @@
 
 // Granularity in which direct I/O ends early: less than that is the end of the file.
 #define SECTOR_BYTES 512u
-
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-}
 
 struct posix_file *posix_file_of(const struct file_io *io)
 {
@@ -260,50 +237,38 @@ static bool edges_resident(struct posix_file *f, const struct file_io *io)
     return end % PAGE_BYTES == 0 || page_resident(f, end);
 }
 
-static bool pace_allows(const struct write_pace *pace)
-{
-    if (!pace->offloading)
-        return true;
-    return pace->worker_latency <= SLOW_WRITE_NS && now_ns() >= pace->retry_at;
-}
-
-// Takes in an inline write that began then. Slow is also the last of many in a turn that took that
-// long together, when it was not quick itself: other files' writes count in the sum.
-static void pace_note_inline(struct posix_file *f, uint64_t begun)
-{
-    struct write_pace *pace = &f->pace;
-    uint64_t now = now_ns();
-
-    f->backend->inline_write_ns += now - begun;
-    if (f->backend->inline_write_ns > SLOW_WRITE_NS && now - begun > QUICK_WRITE_NS) {
-        bool soon = pace->offloading || now - pace->resumed_at < PENALTY_FORGET_NS;
-
-        pace->penalty = soon && pace->penalty != 0 ? pace->penalty * 2 : PENALTY_MIN_NS;
-        if (pace->penalty > PENALTY_MAX_NS)
-            pace->penalty = PENALTY_MAX_NS;
-        pace->offloading = true;
-        pace->worker_latency = 0;
-        pace->retry_at = now + pace->penalty;
-    } else if (pace->offloading) {
-        pace->offloading = false;
-        pace->resumed_at = now;
-    }
-}
-
 // Makes a buffered write here and now when that is expected to be quick. As posix_file_try_read.
 static bool try_write(struct file_io *io, int *result)
 {
     struct posix_file *f = posix_file_of(io);
 
     // While a fallocate holds the inode's lock, a write here would wait for it.
-    if (f->direct || f->locking > 0 || !pace_allows(&f->pace))
+    if (f->direct || f->locking > 0 || !write_pace_allows(&f->write_pace))
         return false;
     if (!backend_admit_inline(f->backend, io->length, INLINE_WRITE_MAX) || !edges_resident(f, io))
         return false;
 
-    uint64_t begun = now_ns();
+    uint64_t begun = pace_now();
     ssize_t answer = call_once(io, 0);
-    pace_note_inline(f, begun);
+    uint64_t took = pace_now() - begun;
+
+    f->backend->inline_write_ns += took;
+    write_pace_note(&f->write_pace, took, f->backend->inline_write_ns);
+    return posix_file_advance(io, answer, result);
+}
+
+// Makes a barrier here and now when that keeps nobody waiting who would not wait for it anyway.
+static bool try_sync(struct file_io *io, int *result)
+{
+    struct posix_file *f = posix_file_of(io);
+
+    if (!f->backend->alone || f->in_flight > 0 || !sync_pace_allows(&f->sync_pace))
+        return false;
+
+    uint64_t begun = pace_now();
+    ssize_t answer = call_once(io, 0);
+    f->sync_pace = (struct sync_pace){.latency = pace_now() - begun};
+    f->backend->blocked = true;
     return posix_file_advance(io, answer, result);
 }
 
@@ -318,6 +283,7 @@ static bool try_inline(struct posix_file *f, struct file_io *io, int *result)
     case FILE_WRITE:
         return try_write(io, result);
     case FILE_DATASYNC:
+        return try_sync(io, result);
     case FILE_ZERO:
     case FILE_PUNCH:
     case FILE_ALLOCATE:
@@ -349,14 +315,18 @@ static void posix_submit(struct file *file, struct file_io *io)
         file_io_complete(io, 0);
         return;
     }
+    if (io->kind == FILE_WRITE)
+        f->sync_pace.dirty += io->length;
     if (try_inline(f, io, &result)) {
         file_io_complete(io, result);
         return;
     }
 
     f->in_flight++;
-    if (io->kind == FILE_WRITE)
-        io->cookie = now_ns();
+    if (io->kind == FILE_DATASYNC)
+        f->sync_pace.dirty = 0;
+    if (io->kind == FILE_WRITE || io->kind == FILE_DATASYNC)
+        io->cookie = pace_now();
     if (!locks_inode(io)) {
         f->backend->ops->start(f->backend, io);
         return;
@@ -376,7 +346,9 @@ void posix_file_finish(struct file_io *io, int result)
     if (locks_inode(io))
         f->lane_started--;
     if (io->kind == FILE_WRITE) {
-        f->pace.worker_latency = now_ns() - io->cookie;
+        f->write_pace.worker_latency = pace_now() - io->cookie;
+    } else if (io->kind == FILE_DATASYNC) {
+        f->sync_pace.latency = pace_now() - io->cookie;
     } else if (locks_inode(io)) {
         assert(f->locking > 0);
         f->locking--;

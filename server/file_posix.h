@@ -13,6 +13,7 @@
 #include "qcow2/file.h"
 #include "qcow2/runq.h"
 #include "server/file_backend.h"
+#include "server/file_pace.h"
 
 // Requests that wait for something other than the run queue; linked through file_io.task.link,
 // which is free until the request completes.
@@ -35,15 +36,8 @@ struct backend {
     int fd;
     uint64_t inline_bytes;    // copied on the loop's thread since the last turn
     uint64_t inline_write_ns; // spent in writes there
-};
-
-// When writes of one file leave the loop's thread, see file_posix.c.
-struct write_pace {
-    bool offloading;
-    uint64_t retry_at;       // nanoseconds of CLOCK_MONOTONIC; inline writes are tried again then
-    uint64_t resumed_at;     // when inline writes last became quick again
-    uint64_t penalty;        // nanoseconds: how long the last slow write turned inline ones off
-    uint64_t worker_latency; // nanoseconds: that of the write that a worker ended last
+    bool alone;               // of backend_set_alone()
+    bool blocked;             // for backend_has_blocked()
 };
 
 struct posix_file {
@@ -57,7 +51,8 @@ struct posix_file {
     bool always_async;   // io_uring: this file answered EAGAIN, only its workers can wait
     unsigned locking;    // requests in flight that hold the inode's lock for long
     unsigned in_flight;  // not done inline and not finished
-    struct write_pace pace;
+    struct write_pace write_pace;
+    struct sync_pace sync_pace;
     struct io_list lane;   // requests that wait for their turn on the inode's lock
     unsigned lane_started; // those given to the backend
 };

@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
@@ -17,6 +18,9 @@
 #define LOOP_DRAIN_NS 1000000
 // How often replies are sent, and what they made room for is started, before the same.
 #define LOOP_TURN_ROUNDS 4
+// So many requests in a row that came when nothing was in flight are those of one client, who waits
+// for each reply. A few, so that a second client is not forgotten between two of its requests.
+#define LOOP_ALONE 32u
 // A call of sched_yield() that takes so many nanoseconds has let somebody else run; one that has not
 // takes less than a microsecond.
 #define LOOP_CROWDED_NS 5000u
@@ -85,6 +89,14 @@ static void on_again(uv_idle_t *handle)
     }
 }
 
+// Whether the poll would find something.
+static bool anything_waits(struct loop *loop)
+{
+    struct pollfd pollfd = {.fd = uv_backend_fd(&loop->uv), .events = POLLIN};
+
+    return poll(&pollfd, 1, 0) > 0;
+}
+
 // Returns bits of enum loop_turn; LOOP_MORE: not everything is done.
 static unsigned take_turns(struct loop *loop, uint64_t begin)
 {
@@ -92,8 +104,10 @@ static unsigned take_turns(struct loop *loop, uint64_t begin)
 
     for (int i = 0; i < LOOP_TURN_ROUNDS; i++) {
         bool quiet = drain(loop, begin + LOOP_DRAIN_NS);
+        bool late = backend_has_blocked(loop->backend) && anything_waits(loop);
         unsigned turn = loop->owner.turn(loop->owner.context);
 
+        told |= late ? LOOP_OVERLAPPED : 0;
         told |= turn & ~(unsigned)LOOP_MORE;
         if (!quiet) {
             break;
@@ -115,6 +129,12 @@ static void on_check(uv_check_t *handle)
     if (turn & LOOP_RECEIVED) {
         spin_received(&loop->spin, begin);
     }
+    if (turn & LOOP_OVERLAPPED) {
+        loop->alone = 0;
+    } else if ((turn & LOOP_RECEIVED) && loop->alone < LOOP_ALONE) {
+        loop->alone++;
+    }
+    backend_set_alone(loop->backend, loop->alone == LOOP_ALONE);
     if (turn & LOOP_SENT) {
         spin_replied(&loop->spin, now);
     }
@@ -183,6 +203,7 @@ int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int
     loop->owner = *owner;
     loop->signal_fd = signal_fd;
     loop->looking = false;
+    loop->alone = 0;
     spin_init(&loop->spin, poll_max_ns);
     uv_check_init(&loop->uv, &loop->check);
     uv_idle_init(&loop->uv, &loop->again);

@@ -19,9 +19,10 @@
 
 // What a turn of the owner tells, as bits.
 enum loop_turn {
-    LOOP_MORE = 1,     // it started something, or has more to do
-    LOOP_RECEIVED = 2, // something came from a client since the last turn
-    LOOP_SENT = 4,     // something was sent to one
+    LOOP_MORE = 1,       // it started something, or has more to do
+    LOOP_RECEIVED = 2,   // something came from a client since the last turn
+    LOOP_OVERLAPPED = 4, // and that while requests were in flight
+    LOOP_SENT = 8,       // something was sent to one
 };
 
 struct loop_owner {
@@ -46,6 +47,7 @@ struct loop {
     uv_check_t check; // runs the turn, behind the poll
     uv_idle_t again;  // active while the poll is not to wait: work is left, or it is looked again
     bool looking;     // the latter
+    unsigned alone;   // how often in a row something came while nothing was in flight
     struct spin spin;
     long displaced; // how often others took the processor, when that was last asked
     uv_timer_t timer;

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What requests cost in system calls, counted by strace. A binary without sanitizers is run where
 there is one (LAZYCOW_PLAIN)."""
+import collections
 import os
 import re
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 
 import nbd
@@ -72,6 +75,16 @@ class Trace:
                     found.append((whole, rest))
                 else:
                     found.append((resumed, halves.pop(thread, "") + rest))
+        return found
+
+    def by_thread(self, name):
+        """{thread: calls of that name}; the first thread is the loop's."""
+        found = collections.Counter()
+        with open(self.path, encoding="ascii", errors="replace") as log:
+            for line in log:
+                match = re.match(rf"(\d+) +{name}\(", line)
+                if match:
+                    found[int(match[1])] += 1
         return found
 
 
@@ -161,6 +174,39 @@ def test_concurrent_fua_writes_share_barriers(workdir, connections):
     assert barriers >= 1, "the trace missed the barriers"
     assert barriers <= rounds * depth // 4, f"{barriers} barriers for {rounds} x {depth} requests"
     lib_tools.check_clean(image)
+
+
+@pytest.mark.parametrize("readers", [0, 1])
+def test_barriers_on_the_loop(readers):
+    """The loop makes a quick barrier itself for a client that is alone, and leaves it to a worker
+    when another one would have to wait. On a disk that is memory, where each barrier is quick."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        server, _ = warm_server(directory, aio="threads")
+        stop = threading.Event()
+
+        def read():
+            handle = server.connect()
+            while not stop.is_set():
+                handle.pread(4096, 0)
+            handle.shutdown()
+        with server:
+            others = [threading.Thread(target=read) for _ in range(readers)]
+            handle = server.connect()
+            with Trace(server, directory) as trace:
+                for thread in others:
+                    thread.start()
+                for _ in range(400):
+                    handle.pwrite(b"x" * 4096, 0, nbd.CMD_FLAG_FUA)
+                stop.set()
+                for thread in others:
+                    thread.join()
+            handle.shutdown()
+            made = trace.by_thread("fdatasync")
+    assert sum(made.values()) == 400
+    if readers:
+        assert made[server.pid] <= 100, made
+    else:
+        assert made[server.pid] >= 100, made
 
 
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -552,6 +553,63 @@ static void test_cold_edges(void **state)
     read_equals(x, 0, data, sizeof(data));
 }
 
+// Whether a barrier was over when submit returned. It is waited for in any case.
+static bool sync_inline(struct fixture *x)
+{
+    struct flight flight;
+    unsigned left = 0;
+    bool over;
+
+    start(x, &flight, &left, FILE_DATASYNC, 0, 0, NULL);
+    over = !runq_empty(&x->runq);
+    run_loop(x, &left);
+    assert_int_equal(flight.io.result, 0);
+    assert_int_equal(backend_has_blocked(x->backend), over);
+    return over;
+}
+
+// Of barriers that take no time, none is made on this thread but those of a client that is alone.
+// The disk is memory; other work on the machine may make a barrier slow, and so the next one, too.
+static void test_barriers_of_one_client(void **state)
+{
+    const int attempts = 1000;
+    struct fixture *x = *state;
+    unsigned char *buf = calloc(1, MIB);
+    unsigned left = 0;
+    struct flight flight;
+    int count = 0;
+    char path[64];
+    int fd = memfd_create("lazycow-test", MFD_CLOEXEC);
+
+    assert_true(fd >= 0);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    file_close(x->file);
+    x->options.direct = false;
+    assert_int_equal(backend_open_file(x->backend, path, &x->options, &x->file, &x->err), 0);
+    for (int i = 0; i < attempts; i++)
+        assert_false(sync_inline(x));
+
+    backend_set_alone(x->backend, true);
+    while (count < attempts && !sync_inline(x))
+        count++;
+    assert_true(count < attempts);
+
+    // There is much to write first: it may take long.
+    assert_int_equal(file_write_blocking(x->file, buf, 0, MIB), 0);
+    assert_false(sync_inline(x));
+    for (count = 0; count < attempts && !sync_inline(x); count++) {
+    }
+    assert_true(count < attempts);
+
+    // Something else is under way.
+    start(x, &flight, &left, FILE_ALLOCATE, 0, MIB, NULL);
+    assert_false(sync_inline(x));
+    run_loop(x, &left);
+    assert_int_equal(flight.io.result, 0);
+    close(fd);
+    free(buf);
+}
+
 static void test_auto(void **state)
 {
     struct runq runq;
@@ -618,15 +676,25 @@ static void test_io_uring_forbidden(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASES(test_round_trip),      CASES(test_many_buffers),
-        CASES(test_end_of_file),     CASES(test_empty_requests),
-        CASES(test_many_in_flight),  CASES(test_neighbours),
-        CASES(test_wake_up),         CASES(test_zero),
-        CASES(test_punch),           CASES(test_allocate_and_truncate),
-        CASES(test_error),           CASES(test_no_flush),
-        CASES(test_extents),         CASES(test_open_errors),
-        CASES(test_open_locks),      CASES(test_cold_edges),
-        cmocka_unit_test(test_auto), cmocka_unit_test(test_io_uring_forbidden),
+        CASES(test_round_trip),
+        CASES(test_many_buffers),
+        CASES(test_end_of_file),
+        CASES(test_empty_requests),
+        CASES(test_many_in_flight),
+        CASES(test_neighbours),
+        CASES(test_wake_up),
+        CASES(test_zero),
+        CASES(test_punch),
+        CASES(test_allocate_and_truncate),
+        CASES(test_error),
+        CASES(test_no_flush),
+        CASES(test_extents),
+        CASES(test_open_errors),
+        CASES(test_open_locks),
+        CASES(test_cold_edges),
+        CASES(test_barriers_of_one_client),
+        cmocka_unit_test(test_auto),
+        cmocka_unit_test(test_io_uring_forbidden),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

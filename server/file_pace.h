@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// file_pace.h: which writes and barriers of a file are made on the loop's own thread. What takes
+// microseconds there takes several times as long by way of a worker, which has to be woken and has
+// to wake the loop; but the host may hold a call for hundreds of milliseconds, and all connections
+// with it. So calls are made on the loop as long as they are quick.
+//
+// Plain data and rules. Times are nanoseconds of CLOCK_MONOTONIC.
+#ifndef LAZYCOW_SERVER_FILE_PACE_H
+#define LAZYCOW_SERVER_FILE_PACE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+uint64_t pace_now(void);
+
+// Buffered writes: made on the loop until one is slow. Then workers get them for a while, and one
+// write on the loop tries again when workers are quick too. The while doubles each time that this
+// fails soon.
+struct write_pace {
+    bool offloading;
+    uint64_t retry_at;       // when writes on the loop are tried again
+    uint64_t resumed_at;     // when these last became quick again
+    uint64_t penalty;        // how long the last slow write turned them off
+    uint64_t worker_latency; // that of the write that a worker ended last
+};
+
+bool write_pace_allows(const struct write_pace *pace);
+
+// Takes in a write on the loop that took so long; all since the last turn took turn_ns.
+void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns);
+
+// Barriers take longer than other requests should wait: they are made on the loop only for a client
+// that is alone, who waits for them in any case, and where they were quick until now.
+struct sync_pace {
+    uint64_t latency; // of the last barrier, whoever made it; 0: there was none
+    uint64_t dirty;   // bytes written since the last one began
+};
+
+bool sync_pace_allows(const struct sync_pace *pace);
+
+#endif

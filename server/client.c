@@ -29,6 +29,8 @@ struct client {
     bool held_payload;                // it is a WRITE whose payload comes next
     struct client_request *receiving; // a WRITE whose payload is coming in
     unsigned requests;                // taken, and not released
+    unsigned reads_max;               // how many reads a run takes, at present
+    unsigned reads;                   // how many this one has taken
     unsigned in_flight;               // of these, in the engine
     uint64_t request_count;
 };
@@ -70,6 +72,7 @@ struct client *client_new(struct client_shared *shared, const char *name,
         .context = context,
         .state = CLIENT_OPEN,
         .reason = "",
+        .reads_max = CLIENT_RUN_READS,
         .share = {.budget = &shared->budget, .limit = CLIENT_SHARE},
     };
     if (access_view_init(&client->view, shared->access, shared->tls) < 0) {
@@ -270,6 +273,9 @@ static void take_request(struct client *client, const struct session_request *wi
         start(client, request);
         return;
     }
+    if (wire->type == NBD_CMD_READ) {
+        client->reads++;
+    }
     // A WRITE without a buffer of ours was answered by the session.
     assert(wire->type != NBD_CMD_WRITE);
     hold(client, wire, false);
@@ -339,10 +345,19 @@ static bool take_event(struct client *client)
     return false;
 }
 
+static enum client_state yield(struct client *client)
+{
+    if (client->reads_max < CLIENT_RUN_REQUESTS) {
+        client->reads_max *= 2;
+    }
+    return client->state = CLIENT_YIELDED;
+}
+
 enum client_state client_run(struct client *client)
 {
     unsigned left = CLIENT_RUN_REQUESTS;
 
+    client->reads = 0;
     while (client->state < CLIENT_STARTTLS) {
         if (client->held != NULL && !held_proceed(client)) {
             return client->state = CLIENT_STALLED;
@@ -350,14 +365,15 @@ enum client_state client_run(struct client *client)
         if (client->requests >= CLIENT_REQUESTS_MAX) {
             return client->state = CLIENT_STALLED;
         }
-        if (left-- == 0) {
-            return client->state = CLIENT_YIELDED;
+        if (left-- == 0 || client->reads >= client->reads_max) {
+            return yield(client);
         }
         client->state = CLIENT_OPEN;
         if (!take_event(client)) {
             break;
         }
     }
+    client->reads_max = CLIENT_RUN_READS;
     if (client->state >= CLIENT_ENDING) {
         release_unstarted(client);
     }

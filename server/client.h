@@ -34,6 +34,10 @@
 // Requests that one call of client_run() takes, so that a client with a full pipe does not keep
 // the others waiting: a millisecond's worth at most.
 #define CLIENT_RUN_REQUESTS 256u
+// Reads among them, at first; then twice as many each time while there are more. So the first replies
+// leave early, and client and server work at the same time, while a deep queue still makes few
+// system calls.
+#define CLIENT_RUN_READS 8u
 
 // What the clients of a server have in common; it outlives them.
 struct client_shared {

@@ -225,6 +225,7 @@ static int serve(const struct serve_options *options, unsigned activated, int si
     if (serve.backend == NULL) {
         return cmd_fail("%s", err.text);
     }
+    backend_set_map_max(serve.backend, options->mmap_bytes);
     if (exports_open(&serve.exports, &options->exports, serve.backend, &serve.workers, &serve.log,
                      options->images, options->image_count, &err) < 0) {
         backend_free(serve.backend);

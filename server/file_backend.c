@@ -20,7 +20,7 @@
 #define PROBE_ALIGNMENT_MIN 512
 #define PROBE_ALIGNMENT_MAX 4096u
 
-struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct error *err)
+static struct backend *backend_make(enum backend_kind kind, struct runq *runq, struct error *err)
 {
     if (kind != BACKEND_THREADS) {
         struct backend *backend = backend_uring_new(runq, err);
@@ -29,6 +29,15 @@ struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct er
             return backend;
     }
     return backend_pool_new(runq, err);
+}
+
+struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct error *err)
+{
+    struct backend *backend = backend_make(kind, runq, err);
+
+    if (backend != NULL)
+        map_init(&backend->map, runq);
+    return backend;
 }
 
 const char *backend_name(const struct backend *backend)
@@ -61,10 +70,22 @@ bool backend_has_blocked(struct backend *backend)
     return blocked;
 }
 
+void backend_set_map_max(struct backend *backend, uint64_t bytes)
+{
+    map_set_limit(&backend->map, bytes);
+}
+
+bool backend_tick(struct backend *backend)
+{
+    return map_tick(&backend->map);
+}
+
 void backend_free(struct backend *backend)
 {
-    if (backend != NULL)
-        backend->ops->free(backend);
+    if (backend == NULL)
+        return;
+    map_destroy(&backend->map);
+    backend->ops->free(backend);
 }
 
 static int explain_open(const char *path, const struct file_open_options *options, int code,

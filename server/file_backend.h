@@ -44,6 +44,13 @@ void backend_set_alone(struct backend *backend, bool alone);
 // Whether the thread was held up in that way since the last call. Who came meanwhile was not alone.
 bool backend_has_blocked(struct backend *backend);
 
+// What is read often and in the host's page cache may be mapped, up to so many bytes of all files;
+// at first 0. To be called once.
+void backend_set_map_max(struct backend *backend, uint64_t bytes);
+
+// To be called about once a second; returns whether it wants to be called again.
+bool backend_tick(struct backend *backend);
+
 // All its files must be closed. NULL is allowed.
 void backend_free(struct backend *backend);
 

@@ -272,10 +272,30 @@ static bool try_sync(struct file_io *io, int *result)
     return posix_file_advance(io, answer, result);
 }
 
+// Copies what is in memory. As posix_file_try_read.
+static bool try_map(struct posix_file *f, const struct file_io *io)
+{
+    struct backend *backend = f->backend;
+
+    if (f->direct || f->block_device || io->length > INLINE_READ_MAX ||
+        backend->inline_bytes + io->length > INLINE_TURN_BYTES_MAX)
+        return false;
+    if (!map_read(&backend->map, f->fd, io)) {
+        map_missed(&backend->map, f->fd, io);
+        return false;
+    }
+    backend->inline_bytes += io->length;
+    return true;
+}
+
 static bool try_inline(struct posix_file *f, struct file_io *io, int *result)
 {
     switch (io->kind) {
     case FILE_READ:
+        if (try_map(f, io)) {
+            *result = 0;
+            return true;
+        }
         if (!f->backend->ops->inline_reads ||
             !backend_admit_inline(f->backend, io->length, INLINE_READ_MAX))
             return false;
@@ -317,6 +337,8 @@ static void posix_submit(struct file *file, struct file_io *io)
     }
     if (io->kind == FILE_WRITE)
         f->sync_pace.dirty += io->length;
+    else if (io->kind == FILE_TRUNCATE)
+        map_forget(&f->backend->map, f->fd);
     if (try_inline(f, io, &result)) {
         file_io_complete(io, result);
         return;
@@ -396,6 +418,7 @@ static void posix_close(struct file *file)
     struct posix_file *f = (struct posix_file *)file;
 
     assert(f->in_flight == 0);
+    map_forget(&f->backend->map, f->fd);
     close(f->fd);
     free(f->file.name);
     free(f);

@@ -13,6 +13,7 @@
 #include "qcow2/file.h"
 #include "qcow2/runq.h"
 #include "server/file_backend.h"
+#include "server/file_map.h"
 #include "server/file_pace.h"
 
 // Requests that wait for something other than the run queue; linked through file_io.task.link,
@@ -36,8 +37,9 @@ struct backend {
     int fd;
     uint64_t inline_bytes;    // copied on the loop's thread since the last turn
     uint64_t inline_write_ns; // spent in writes there
-    bool alone;               // of backend_set_alone()
-    bool blocked;             // for backend_has_blocked()
+    struct file_map map;
+    bool alone;   // of backend_set_alone()
+    bool blocked; // for backend_has_blocked()
 };
 
 struct posix_file {

@@ -23,6 +23,8 @@ const char serve_help[] =
     "      --detect-zeroes=MODE    off (default), on, unmap: store written zeros as such\n"
     "      --lazy-refcounts=on|off override the image's own setting while serving\n"
     "      --cache-size=SIZE       memory for each image's tables (default: 32M)\n"
+    "      --mmap-size=SIZE        most of the images to map while it is read often (default: an\n"
+    "                              eighth of the machine's memory; 0: none)\n"
     "      --clean-after=SECONDS   write refcounts after so long without a write (default: 10;\n"
     "                              0: only at the end)\n"
     "      --poll-max-ns=NS        look for the next request for so long before sleeping, while\n"

@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "server/cmd.h"
+#include "server/file_map.h"
 #include "server/listen.h"
 #include "server/spin.h"
 
@@ -23,6 +25,10 @@
 // image's tables is waste.
 #define CACHE_SIZE_MIN (64ull << 10)
 #define CACHE_SIZE_MAX (64ull << 30)
+// Bytes of images that are mapped: all that server/file_map.h can map; and by default such a part of
+// the machine's memory, so that several servers do not look as if they had used it up.
+#define MMAP_SIZE_MAX ((uint64_t)MAP_WINDOWS_MAX * MAP_WINDOW_BYTES)
+#define MMAP_SIZE_SHARE 8
 
 // Finds a value in a list of names, which ends with NULL. Returns its index, or -1.
 static int choice(const char *value, const char *const names[])
@@ -186,6 +192,20 @@ static bool set_cache_size(struct serve_options *o, const char *value)
     return true;
 }
 
+static bool set_mmap_size(struct serve_options *o, const char *value)
+{
+    return cmd_parse_size(value, &o->mmap_bytes) && o->mmap_bytes <= MMAP_SIZE_MAX;
+}
+
+// What is mapped is part of the page cache, but counts as this process's memory as well.
+static uint64_t mmap_size_default(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES);
+    long bytes = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && bytes > 0 ? (uint64_t)pages * (uint64_t)bytes / MMAP_SIZE_SHARE : 0;
+}
+
 static bool set_clean_after(struct serve_options *o, const char *value)
 {
     unsigned long seconds;
@@ -323,6 +343,7 @@ static const struct setting {
     {"lazy-refcounts", 0, set_lazy_refcounts, "on or off"},
     {"cache-size", 0, set_cache_size, "a size from 64k to 64G"},
     {"clean-after", 0, set_clean_after, "0 to 604800 seconds"},
+    {"mmap-size", 0, set_mmap_size, "a size up to 32G"},
     {"poll-max-ns", 0, set_poll_max_ns, "0 to 1000000 nanoseconds"},
     {"format", 'f', set_format, "qcow2 or raw"},
     {"backing-format", 0, set_backing_format, "qcow2 or raw"},
@@ -388,55 +409,6 @@ static const struct setting *setting_of(int value)
     return NULL;
 }
 
-// What does not go together for TLS.
-static bool check_tls(const struct serve_options *options)
-{
-    const struct tls_options *tls = &options->tls;
-    bool given = tls->certificates != NULL || tls->psk != NULL;
-
-    if (options->tls_given && options->tls_mode == SERVE_TLS_OFF) {
-        // The rest may stand ready in a script or unit, but rules that cannot hold may not.
-        if (options->tls_allow_count > 0) {
-            cmd_fail("serve: --tls-allow needs TLS; remove it or --tls=off");
-            return false;
-        }
-        return true;
-    }
-    if (tls->certificates != NULL && tls->psk != NULL) {
-        cmd_fail("serve: --tls-certificates and --tls-psk do not go together; choose one");
-    } else if (!given && (options->tls_given || tls->verify_peer || options->tls_allow_count > 0)) {
-        cmd_fail("serve: TLS needs --tls-certificates or --tls-psk");
-    } else if (options->tls_allow_count > 0 && tls->psk == NULL && !tls->verify_peer) {
-        cmd_fail("serve: --tls-allow needs --tls-verify-peer, or any name could be claimed");
-    } else {
-        return true;
-    }
-    return false;
-}
-
-// What does not go together.
-static bool check(const struct serve_options *options)
-{
-    const struct export_options *exports = &options->exports;
-
-    if (options->image_count == 0) {
-        cmd_fail("serve: no image; say which, or see 'lazycow serve --help'");
-    } else if (options->image_count > EXPORTS_MAX) {
-        cmd_fail("serve: %zu images are too many, at most %d", options->image_count, EXPORTS_MAX);
-    } else if (options->socket != NULL && (options->bind != NULL || options->port_given)) {
-        cmd_fail("serve: --socket goes with neither --bind nor --port; choose one");
-    } else if (exports->default_name != NULL && options->image_count > 1) {
-        cmd_fail("serve: --export-name is for a single image; write NAME=IMAGE for each");
-    } else if (exports->force_share && !exports->read_only) {
-        cmd_fail("serve: --force-share is for --read-only; give both or neither");
-    } else if (exports->detect_zeroes == DETECT_ZEROES_UNMAP && !exports->unmap) {
-        cmd_fail("serve: --detect-zeroes=unmap needs --discard=unmap");
-    } else {
-        return check_tls(options);
-    }
-    return false;
-}
-
 static enum serve_parse wrong_option(int value, char **argv)
 {
     cmd_fail("serve: %s '%s'; see 'lazycow serve --help'",
@@ -457,6 +429,7 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
         .port = LISTEN_PORT_DEFAULT,
         .connections_max = CONNECTIONS_MAX_DEFAULT,
         .poll_max_ns = SPIN_DEFAULT_NS,
+        .mmap_bytes = mmap_size_default(),
         .log_level = LOG_LEVEL_INFO,
     };
     make_getopt_tables(long_options, short_options);
@@ -483,5 +456,5 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
     }
     options->images = argv + optind;
     options->image_count = (size_t)(argc - optind);
-    return check(options) ? SERVE_PARSE_RUN : SERVE_PARSE_WRONG;
+    return serve_options_check(options) ? SERVE_PARSE_RUN : SERVE_PARSE_WRONG;
 }

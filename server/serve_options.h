@@ -26,6 +26,7 @@ struct serve_options {
     enum backend_kind aio;
     unsigned connections_max;
     uint64_t poll_max_ns;
+    uint64_t mmap_bytes;
     bool exit_with_last_client;
     struct tls_options tls; // neither certificates nor psk: there is no TLS
     enum serve_tls tls_mode;
@@ -42,6 +43,9 @@ struct serve_options {
 
 // What --help prints (serve_help.c).
 extern const char serve_help[];
+
+// Whether the options go together (serve_check.c); reports what does not.
+bool serve_options_check(const struct serve_options *options);
 
 enum serve_parse { SERVE_PARSE_RUN, SERVE_PARSE_DONE, SERVE_PARSE_WRONG };
 

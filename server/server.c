@@ -195,6 +195,7 @@ static bool on_tick(void *context, uint64_t now)
     }
     again |= connection_set_tick(&server->connections, now);
     again |= client_shared_tick(&server->shared);
+    again |= backend_tick(server->options->backend);
     if (!server->stopping) {
         again |= exports_tick(server->options->exports, now);
     }

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -258,7 +259,7 @@ def parse_options():
     parser.add_argument("--pairs", type=int, help="rounds (default: 5)")
     parser.add_argument("--seconds", type=float, help="length of a run (default: 2)")
     parser.add_argument("--size", type=int, default=1024, help="MiB of data (default: 1024)")
-    parser.add_argument("--rows", help="only the work whose name has this text")
+    parser.add_argument("--rows", help="only the work whose name this expression matches")
     parser.add_argument("--no-counts", action="store_true", help="without strace and callgrind")
     parser.add_argument("--no-sweep", action="store_true", help="without the plots")
     parser.add_argument("--directory", default=".", help="where to make the images")
@@ -273,7 +274,7 @@ def measure(options, images):
     bench = Bench(options, images)
     results = {"machine": machine(images.directory, options), "rows": [], "others": []}
     for row in bench_rows.ROWS:
-        if options.rows and options.rows not in row.name:
+        if options.rows and not re.search(options.rows, row.name):
             continue
         results["rows"].append({"name": row.name, "target": row.target,
                                 "target_cpu": row.target_cpu, "servers": bench.pairs(row)})

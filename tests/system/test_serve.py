@@ -99,6 +99,7 @@ def test_closed_standard_output(workdir, image):
     (["--port=70000", "disk.qcow2"], "70000"),
     (["--port=x", "disk.qcow2"], "x"),
     (["--max-connections=-1", "disk.qcow2"], "-1"),
+    (["--mmap-size=33G", "disk.qcow2"], "33G"),
     (["--poll-max-ns=1000001", "disk.qcow2"], "1000001"),
     (["--format=vmdk", "disk.qcow2"], "vmdk"),
     (["-k", "s"], "image"),

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// file_map.h: reads of what is in the host's page cache, copied out of a mapping of the file: less
+// than half of what the same bytes cost by way of a system call. Files are mapped in windows, where
+// they are read often; which pages of a window are in memory is asked when it is mapped, and now and
+// then. What is not in memory is left to the caller, who can wait for it.
+//
+// Three things could go wrong, and do not: a page that has left memory since would make the thread
+// wait for the disk: when that happens, reads are left to the caller for a while. A file that somebody
+// cut, or a disk that cannot read, would end the process (SIGBUS): the copy is given up instead. And
+// pages that are mapped count as this process's memory: there is a limit, and what is not used is
+// unmapped.
+//
+// For the one thread that owns the backend.
+#ifndef LAZYCOW_SERVER_FILE_MAP_H
+#define LAZYCOW_SERVER_FILE_MAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/file.h"
+#include "qcow2/runq.h"
+
+// Bytes of one window: what one page of the processor's tables covers.
+#define MAP_WINDOW_BYTES (2u << 20)
+// Most windows of all files, whatever the limit in bytes: each is one of the mappings of which a
+// process may have 65530 by default.
+#define MAP_WINDOWS_MAX 16384u
+
+struct map_window;
+
+struct file_map {
+    struct task task;           // unmaps what is not used, a little at a time
+    struct runq *runq;          // borrowed
+    struct map_window *windows; // a place for each; NULL: nothing is ever mapped
+    uint32_t count;
+    uint32_t mapped;   // of these
+    uint32_t sweep;    // where the task goes on
+    bool used;         // something was copied since the last tick
+    long faults;       // of this thread that had to wait for a disk, when last asked
+    uint64_t retry_at; // nothing is copied before that; nanoseconds of CLOCK_MONOTONIC
+    uint64_t penalty;  // how long the last wait for a disk turned it off
+};
+
+// At first nothing is mapped. runq is borrowed and outlives the map.
+void map_init(struct file_map *map, struct runq *runq);
+
+// From now on up to so many bytes, rounded down to windows, may be mapped; to be called once.
+// Without memory for that, none are.
+void map_set_limit(struct file_map *map, uint64_t bytes);
+
+void map_destroy(struct file_map *map);
+
+// Copies what the read, of a regular file, wants. Returns false when not all of it is in memory, as
+// far as known; then buffers may hold part of it.
+bool map_read(struct file_map *map, int fd, const struct file_io *io);
+
+// The read was not copied from here: where many are not, a window is mapped, or asked for again.
+void map_missed(struct file_map *map, int fd, const struct file_io *io);
+
+// To be called before the descriptor is closed, and when its file was cut.
+void map_forget(struct file_map *map, int fd);
+
+// About once a second: when nothing was copied since the last time, everything is unmapped soon.
+// Returns whether anything is mapped.
+bool map_tick(struct file_map *map);
+
+#endif

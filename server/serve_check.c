@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/cmd.h"
+#include "server/serve_options.h"
+
+// What does not go together for TLS.
+static bool check_tls(const struct serve_options *options)
+{
+    const struct tls_options *tls = &options->tls;
+    bool given = tls->certificates != NULL || tls->psk != NULL;
+
+    if (options->tls_given && options->tls_mode == SERVE_TLS_OFF) {
+        // The rest may stand ready in a script or unit, but rules that cannot hold may not.
+        if (options->tls_allow_count > 0) {
+            cmd_fail("serve: --tls-allow needs TLS; remove it or --tls=off");
+            return false;
+        }
+        return true;
+    }
+    if (tls->certificates != NULL && tls->psk != NULL) {
+        cmd_fail("serve: --tls-certificates and --tls-psk do not go together; choose one");
+    } else if (!given && (options->tls_given || tls->verify_peer || options->tls_allow_count > 0)) {
+        cmd_fail("serve: TLS needs --tls-certificates or --tls-psk");
+    } else if (options->tls_allow_count > 0 && tls->psk == NULL && !tls->verify_peer) {
+        cmd_fail("serve: --tls-allow needs --tls-verify-peer, or any name could be claimed");
+    } else {
+        return true;
+    }
+    return false;
+}
+
+bool serve_options_check(const struct serve_options *options)
+{
+    const struct export_options *exports = &options->exports;
+
+    if (options->image_count == 0) {
+        cmd_fail("serve: no image; say which, or see 'lazycow serve --help'");
+    } else if (options->image_count > EXPORTS_MAX) {
+        cmd_fail("serve: %zu images are too many, at most %d", options->image_count, EXPORTS_MAX);
+    } else if (options->socket != NULL && (options->bind != NULL || options->port_given)) {
+        cmd_fail("serve: --socket goes with neither --bind nor --port; choose one");
+    } else if (exports->default_name != NULL && options->image_count > 1) {
+        cmd_fail("serve: --export-name is for a single image; write NAME=IMAGE for each");
+    } else if (exports->force_share && !exports->read_only) {
+        cmd_fail("serve: --force-share is for --read-only; give both or neither");
+    } else if (exports->detect_zeroes == DETECT_ZEROES_UNMAP && !exports->unmap) {
+        cmd_fail("serve: --detect-zeroes=unmap needs --discard=unmap");
+    } else {
+        return check_tls(options);
+    }
+    return false;
+}

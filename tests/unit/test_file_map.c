@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads out of a mapping: what they return, and that nothing which happens to the file or to memory
+// does any harm.
+#define _GNU_SOURCE 1 // RUSAGE_THREAD
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "server/file_map.h"
+#include "server/file_pace.h"
+
+#define WINDOWS 6u
+#define FILE_BYTES (WINDOWS * MAP_WINDOW_BYTES)
+// More reads than it takes to have a window mapped.
+#define OFTEN 64
+
+struct fixture {
+    char path[64];
+    int fd;
+    unsigned char *content;
+    struct runq runq;
+    struct file_map map;
+};
+
+static int setup(void **state)
+{
+    struct fixture *x = calloc(1, sizeof(*x));
+
+    // Not in /tmp, which may be a tmpfs, whose pages never leave memory.
+    strcpy(x->path, "/var/tmp/lazycow-test-map-XXXXXX");
+    x->fd = mkstemp(x->path);
+    assert_true(x->fd >= 0);
+    x->content = malloc(FILE_BYTES);
+    for (size_t i = 0; i < FILE_BYTES; i++) {
+        x->content[i] = (unsigned char)((i * 2654435761u) >> 16);
+    }
+    // Page by page, so that the kernel can drop them one by one.
+    for (size_t i = 0; i < FILE_BYTES; i += 4096) {
+        assert_int_equal(pwrite(x->fd, x->content + i, 4096, (off_t)i), 4096);
+    }
+    runq_init(&x->runq);
+    map_init(&x->map, &x->runq);
+    *state = x;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct fixture *x = *state;
+
+    map_destroy(&x->map);
+    close(x->fd);
+    unlink(x->path);
+    free(x->content);
+    free(x);
+    return 0;
+}
+
+static bool read_at(struct fixture *x, void *buf, uint64_t offset, size_t length)
+{
+    // In two pieces, the first of an odd length.
+    size_t first = length > 1 ? length / 2 | 1 : length;
+    struct iovec iov[2] = {{.iov_base = buf, .iov_len = first},
+                           {.iov_base = (char *)buf + first, .iov_len = length - first}};
+    struct file_io io = {
+        .kind = FILE_READ, .offset = offset, .length = length, .iov = iov, .iovcnt = 2};
+
+    if (map_read(&x->map, x->fd, &io)) {
+        return true;
+    }
+    map_missed(&x->map, x->fd, &io);
+    return false;
+}
+
+// Reads there often. Returns how many were copied; each of these was right.
+static unsigned copied_of(struct fixture *x, uint64_t offset, size_t length)
+{
+    unsigned char *buf = malloc(length);
+    unsigned copied = 0;
+
+    for (int i = 0; i < OFTEN; i++) {
+        memset(buf, 0xee, length);
+        if (read_at(x, buf, offset, length)) {
+            copied++;
+            assert_memory_equal(buf, x->content + offset, length);
+        }
+    }
+    free(buf);
+    return copied;
+}
+
+static void run(struct fixture *x)
+{
+    while (runq_run(&x->runq)) {
+    }
+}
+
+static void nothing_is_mapped_at_first(void **state)
+{
+    struct fixture *x = *state;
+
+    assert_int_equal(copied_of(x, 0, 4096), 0);
+    map_set_limit(&x->map, MAP_WINDOW_BYTES - 1);
+    assert_int_equal(copied_of(x, 0, 4096), 0);
+}
+
+static void what_is_read_often_is_copied(void **state)
+{
+    static const struct {
+        uint64_t offset;
+        size_t length;
+    } reads[] = {
+        {0, 4096},
+        {1, 1},
+        {MAP_WINDOW_BYTES + 4095, 2},
+        {MAP_WINDOW_BYTES + 70001, 300001},
+        {FILE_BYTES - 4096, 4096},
+    };
+    struct fixture *x = *state;
+
+    map_set_limit(&x->map, FILE_BYTES);
+    for (size_t i = 0; i < sizeof(reads) / sizeof(reads[0]); i++) {
+        assert_in_range(copied_of(x, reads[i].offset, reads[i].length), OFTEN - 8, OFTEN);
+    }
+    // Across windows, when both are mapped.
+    copied_of(x, 2 * MAP_WINDOW_BYTES, 1);
+    copied_of(x, 3 * MAP_WINDOW_BYTES, 1);
+    assert_int_equal(copied_of(x, 3 * MAP_WINDOW_BYTES - 5000, 10000), OFTEN);
+}
+
+static void new_content_is_seen(void **state)
+{
+    struct fixture *x = *state;
+
+    map_set_limit(&x->map, FILE_BYTES);
+    copied_of(x, 8192, 4096);
+    memset(x->content + 8192, 0x5a, 2000);
+    assert_int_equal(pwrite(x->fd, x->content + 8192, 2000, 8192), 2000);
+    assert_int_equal(copied_of(x, 8192, 4096), OFTEN);
+}
+
+static void the_end_of_the_file_is_left_to_others(void **state)
+{
+    struct fixture *x = *state;
+    unsigned char buf[8192];
+
+    map_set_limit(&x->map, 2 * FILE_BYTES);
+    copied_of(x, FILE_BYTES - 4096, 4096);
+    assert_false(read_at(x, buf, FILE_BYTES - 4096, 8192));
+    for (int i = 0; i < OFTEN; i++) {
+        assert_false(read_at(x, buf, FILE_BYTES, 512));
+    }
+}
+
+// Somebody else cuts the file: reading a page that is gone would be SIGBUS.
+static void a_cut_file_does_no_harm(void **state)
+{
+    struct fixture *x = *state;
+    unsigned char buf[4096];
+
+    map_set_limit(&x->map, FILE_BYTES);
+    assert_in_range(copied_of(x, 65536, 4096), 1, OFTEN);
+    assert_int_equal(ftruncate(x->fd, 4096), 0);
+    assert_false(read_at(x, buf, 65536, 4096));
+    assert_int_equal(x->map.mapped, 0);
+    assert_in_range(copied_of(x, 0, 4096), 1, OFTEN);
+}
+
+static void a_limit_is_kept(void **state)
+{
+    struct fixture *x = *state;
+
+    map_set_limit(&x->map, 2 * MAP_WINDOW_BYTES);
+    for (unsigned i = 0; i < 4 * WINDOWS; i++) {
+        copied_of(x, i % WINDOWS * MAP_WINDOW_BYTES, 4096);
+        assert_in_range(x->map.mapped, 1, 2);
+    }
+    // The first two keep their places while they are used, and lose them later.
+    assert_int_equal(copied_of(x, 0, 4096), OFTEN);
+    assert_int_equal(copied_of(x, 2 * MAP_WINDOW_BYTES, 4096), 0);
+    map_tick(&x->map);
+    assert_in_range(copied_of(x, 2 * MAP_WINDOW_BYTES, 4096), 1, OFTEN);
+}
+
+static void what_is_idle_is_unmapped(void **state)
+{
+    struct fixture *x = *state;
+
+    map_set_limit(&x->map, FILE_BYTES);
+    for (unsigned i = 0; i < WINDOWS; i++) {
+        copied_of(x, i * MAP_WINDOW_BYTES, 4096);
+    }
+    assert_int_equal(x->map.mapped, WINDOWS);
+    assert_true(map_tick(&x->map));
+    run(x);
+    assert_int_equal(x->map.mapped, WINDOWS);
+    assert_true(map_tick(&x->map));
+    run(x);
+    assert_int_equal(x->map.mapped, 0);
+    assert_false(map_tick(&x->map));
+    assert_in_range(copied_of(x, 0, 4096), 1, OFTEN - 1);
+}
+
+static void a_closed_file_is_forgotten(void **state)
+{
+    struct fixture *x = *state;
+
+    map_set_limit(&x->map, FILE_BYTES);
+    copied_of(x, 0, 4096);
+    map_forget(&x->map, x->fd);
+    assert_int_equal(x->map.mapped, 0);
+}
+
+// Who does not own the file is not told what is in memory.
+static void a_file_of_others_is_not_mapped(void **state)
+{
+    struct fixture *x = *state;
+
+    if (geteuid() != 0) {
+        skip(); // every file that this could make is its own
+    }
+    map_set_limit(&x->map, FILE_BYTES);
+    assert_int_equal(seteuid(65534), 0);
+    assert_int_equal(copied_of(x, 0, 4096), 0);
+    assert_int_equal(seteuid(0), 0);
+}
+
+static long disk_faults(void)
+{
+    struct rusage usage;
+
+    assert_int_equal(getrusage(RUSAGE_THREAD, &usage), 0);
+    return usage.ru_majflt;
+}
+
+// A page that has left memory is still had, slowly; then disks are left to others for a while.
+static void a_disk_is_not_waited_for_again(void **state)
+{
+    struct fixture *x = *state;
+    unsigned char buf[4096];
+    uint64_t begun;
+    long faults;
+
+    map_set_limit(&x->map, FILE_BYTES);
+    copied_of(x, 0, 4096);
+    assert_int_equal(fdatasync(x->fd), 0);
+    assert_int_equal(posix_fadvise(x->fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+    faults = disk_faults();
+    begun = pace_now();
+    assert_true(read_at(x, buf, MAP_WINDOW_BYTES / 2, 4096));
+    assert_memory_equal(buf, x->content + MAP_WINDOW_BYTES / 2, 4096);
+    if (disk_faults() == faults || pace_now() - begun < 100000) {
+        return; // the page had not left, or the disk is as good as memory
+    }
+    assert_false(read_at(x, buf, MAP_WINDOW_BYTES / 2, 4096));
+    assert_in_range(x->map.retry_at, begun + 1, begun + 10000000000u);
+}
+
+int main(void)
+{
+#define CASE(function) cmocka_unit_test_setup_teardown(function, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        CASE(nothing_is_mapped_at_first),
+        CASE(what_is_read_often_is_copied),
+        CASE(new_content_is_seen),
+        CASE(the_end_of_the_file_is_left_to_others),
+        CASE(a_cut_file_does_no_harm),
+        CASE(a_limit_is_kept),
+        CASE(what_is_idle_is_unmapped),
+        CASE(a_closed_file_is_forgotten),
+        CASE(a_file_of_others_is_not_mapped),
+        CASE(a_disk_is_not_waited_for_again),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -31,12 +31,17 @@
 #define PENALTY_MIN_NS 20000000ull   // some reads of a disk
 #define PENALTY_MAX_NS 2000000000ull // one slow read in 2 s is below one request in a thousand
 
+// Ticks that a window stays mapped without being used while others are: long enough for a slow
+// reader of much.
+#define IDLE_TICKS 10
+
 // Windows that are unmapped in one go: 40 us each.
 #define SWEEP_WINDOWS 4u
 
 struct map_window {
     int fd;
     bool used;            // since the last tick
+    uint8_t idle;         // ticks before that without use
     uint32_t misses;      // reads that were not copied, since it was mapped or asked about
     uint32_t misses_next; // how many of them are many; 0: the place is free
     uint64_t number;      // in the file
@@ -250,6 +255,7 @@ bool map_read(struct file_map *map, int fd, const struct file_io *io)
         map_forget(map, fd);
     }
     map->used = true;
+    map->idle = false;
     return copied;
 }
 
@@ -286,19 +292,26 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io)
 
 // ---- Life ---------------------------------------------------------------------------------------
 
-// Unmaps some windows, and comes again while there are any.
+static bool is_idle(const struct file_map *map, const struct map_window *window)
+{
+    return window->address != NULL && (map->idle || window->idle >= IDLE_TICKS);
+}
+
+// Unmaps some windows, and comes again until all were looked at.
 static void on_sweep(struct task *task)
 {
     struct file_map *map = (struct file_map *)task;
     uint32_t unmapped = 0;
 
-    while (!map->used && map->mapped > 0 && unmapped < SWEEP_WINDOWS) {
-        struct map_window *window = &map->windows[map->sweep++ % map->count];
+    while (map->sweep < map->count && unmapped < SWEEP_WINDOWS) {
+        struct map_window *window = &map->windows[map->sweep++];
 
-        unmapped += window->address != NULL;
-        window_unmap(map, window);
+        if (is_idle(map, window)) {
+            window_unmap(map, window);
+            unmapped++;
+        }
     }
-    if (!map->used && map->mapped > 0) {
+    if (map->sweep < map->count) {
         runq_post(map->runq, &map->task);
     }
 }
@@ -344,12 +357,20 @@ void map_forget(struct file_map *map, int fd)
 
 bool map_tick(struct file_map *map)
 {
+    bool any_idle = false;
+
+    map->idle = !map->used;
+    map->used = false;
     for (uint32_t i = 0; i < map->count; i++) {
-        map->windows[i].used = false;
+        struct map_window *window = &map->windows[i];
+
+        window->idle = window->used ? 0 : window->idle + (window->idle < IDLE_TICKS);
+        window->used = false;
+        any_idle |= is_idle(map, window);
     }
-    if (!map->used && map->mapped > 0 && !map->task.queued) {
+    if (any_idle && !map->task.queued) {
+        map->sweep = 0;
         runq_post(map->runq, &map->task);
     }
-    map->used = false;
     return map->mapped > 0;
 }

@@ -34,8 +34,9 @@ struct file_map {
     struct map_window *windows; // a place for each; NULL: nothing is ever mapped
     uint32_t count;
     uint32_t mapped;   // of these
-    uint32_t sweep;    // where the task goes on
+    uint32_t sweep;    // the place that the task looks at next
     bool used;         // something was copied since the last tick
+    bool idle;         // nothing was between the two before, and until now
     long faults;       // of this thread that had to wait for a disk, when last asked
     uint64_t retry_at; // nothing is copied before that; nanoseconds of CLOCK_MONOTONIC
     uint64_t penalty;  // how long the last wait for a disk turned it off
@@ -60,8 +61,8 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io);
 // To be called before the descriptor is closed, and when its file was cut.
 void map_forget(struct file_map *map, int fd);
 
-// About once a second: when nothing was copied since the last time, everything is unmapped soon.
-// Returns whether anything is mapped.
+// About once a second: what was not used for long is unmapped soon; and everything, when nothing was
+// used since the last time. Returns whether anything is mapped.
 bool map_tick(struct file_map *map);
 
 #endif

@@ -211,6 +211,26 @@ static void what_is_idle_is_unmapped(void **state)
     assert_in_range(copied_of(x, 0, 4096), 1, OFTEN - 1);
 }
 
+// A window is kept for some ticks longer while others are used.
+static void what_is_idle_for_long_is_unmapped(void **state)
+{
+    struct fixture *x = *state;
+    unsigned ticks = 0;
+
+    map_set_limit(&x->map, FILE_BYTES);
+    copied_of(x, 0, 4096);
+    copied_of(x, MAP_WINDOW_BYTES, 4096);
+    while (x->map.mapped == 2 && ticks < 100) {
+        assert_int_equal(copied_of(x, 0, 4096), OFTEN);
+        map_tick(&x->map);
+        run(x);
+        ticks++;
+    }
+    assert_int_equal(x->map.mapped, 1);
+    assert_in_range(ticks, 5, 20);
+    assert_int_equal(copied_of(x, 0, 4096), OFTEN);
+}
+
 static void a_closed_file_is_forgotten(void **state)
 {
     struct fixture *x = *state;
@@ -277,6 +297,7 @@ int main(void)
         CASE(a_cut_file_does_no_harm),
         CASE(a_limit_is_kept),
         CASE(what_is_idle_is_unmapped),
+        CASE(what_is_idle_for_long_is_unmapped),
         CASE(a_closed_file_is_forgotten),
         CASE(a_file_of_others_is_not_mapped),
         CASE(a_disk_is_not_waited_for_again),

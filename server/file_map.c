@@ -18,11 +18,14 @@
 #define PAGE_BYTES 4096u
 #define WINDOW_PAGES (MAP_WINDOW_BYTES / PAGE_BYTES)
 
-// Reads in a window that were not copied before it is mapped: mapping, asking and unmapping take
-// some 50 us, what a copy saves is 1 us for 4 KiB and 14 for 256. After as many more it is asked
-// again, and after twice as many each time.
-#define MISSES_TO_MAP 4u
-#define MISSES_MAX (1u << 16)
+// What a copy saves, in nanoseconds: a call, and half of the way of its bytes.
+#define SAVED_NS(bytes) (800u + (bytes) / 20u)
+// A window is mapped when reads in it have lost so much by not being copied: what mapping it, the
+// faults of its pages and unmapping it cost. So it never costs more than twice what is right.
+#define MAP_COST_NS 150000u
+// The same for asking once more what is in memory; twice as much after each time.
+#define ASK_COST_NS 10000u
+#define ASK_COST_MAX_NS 100000000u
 
 // A copy that took longer, over what its bytes take, may have waited for a disk. Shorter than any
 // disk takes, longer than an interrupt.
@@ -40,12 +43,12 @@
 
 struct map_window {
     int fd;
-    bool used;            // since the last tick
-    uint8_t idle;         // ticks before that without use
-    uint32_t misses;      // reads that were not copied, since it was mapped or asked about
-    uint32_t misses_next; // how many of them are many; 0: the place is free
-    uint64_t number;      // in the file
-    char *address;        // NULL: not mapped
+    bool used;          // since the last tick
+    uint8_t idle;       // ticks before that without use
+    uint64_t lost;      // nanoseconds, by reads that were not copied
+    uint64_t lost_next; // when this is reached something is done; 0: the place is free
+    uint64_t number;    // in the file
+    char *address;      // NULL: not mapped
     uint64_t resident[WINDOW_PAGES / 64];
 };
 
@@ -98,7 +101,7 @@ static struct map_window *window_of(const struct file_map *map, int fd, uint64_t
 
 static bool window_is(const struct map_window *window, int fd, uint64_t number)
 {
-    return window->misses_next != 0 && window->fd == fd && window->number == number;
+    return window->lost_next != 0 && window->fd == fd && window->number == number;
 }
 
 static void window_unmap(struct file_map *map, struct map_window *window)
@@ -115,7 +118,6 @@ static void window_ask(struct map_window *window)
 {
     unsigned char pages[WINDOW_PAGES] = {0};
 
-    window->misses = 0;
     memset(window->resident, 0, sizeof(window->resident));
     if (mincore(window->address, MAP_WINDOW_BYTES, pages) < 0) {
         return;
@@ -273,20 +275,20 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io)
             return;
         }
         window_unmap(map, window);
-        *window = (struct map_window){.fd = fd, .number = number, .misses_next = MISSES_TO_MAP};
+        *window = (struct map_window){.fd = fd, .number = number, .lost_next = MAP_COST_NS};
     }
     window->used = true;
-    if (++window->misses < window->misses_next) {
+    window->lost += SAVED_NS(io->length);
+    if (window->lost < window->lost_next) {
         return;
     }
-    if (window->misses_next < MISSES_MAX / 2) {
-        window->misses_next *= 2;
-    }
-    window->misses = 0;
-    if (window->address != NULL) {
-        window_ask(window);
-    } else {
+    window->lost = 0;
+    if (window->address == NULL) {
         window_map(map, window);
+        window->lost_next = window->address != NULL ? ASK_COST_NS : ASK_COST_MAX_NS;
+    } else {
+        window_ask(window);
+        window->lost_next *= window->lost_next < ASK_COST_MAX_NS ? 2 : 1;
     }
 }
 
@@ -349,7 +351,7 @@ void map_destroy(struct file_map *map)
 void map_forget(struct file_map *map, int fd)
 {
     for (uint32_t i = 0; i < map->count; i++) {
-        if (map->windows[i].misses_next != 0 && map->windows[i].fd == fd) {
+        if (map->windows[i].lost_next != 0 && map->windows[i].fd == fd) {
             window_unmap(map, &map->windows[i]);
         }
     }

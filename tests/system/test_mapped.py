@@ -18,12 +18,8 @@ BLOCK = 65536
 
 
 def mapped_bytes(server):
-    """What of files is mapped, in bytes. The program and its libraries are less than 16 MiB."""
-    with open(f"/proc/{server.pid}/status", encoding="ascii") as status:
-        for line in status:
-            if line.startswith("RssFile:"):
-                return int(line.split()[1]) * 1024
-    raise AssertionError("no RssFile")
+    """The program and its libraries are less than 16 MiB of it."""
+    return server.resident_bytes("RssFile")
 
 
 def image_of(workdir):

@@ -252,6 +252,7 @@ int backend_open_file(struct backend *backend, const char *path,
         .direct = options->direct,
         .no_flush = options->no_flush,
         .block_device = block_device,
+        .shared = options->force_share,
     };
     struct posix_file *file = posix_file_new(backend, fd, path, &file_options);
     if (file == NULL) {

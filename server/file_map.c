@@ -34,6 +34,9 @@
 #define PENALTY_MIN_NS 20000000ull   // some reads of a disk
 #define PENALTY_MAX_NS 2000000000ull // one slow read in 2 s is below one request in a thousand
 
+// How far the first windows of two files are from each other. Odd, since limits are powers of two.
+#define FILE_DISTANCE 1021u
+
 // Ticks that a window stays mapped without being used while others are: long enough for a slow
 // reader of much.
 #define IDLE_TICKS 10
@@ -61,8 +64,8 @@ static void on_sigbus(int number)
     if (copy_guard != NULL) {
         siglongjmp(*copy_guard, 1);
     }
-    // Not ours: what follows is the same again, and the end.
     signal(number, SIG_DFL);
+    raise(number);
 }
 
 static void catch_sigbus(void)
@@ -70,8 +73,14 @@ static void catch_sigbus(void)
     // Not blocked while it runs: it does not return.
     struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
 
+    sigset_t set;
+
     sigemptyset(&action.sa_mask);
     sigaction(SIGBUS, &action, NULL);
+    // Whoever started this process may have blocked it, and then it would be the end.
+    sigemptyset(&set);
+    sigaddset(&set, SIGBUS);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
 }
 
 // Returns false when the bytes cannot be had.
@@ -96,7 +105,7 @@ static bool copy(void *to, const void *from, size_t bytes)
 static struct map_window *window_of(const struct file_map *map, int fd, uint64_t number)
 {
     // Neighbours have neighbouring places, so those of a file do not get into each other's way.
-    return &map->windows[(number + (uint64_t)fd * (MAP_WINDOWS_MAX / 16)) % map->count];
+    return &map->windows[(number + (uint64_t)fd * FILE_DISTANCE) % map->count];
 }
 
 static bool window_is(const struct map_window *window, int fd, uint64_t number)
@@ -113,22 +122,26 @@ static void window_unmap(struct file_map *map, struct map_window *window)
     memset(window, 0, sizeof(*window));
 }
 
-// Asks which of its pages are in memory.
-static void window_ask(struct map_window *window)
+// Asks which of its pages are in memory. Returns whether any is.
+static bool window_ask(struct map_window *window)
 {
     unsigned char pages[WINDOW_PAGES] = {0};
+    bool any = false;
 
     memset(window->resident, 0, sizeof(window->resident));
     if (mincore(window->address, MAP_WINDOW_BYTES, pages) < 0) {
-        return;
+        return false;
     }
     for (size_t i = 0; i < WINDOW_PAGES; i++) {
         window->resident[i / 64] |= (uint64_t)(pages[i] & 1) << i % 64;
+        any |= pages[i] & 1;
     }
+    return any;
 }
 
-// Whether the kernel tells this process what of the file is in memory. To others than the owner it
-// says that all is.
+// Whether the kernel tells this process what of the file is in memory. To those who neither own nor may
+// write the file it says that all is; of them only owners are taken for such here, and root, who
+// may lack the right: then copies wait for disks, and penalties make that rare.
 static bool is_told(int fd)
 {
     struct stat st;
@@ -146,10 +159,15 @@ static void window_map(struct file_map *map, struct map_window *window)
     address = mmap(NULL, MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED, window->fd,
                    (off_t)(window->number * MAP_WINDOW_BYTES));
 
-    if (address != MAP_FAILED) {
-        window->address = address;
-        map->mapped++;
-        window_ask(window);
+    if (address == MAP_FAILED) {
+        return;
+    }
+    window->address = address;
+    map->mapped++;
+    if (!window_ask(window)) {
+        munmap(address, MAP_WINDOW_BYTES);
+        window->address = NULL;
+        map->mapped--;
     }
 }
 
@@ -229,9 +247,15 @@ static void copy_was_slow(struct file_map *map, uint64_t now)
         map->penalty = PENALTY_MAX_NS;
     }
     map->retry_at = now + map->penalty;
-    // What is known of the pages was wrong, and will be asked again.
+    // What is known of the pages was wrong, and will be asked again soon.
     for (uint32_t i = 0; i < map->count; i++) {
-        memset(map->windows[i].resident, 0, sizeof(map->windows[i].resident));
+        struct map_window *window = &map->windows[i];
+
+        memset(window->resident, 0, sizeof(window->resident));
+        if (window->address != NULL) {
+            window->lost = 0;
+            window->lost_next = ASK_COST_NS;
+        }
     }
 }
 
@@ -254,7 +278,8 @@ bool map_read(struct file_map *map, int fd, const struct file_io *io)
         copy_was_slow(map, now);
     }
     if (!copied) {
-        map_forget(map, fd);
+        window_unmap(map, window_of(map, fd, io->offset / MAP_WINDOW_BYTES));
+        window_unmap(map, window_of(map, fd, (io->offset + io->length - 1) / MAP_WINDOW_BYTES));
     }
     map->used = true;
     map->idle = false;
@@ -325,8 +350,14 @@ void map_init(struct file_map *map, struct runq *runq)
 
 void map_set_limit(struct file_map *map, uint64_t bytes)
 {
+    struct rlimit space;
     uint64_t count = bytes / MAP_WINDOW_BYTES;
 
+    // The rest of the process needs some, too.
+    if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY &&
+        count > space.rlim_cur / 4 / MAP_WINDOW_BYTES) {
+        count = space.rlim_cur / 4 / MAP_WINDOW_BYTES;
+    }
     count = count < MAP_WINDOWS_MAX ? count : MAP_WINDOWS_MAX;
     if (count == 0 || sysconf(_SC_PAGESIZE) != PAGE_BYTES) {
         return;
@@ -363,11 +394,15 @@ bool map_tick(struct file_map *map)
 
     map->idle = !map->used;
     map->used = false;
+    map->faults = disk_faults();
     for (uint32_t i = 0; i < map->count; i++) {
         struct map_window *window = &map->windows[i];
 
         window->idle = window->used ? 0 : window->idle + (window->idle < IDLE_TICKS);
         window->used = false;
+        if (window->address != NULL && window->lost_next > ASK_COST_NS) {
+            window->lost_next /= 2;
+        }
         any_idle |= is_idle(map, window);
     }
     if (any_idle && !map->task.queued) {

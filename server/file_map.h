@@ -10,6 +10,9 @@
 // pages that are mapped count as this process's memory: there is a limit, and what is not used is
 // unmapped.
 //
+// For files that only this process writes: what others write is seen at once on a local file system,
+// but not on every other.
+//
 // For the one thread that owns the backend.
 #ifndef LAZYCOW_SERVER_FILE_MAP_H
 #define LAZYCOW_SERVER_FILE_MAP_H
@@ -45,8 +48,9 @@ struct file_map {
 // At first nothing is mapped. runq is borrowed and outlives the map.
 void map_init(struct file_map *map, struct runq *runq);
 
-// From now on up to so many bytes, rounded down to windows, may be mapped; to be called once.
-// Without memory for that, none are.
+// From now on up to so many bytes, rounded down to windows, may be mapped, and no more than a quarter
+// of the process's address space where that is limited. To be called once. Without memory for that,
+// none are.
 void map_set_limit(struct file_map *map, uint64_t bytes);
 
 void map_destroy(struct file_map *map);
@@ -58,7 +62,7 @@ bool map_read(struct file_map *map, int fd, const struct file_io *io);
 // The read was not copied from here: where many are not, a window is mapped, or asked for again.
 void map_missed(struct file_map *map, int fd, const struct file_io *io);
 
-// To be called before the descriptor is closed, and when its file was cut.
+// To be called before the descriptor is closed.
 void map_forget(struct file_map *map, int fd);
 
 // About once a second: what was not used for long is unmapped soon; and everything, when nothing was

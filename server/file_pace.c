@@ -8,11 +8,10 @@
 #define SLOW_WRITE_NS 3000000ull
 #define QUICK_WRITE_NS 200000ull     // three times what the largest inline write takes
 #define PENALTY_MIN_NS 20000000ull   // short: a busy core makes a quick write look slow too
-#define PENALTY_MAX_NS 2000000000ull // one slow write in 2 s is below one request in a thousand
+#define PENALTY_MAX_NS 2000000000ull // one slow call in 2 s is below one request in a thousand
 #define PENALTY_FORGET_NS 1000000000ull
 
-// A barrier that takes longer gains little by not going through a worker, which costs some 50 us;
-// and a new client, or a signal, is not to wait for longer than this.
+// A barrier that takes longer gains little by not going through a worker, which costs some 50 us.
 #define QUICK_SYNC_NS 1000000ull
 // More than this takes a disk longer to write than the way through a worker takes.
 #define SYNC_DIRTY_MAX (256u << 10)
@@ -23,6 +22,13 @@ uint64_t pace_now(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t longer_penalty(uint64_t penalty, bool soon)
+{
+    if (!soon || penalty == 0)
+        return PENALTY_MIN_NS;
+    return penalty < PENALTY_MAX_NS / 2 ? penalty * 2 : PENALTY_MAX_NS;
 }
 
 bool write_pace_allows(const struct write_pace *pace)
@@ -41,9 +47,7 @@ void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns)
     if (turn_ns > SLOW_WRITE_NS && took > QUICK_WRITE_NS) {
         bool soon = pace->offloading || now - pace->resumed_at < PENALTY_FORGET_NS;
 
-        pace->penalty = soon && pace->penalty != 0 ? pace->penalty * 2 : PENALTY_MIN_NS;
-        if (pace->penalty > PENALTY_MAX_NS)
-            pace->penalty = PENALTY_MAX_NS;
+        pace->penalty = longer_penalty(pace->penalty, soon);
         pace->offloading = true;
         pace->worker_latency = 0;
         pace->retry_at = now + pace->penalty;
@@ -55,5 +59,24 @@ void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns)
 
 bool sync_pace_allows(const struct sync_pace *pace)
 {
-    return pace->latency > 0 && pace->latency <= QUICK_SYNC_NS && pace->dirty <= SYNC_DIRTY_MAX;
+    return pace->latency > 0 && pace->latency <= QUICK_SYNC_NS && pace->dirty <= SYNC_DIRTY_MAX &&
+           (pace->penalty == 0 || pace_now() >= pace->retry_at);
+}
+
+void sync_pace_note_change(struct sync_pace *pace, uint64_t bytes)
+{
+    if (__builtin_add_overflow(pace->dirty, bytes, &pace->dirty))
+        pace->dirty = UINT64_MAX;
+}
+
+void sync_pace_note(struct sync_pace *pace, uint64_t took)
+{
+    pace->latency = took;
+    if (took > QUICK_SYNC_NS) {
+        uint64_t now = pace_now();
+        bool soon = now < pace->retry_at + PENALTY_FORGET_NS;
+
+        pace->penalty = longer_penalty(pace->penalty, soon);
+        pace->retry_at = now + pace->penalty;
+    }
 }

@@ -31,11 +31,21 @@ void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns);
 
 // Barriers take longer than other requests should wait: they are made on the loop only for a client
 // that is alone, who waits for them in any case, and where they were quick until now.
+// After one that was slow, whoever made it, they are left to workers for a while, which doubles when
+// that happens soon again.
 struct sync_pace {
-    uint64_t latency; // of the last barrier, whoever made it; 0: there was none
-    uint64_t dirty;   // bytes written since the last one began
+    uint64_t latency;  // of the last barrier; 0: there was none
+    uint64_t dirty;    // bytes written, or changed in other ways, since it began
+    uint64_t retry_at; // when barriers on the loop are tried again
+    uint64_t penalty;  // how long the last slow one turned them off
 };
 
 bool sync_pace_allows(const struct sync_pace *pace);
+
+// So many bytes are about to be changed; UINT64_MAX: nobody knows how many.
+void sync_pace_note_change(struct sync_pace *pace, uint64_t bytes);
+
+// Takes in a barrier that took so long.
+void sync_pace_note(struct sync_pace *pace, uint64_t took);
 
 #endif

@@ -257,7 +257,7 @@ static bool try_write(struct file_io *io, int *result)
     return posix_file_advance(io, answer, result);
 }
 
-// Makes a barrier here and now when that keeps nobody waiting who would not wait for it anyway.
+// Makes a barrier here and now when it is expected to be quick and nobody else is there to wait.
 static bool try_sync(struct file_io *io, int *result)
 {
     struct posix_file *f = posix_file_of(io);
@@ -267,7 +267,8 @@ static bool try_sync(struct file_io *io, int *result)
 
     uint64_t begun = pace_now();
     ssize_t answer = call_once(io, 0);
-    f->sync_pace = (struct sync_pace){.latency = pace_now() - begun};
+    sync_pace_note(&f->sync_pace, pace_now() - begun);
+    f->sync_pace.dirty = 0;
     f->backend->blocked = true;
     return posix_file_advance(io, answer, result);
 }
@@ -277,7 +278,7 @@ static bool try_map(struct posix_file *f, const struct file_io *io)
 {
     struct backend *backend = f->backend;
 
-    if (f->direct || f->block_device || io->length > INLINE_READ_MAX ||
+    if (!f->may_map || io->length > INLINE_READ_MAX ||
         backend->inline_bytes + io->length > INLINE_TURN_BYTES_MAX)
         return false;
     if (!map_read(&backend->map, f->fd, io)) {
@@ -335,10 +336,10 @@ static void posix_submit(struct file *file, struct file_io *io)
         file_io_complete(io, 0);
         return;
     }
-    if (io->kind == FILE_WRITE)
-        f->sync_pace.dirty += io->length;
-    else if (io->kind == FILE_TRUNCATE)
-        map_forget(&f->backend->map, f->fd);
+    if (io->kind == FILE_TRUNCATE)
+        sync_pace_note_change(&f->sync_pace, UINT64_MAX);
+    else if (io->kind != FILE_READ && io->kind != FILE_DATASYNC)
+        sync_pace_note_change(&f->sync_pace, io->length);
     if (try_inline(f, io, &result)) {
         file_io_complete(io, result);
         return;
@@ -370,7 +371,7 @@ void posix_file_finish(struct file_io *io, int result)
     if (io->kind == FILE_WRITE) {
         f->write_pace.worker_latency = pace_now() - io->cookie;
     } else if (io->kind == FILE_DATASYNC) {
-        f->sync_pace.latency = pace_now() - io->cookie;
+        sync_pace_note(&f->sync_pace, pace_now() - io->cookie);
     } else if (locks_inode(io)) {
         assert(f->locking > 0);
         f->locking--;
@@ -459,6 +460,7 @@ struct posix_file *posix_file_new(struct backend *backend, int fd, const char *n
     f->direct = options->direct;
     f->no_flush = options->no_flush;
     f->block_device = options->block_device;
+    f->may_map = !options->direct && !options->block_device && !options->shared;
     STAILQ_INIT(&f->lane);
     return f;
 }

@@ -49,6 +49,7 @@ struct posix_file {
     bool direct;
     bool no_flush;
     bool block_device;
+    bool may_map;        // see file_map.h
     bool no_nowait_read; // the file system has no RWF_NOWAIT for reads
     bool always_async;   // io_uring: this file answered EAGAIN, only its workers can wait
     unsigned locking;    // requests in flight that hold the inode's lock for long
@@ -64,6 +65,7 @@ struct posix_file_options {
     bool direct;
     bool no_flush;
     bool block_device;
+    bool shared; // others may write to it
 };
 
 // Takes fd over on success. Returns NULL when there is no memory.

@@ -18,9 +18,11 @@
 #define LOOP_DRAIN_NS 1000000
 // How often replies are sent, and what they made room for is started, before the same.
 #define LOOP_TURN_ROUNDS 4
-// So many requests in a row that came when nothing was in flight are those of one client, who waits
-// for each reply. A few, so that a second client is not forgotten between two of its requests.
+// So many requests in a row, and for so long, that came when nothing was in flight are those of one
+// client, who waits for each reply. Long, so that a second one who asks for little is not forgotten
+// between two of its requests.
 #define LOOP_ALONE 32u
+#define LOOP_ALONE_NS 1000000000ull
 // A call of sched_yield() that takes so many nanoseconds has let somebody else run; one that has not
 // takes less than a microsecond.
 #define LOOP_CROWDED_NS 5000u
@@ -131,10 +133,12 @@ static void on_check(uv_check_t *handle)
     }
     if (turn & LOOP_OVERLAPPED) {
         loop->alone = 0;
+        loop->overlapped_at = now;
     } else if ((turn & LOOP_RECEIVED) && loop->alone < LOOP_ALONE) {
         loop->alone++;
     }
-    backend_set_alone(loop->backend, loop->alone == LOOP_ALONE);
+    backend_set_alone(loop->backend,
+                      loop->alone == LOOP_ALONE && now - loop->overlapped_at > LOOP_ALONE_NS);
     if (turn & LOOP_SENT) {
         spin_replied(&loop->spin, now);
     }
@@ -204,6 +208,8 @@ int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int
     loop->signal_fd = signal_fd;
     loop->looking = false;
     loop->alone = 0;
+    loop->overlapped_at = 0;
+    loop->displaced = times_displaced();
     spin_init(&loop->spin, poll_max_ns);
     uv_check_init(&loop->uv, &loop->check);
     uv_idle_init(&loop->uv, &loop->again);

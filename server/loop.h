@@ -48,6 +48,7 @@ struct loop {
     uv_idle_t again;  // active while the poll is not to wait: work is left, or it is looked again
     bool looking;     // the latter
     unsigned alone;   // how often in a row something came while nothing was in flight
+    uint64_t overlapped_at; // when that was last not so, nanoseconds of uv_hrtime()
     struct spin spin;
     long displaced; // how often others took the processor, when that was last asked
     uv_timer_t timer;

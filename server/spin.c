@@ -46,7 +46,7 @@ void spin_received(struct spin *spin, uint64_t now)
     }
     spin->since = 0;
     if (!spin->slept) {
-        spin->credit += spin->credit < CREDIT_MAX ? CREDIT_HIT : 0;
+        spin->credit += spin->on && spin->credit < CREDIT_MAX ? CREDIT_HIT : 0;
         if (spin->credit == CREDIT_MAX) {
             spin->patience = PATIENCE_MIN;
         }

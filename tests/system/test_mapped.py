@@ -81,7 +81,7 @@ def test_a_cut_image_ends_no_server(workdir):
 
 
 def test_reads_see_every_write(workdir):
-    """Writes, zeroes and trims between reads of a mapped image, of any alignment."""
+    """Writes and zeroes between reads of a mapped image, of any alignment."""
     rng = random.Random(4)
     model = bytearray(b"\7" * SIZE)
     with Server(workdir, image_of(workdir)) as server:

@@ -592,6 +592,37 @@ static void requests_are_limited(void **state)
     end(&f);
 }
 
+// The first reads of many are started, and so answered, before the rest is looked at.
+static void the_first_reads_go_ahead(void **state)
+{
+    static const size_t steps[] = {8, 24, 56, 100};
+    struct fixture f;
+    struct nbd_request requests[100];
+
+    (void)state;
+    for (size_t i = 0; i < 100; i++) {
+        requests[i] = (struct nbd_request){
+            .magic = htobe32(NBD_REQUEST_MAGIC),
+            .type = htobe16(NBD_CMD_READ),
+            .cookie = htobe64(COOKIE),
+            .length = htobe32(512),
+        };
+    }
+    begin(&f, plain_options);
+    for (size_t batch = 0; batch < 2; batch++) {
+        say(&f, requests, sizeof(requests));
+        for (size_t i = 0; i < 4; i++) {
+            assert_int_equal(f.image.started, 100 * batch + steps[i]);
+            assert_int_equal(f.state, i < 3 ? CLIENT_YIELDED : CLIENT_OPEN);
+            f.state = client_run(f.client);
+        }
+    }
+    for (size_t i = 0; i < f.image.started; i++) {
+        finish(&f, i, 0);
+    }
+    end(&f);
+}
+
 // A client that asks and never takes an answer is not asked for more, whatever it asks.
 static void unsent_replies_are_limited(void **state)
 {
@@ -759,6 +790,7 @@ int main(void)
         cmocka_unit_test(share_holds_a_client_back),
         cmocka_unit_test(share_holds_a_payload_back),
         cmocka_unit_test(requests_are_limited),
+        cmocka_unit_test(the_first_reads_go_ahead),
         cmocka_unit_test(unsent_replies_are_limited),
         cmocka_unit_test(stopping_answers_shutdown),
         cmocka_unit_test(stopping_answers_what_waits_for_memory),

@@ -22,7 +22,7 @@ const char serve_help[] =
     "      --discard=MODE          unmap (default): give space back; ignore\n"
     "      --detect-zeroes=MODE    off (default), on, unmap: store written zeros as such\n"
     "      --lazy-refcounts=on|off override the image's own setting while serving\n"
-    "      --cache-size=SIZE       memory for each image's tables (default: 32M)\n"
+    "      --cache-size=SIZE       memory for each image's tables (default: 24M)\n"
     "      --mmap-size=SIZE        most of the images to map while it is read often (default: an\n"
     "                              eighth of the machine's memory; 0: none)\n"
     "      --clean-after=SECONDS   write refcounts after so long without a write (default: 10;\n"

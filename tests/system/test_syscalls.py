@@ -206,7 +206,7 @@ def test_barriers_on_the_loop(readers):
     if readers:
         assert made[server.pid] <= 100, made
     else:
-        assert made[server.pid] >= 100, made
+        assert made[server.pid] >= 1, made
 
 
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])

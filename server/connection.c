@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "server/connection_tls.h"
+#include "server/loop.h"
 #include "server/peer.h"
 
 // Iovecs of one sendmsg: 64 replies to reads, each a header and its data, and as many again where
@@ -323,8 +324,10 @@ void connection_receive(struct connection *connection)
         }
         return;
     }
-    connection->set->received = true;
-    connection->set->overlapped |= connection->set->shared->in_flight > 0;
+    connection->set->told |= LOOP_RECEIVED;
+    if (connection->set->shared->in_flight > 0) {
+        connection->set->told |= LOOP_OVERLAPPED;
+    }
     input_came(connection, (size_t)n);
     if (connection->tls != NULL && !connection->secure) {
         connection_tls_handshake(connection);
@@ -437,7 +440,7 @@ static bool send_output(struct connection *connection)
         connection->progress = uv_now(connection->set->uv);
         if (n > 0) {
             connection->set->progress = true;
-            connection->set->sent = true;
+            connection->set->told |= LOOP_SENT;
             output_sent(connection, (size_t)n);
         }
         // A socket that took less is full.

@@ -37,9 +37,7 @@ struct connection_set {
     struct connection_list waiting; // whose client is to run again
     uint64_t returned;              // budget.returned when those last ran
     bool progress;                  // since then: some output was sent, or a client has yielded
-    bool received;                  // since the last turn something was received
-    bool overlapped;                // while requests were in flight
-    bool sent;                      // and something sent
+    unsigned told;                  // bits of enum loop_turn, for the turn that comes
     struct log_limit refusals;      // lines about connections over the limit
     struct log_limit tls_failures;  // lines about handshakes
     struct log_limit obstacles;     // lines about exports that were not had

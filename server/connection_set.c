@@ -110,24 +110,14 @@ static void flush_dirty(struct connection_set *set)
 
 unsigned connection_set_turn(struct connection_set *set)
 {
-    unsigned told = 0;
+    unsigned told;
 
     flush_dirty(set);
     if (run_waiting(set) || !TAILQ_EMPTY(&set->dirty)) {
-        told |= LOOP_MORE;
+        set->told |= LOOP_MORE;
     }
-    if (set->received) {
-        told |= LOOP_RECEIVED;
-    }
-    if (set->overlapped) {
-        told |= LOOP_OVERLAPPED;
-    }
-    if (set->sent) {
-        told |= LOOP_SENT;
-    }
-    set->received = false;
-    set->overlapped = false;
-    set->sent = false;
+    told = set->told;
+    set->told = 0;
     return told;
 }
 

@@ -31,8 +31,6 @@
 // disk takes, longer than an interrupt.
 #define SLOW_COPY_NS 30000u
 #define COPY_BYTES_PER_NS 1u
-#define PENALTY_MIN_NS 20000000ull   // some reads of a disk
-#define PENALTY_MAX_NS 2000000000ull // one slow read in 2 s is below one request in a thousand
 
 // How far the first windows of two files are from each other. Odd, since limits are powers of two.
 #define FILE_DISTANCE 1021u
@@ -41,7 +39,7 @@
 // reader of much.
 #define IDLE_TICKS 10
 
-// Windows that are unmapped in one go: 40 us each.
+// Windows that are unmapped in one go: 30 to 90 us each.
 #define SWEEP_WINDOWS 4u
 
 struct map_window {
@@ -72,7 +70,6 @@ static void catch_sigbus(void)
 {
     // Not blocked while it runs: it does not return.
     struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
-
     sigset_t set;
 
     sigemptyset(&action.sa_mask);
@@ -149,6 +146,7 @@ static bool is_told(int fd)
     return fstat(fd, &st) == 0 && (st.st_uid == geteuid() || geteuid() == 0);
 }
 
+// Maps it, unless nothing of it is in memory.
 static void window_map(struct file_map *map, struct map_window *window)
 {
     void *address;
@@ -158,16 +156,15 @@ static void window_map(struct file_map *map, struct map_window *window)
     }
     address = mmap(NULL, MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED, window->fd,
                    (off_t)(window->number * MAP_WINDOW_BYTES));
-
     if (address == MAP_FAILED) {
         return;
     }
     window->address = address;
-    map->mapped++;
-    if (!window_ask(window)) {
+    if (window_ask(window)) {
+        map->mapped++;
+    } else {
         munmap(address, MAP_WINDOW_BYTES);
         window->address = NULL;
-        map->mapped--;
     }
 }
 
@@ -242,10 +239,7 @@ static void copy_was_slow(struct file_map *map, uint64_t now)
         return;
     }
     map->faults = faults;
-    map->penalty = now - map->retry_at < map->penalty ? map->penalty * 2 : PENALTY_MIN_NS;
-    if (map->penalty > PENALTY_MAX_NS) {
-        map->penalty = PENALTY_MAX_NS;
-    }
+    map->penalty = pace_penalty(map->penalty, now - map->retry_at < map->penalty);
     map->retry_at = now + map->penalty;
     // What is known of the pages was wrong, and will be asked again soon.
     for (uint32_t i = 0; i < map->count; i++) {

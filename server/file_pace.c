@@ -24,11 +24,11 @@ uint64_t pace_now(void)
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
-static uint64_t longer_penalty(uint64_t penalty, bool soon)
+uint64_t pace_penalty(uint64_t last, bool soon)
 {
-    if (!soon || penalty == 0)
+    if (!soon || last == 0)
         return PENALTY_MIN_NS;
-    return penalty < PENALTY_MAX_NS / 2 ? penalty * 2 : PENALTY_MAX_NS;
+    return last < PENALTY_MAX_NS / 2 ? last * 2 : PENALTY_MAX_NS;
 }
 
 bool write_pace_allows(const struct write_pace *pace)
@@ -47,7 +47,7 @@ void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns)
     if (turn_ns > SLOW_WRITE_NS && took > QUICK_WRITE_NS) {
         bool soon = pace->offloading || now - pace->resumed_at < PENALTY_FORGET_NS;
 
-        pace->penalty = longer_penalty(pace->penalty, soon);
+        pace->penalty = pace_penalty(pace->penalty, soon);
         pace->offloading = true;
         pace->worker_latency = 0;
         pace->retry_at = now + pace->penalty;
@@ -76,7 +76,7 @@ void sync_pace_note(struct sync_pace *pace, uint64_t took)
         uint64_t now = pace_now();
         bool soon = now < pace->retry_at + PENALTY_FORGET_NS;
 
-        pace->penalty = longer_penalty(pace->penalty, soon);
+        pace->penalty = pace_penalty(pace->penalty, soon);
         pace->retry_at = now + pace->penalty;
     }
 }

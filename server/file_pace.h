@@ -13,6 +13,10 @@
 
 uint64_t pace_now(void);
 
+// For how long what was slow is left to workers: after 0, or when the last time was not soon before,
+// 20 ms; else twice as long as then, at most 2 s.
+uint64_t pace_penalty(uint64_t last, bool soon);
+
 // Buffered writes: made on the loop until one is slow. Then workers get them for a while, and one
 // write on the loop tries again when workers are quick too. The while doubles each time that this
 // fails soon.
@@ -30,9 +34,8 @@ bool write_pace_allows(const struct write_pace *pace);
 void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns);
 
 // Barriers take longer than other requests should wait: they are made on the loop only for a client
-// that is alone, who waits for them in any case, and where they were quick until now.
-// After one that was slow, whoever made it, they are left to workers for a while, which doubles when
-// that happens soon again.
+// that is alone, who waits for them in any case, and where they were quick until now. After one that
+// was slow, whoever made it, they are left to workers for a while.
 struct sync_pace {
     uint64_t latency;  // of the last barrier; 0: there was none
     uint64_t dirty;    // bytes written, or changed in other ways, since it began

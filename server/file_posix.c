@@ -49,9 +49,14 @@ static bool locks_inode(const struct file_io *io)
     abort();
 }
 
+static bool fits_inline(const struct backend *backend, uint64_t length, uint64_t max)
+{
+    return length <= max && backend->inline_bytes + length <= INLINE_TURN_BYTES_MAX;
+}
+
 bool backend_admit_inline(struct backend *backend, uint64_t length, uint64_t max)
 {
-    if (length > max || backend->inline_bytes + length > INLINE_TURN_BYTES_MAX)
+    if (!fits_inline(backend, length, max))
         return false;
     backend->inline_bytes += length;
     return true;
@@ -278,8 +283,7 @@ static bool try_map(struct posix_file *f, const struct file_io *io)
 {
     struct backend *backend = f->backend;
 
-    if (!f->may_map || io->length > INLINE_READ_MAX ||
-        backend->inline_bytes + io->length > INLINE_TURN_BYTES_MAX)
+    if (!f->may_map || !fits_inline(backend, io->length, INLINE_READ_MAX))
         return false;
     if (!map_read(&backend->map, f->fd, io)) {
         map_missed(&backend->map, f->fd, io);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // loop.h: the one thread's loop. A turn: wait for descriptors, let their callbacks start ops, run
 // the engine's queue and the file backend until both are quiet, then let the owner send replies.
-// So whatever came in one turn goes to the kernel together, and so do the answers.
+// So whatever came in one turn goes to the kernel together, and so do the answers, but for those of
+// many reads, which leave in rounds (client.h).
 #ifndef LAZYCOW_SERVER_LOOP_H
 #define LAZYCOW_SERVER_LOOP_H
 

@@ -28,7 +28,7 @@ const char serve_help[] =
     "      --clean-after=SECONDS   write refcounts after so long without a write (default: 10;\n"
     "                              0: only at the end)\n"
     "      --poll-max-ns=NS        look for the next request for so long before sleeping, while\n"
-    "                              that finds it (default: 50000; 0: never)\n"
+    "                              that finds it (default: 100000; 0: never)\n"
     "  -f, --format=FORMAT         of the images: qcow2 (default) or raw\n"
     "      --backing-format=FORMAT of backing files whose format the image does not tell\n"
     "  -U, --force-share           with --read-only: open images that others write to\n"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/spin.h"
 
-// A hit saves two switches and a wake, some 20 us; a miss costs the whole time, some 50 us of a
+// A hit saves two switches and a wake, some 20 us; a miss costs the whole time, up to 100 us of a
 // processor. So looking goes on where more than three of four are hits ...
 #define CREDIT_HIT 1
 #define CREDIT_MISS 3
@@ -10,8 +10,9 @@
 // Short sleeps in a row after which it is tried, at first; twice as many after each failure.
 #define PATIENCE_MIN 4u
 #define PATIENCE_MAX 1024u
-// What counts as short, in times of what looking may take: being woken takes its time too.
-#define NAP_FACTOR 2
+// A sleep is short when the request came in time but for the two who had to be woken: the client by
+// the reply, this thread by the request. An idle virtual processor takes 20 to 50 us.
+#define WAKES_NS 100000u
 
 void spin_init(struct spin *spin, uint64_t max_ns)
 {
@@ -50,7 +51,7 @@ void spin_received(struct spin *spin, uint64_t now)
         if (spin->credit == CREDIT_MAX) {
             spin->patience = PATIENCE_MIN;
         }
-    } else if (gap > NAP_FACTOR * spin->max_ns) {
+    } else if (gap > spin->max_ns + WAKES_NS) {
         spin->naps = 0;
     } else if (!spin->on && ++spin->naps >= spin->patience) {
         turn_on(spin);

@@ -12,8 +12,9 @@
 #include <stdint.h>
 
 // Longest time to look after replies were sent. Some three times what it takes a client on this
-// host to be woken, to act and to send; a request that comes later loses little by a sleep.
-#define SPIN_DEFAULT_NS 50000u
+// host to be woken, to act and to send, also where a virtual processor is slow to wake; a request
+// that comes later loses little by a sleep.
+#define SPIN_DEFAULT_NS 100000u
 // Beyond this a processor is given away for nothing.
 #define SPIN_LIMIT_NS 1000000u
 

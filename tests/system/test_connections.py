@@ -409,6 +409,32 @@ def cpu_seconds(server):
 
 
 @pytest.mark.lazycow_only
+@pytest.mark.parametrize("piece", [1, 27, 28, 29, 4095, 4124, 4223, 4224, 4225, 4253, 9000])
+def test_requests_in_pieces(shared, piece):
+    """Whatever the pieces are in which requests come, each is done once."""
+    rng = random.Random(piece)
+    count = 6 if piece < 27 else 60
+    expected = {}
+    stream = b""
+    for number in range(count):
+        length = rng.choice([1, 512, 4096, 4196, 8192]) if piece > 1 else 64
+        payload = rng.randbytes(length)
+        expected[number] = payload
+        stream += request_bytes(CMD_WRITE, 2 * number, number * 16384, length, 0, payload)
+        stream += request_bytes(CMD_FLUSH, 2 * number + 1)
+    with Wire(shared) as wire:
+        wire.go(structured=False)
+        for at in range(0, len(stream), piece):
+            wire.send(stream[at:at + piece])
+            if rng.random() < 0.3:
+                time.sleep(0.001)
+        answered = sorted(wire.reply()[0] for _ in range(2 * count))
+        assert answered == list(range(2 * count))
+        for number, payload in expected.items():
+            wire.send(request_bytes(CMD_READ, 1000 + number, number * 16384, len(payload)))
+            assert wire.reply(len(payload)) == (1000 + number, 0, payload)
+
+
 def test_slow_drip_into_requests(shared):
     """A request that comes a byte at a time costs its client time, and nobody else."""
     payload = os.urandom(64)

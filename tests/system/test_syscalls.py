@@ -270,6 +270,26 @@ def test_cached_reads_in_a_sliding_window(workdir, aio):
     assert count <= 1.3 * total, f"{count / total:.2f} calls a read"
 
 
+def test_requests_are_taken_after_their_replies(workdir):
+    """To take bytes from a Unix socket wakes a client that waits in recv(), for nothing."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", 64 * MEBI)
+    count = 50
+    with Server(workdir, image, plain=True) as server, Wire(server) as wire:
+        wire.go(structured=False)
+        with Trace(server, workdir) as trace:
+            for number in range(count):
+                wire.send(request_bytes(CMD_READ, number, number * 4096, 4096))
+                assert wire.reply(4096)[1] == 0
+    order = []
+    for name, rest in trace.calls():
+        if name == "sendmsg":
+            order.append("reply")
+        elif name in ("recvfrom", "recvmsg", "readv", "read") and "MSG_PEEK" not in rest:
+            order += ["take"] * (rest.strip().endswith("= 28"))
+    # The trace may end before the last one is taken.
+    assert order[:2 * count - 1] == (["reply", "take"] * count)[:-1], order
+
+
 @pytest.mark.parametrize("options", [[], ["--poll-max-ns=0"]])
 def test_no_requests_cost_nothing(workdir, options):
     """The loop that looked for the next request of a busy client sleeps when there is none: a

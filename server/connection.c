@@ -26,7 +26,7 @@
 // the kernel's overhead. It takes less where net.core.wmem_max is smaller. TCP sizes its buffers
 // itself.
 #define CONNECTION_UNIX_SEND_BUFFER (1 << 20)
-// Bytes that are received by looking at them first: a write of 4 KiB, or the requests for 128 reads.
+// Bytes that are received by looking at them first: a write of 4 KiB with its header.
 #define CONNECTION_PEEK_MAX 4224u
 
 static void on_poll(uv_poll_t *handle, int status, int events);
@@ -180,7 +180,7 @@ void connection_open(struct connection_set *set, int fd)
         close(fd);
         return;
     }
-    connection->peeks = tune_socket(fd);
+    connection->local = tune_socket(fd);
     connection->set = set;
     connection->fd = fd;
     connection->poll.data = connection;
@@ -309,12 +309,14 @@ void connection_run(struct connection *connection)
     poll_update(connection, false);
 }
 
-// Taking bytes from a Unix socket wakes a sender that waits in a call of recv(), for there is room now; it
-// finds nothing, sleeps again, and is woken a second time by the reply: 4 to 10 us each. So what may be
-// a request or a few is only looked at, and taken when the replies have left.
+// Taking bytes from a Unix socket wakes a sender that waits in a call of recv(), for there is room
+// now; it finds nothing, sleeps again, and is woken a second time by the reply: 4 to 10 us each. So
+// the request of a client that makes one at a time is only looked at, and taken when its reply has
+// left. Where several are in flight the client is not asleep for long, and the second call costs more.
 static ssize_t receive(struct connection *connection, struct iovec iov[2], int count)
 {
-    bool peek = connection->peeks && connection->tls == NULL && count == 1;
+    bool peek = connection->local && connection->one_came && connection->tls == NULL &&
+                count == 1 && client_idle(connection->client);
     struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)count};
     ssize_t n;
 
@@ -353,6 +355,7 @@ void connection_receive(struct connection *connection)
 {
     struct iovec iov[2];
     int count = input_room(connection, iov);
+    uint64_t requests = client_request_count(connection->client);
     ssize_t n;
 
     if (count == 0) {
@@ -379,6 +382,7 @@ void connection_receive(struct connection *connection)
     } else {
         connection_run(connection);
     }
+    connection->one_came = client_request_count(connection->client) - requests == 1;
     if (n == 0) {
         poll_update(connection, true);
     }

@@ -61,7 +61,8 @@ struct connection {
     uv_poll_t poll;
     int polled; // events that the handle waits for
     int fd;
-    bool peeks;         // looks at what comes before it takes it
+    bool local;         // a Unix socket
+    bool one_came;      // the last bytes that came were one request
     size_t peeked;      // bytes that were acted on and are still in the socket
     bool blocked;       // the socket takes no more at the moment
     bool closed;        // the socket is closed, the client abandoned

@@ -7,9 +7,11 @@
 #define CREDIT_MISS 3
 // ... and so many misses in a row end it, or one soon after it began.
 #define CREDIT_MAX (8 * CREDIT_MISS)
-// Short sleeps in a row after which it is tried, at first; twice as many after each failure.
+// Short sleeps after which it is tried, at first; twice as many after each failure. A long one takes
+// back so many: they are to be four of five.
 #define PATIENCE_MIN 4u
 #define PATIENCE_MAX 1024u
+#define NAPS_LONG 4u
 // A sleep is short when the request came in time but for the two who had to be woken: the client by
 // the reply, this thread by the request. An idle virtual processor takes 20 to 50 us.
 #define WAKES_NS 100000u
@@ -36,6 +38,33 @@ void spin_replied(struct spin *spin, uint64_t now)
 {
     spin->since = now;
     spin->slept = false;
+    spin->displaced = false;
+}
+
+// Looking was in vain.
+static void missed(struct spin *spin)
+{
+    spin->credit -= CREDIT_MISS;
+    if (spin->credit < 0) {
+        turn_off(spin);
+    }
+}
+
+static void found(struct spin *spin)
+{
+    spin->credit += spin->on && spin->credit < CREDIT_MAX ? CREDIT_HIT : 0;
+    if (spin->credit == CREDIT_MAX) {
+        spin->patience = PATIENCE_MIN;
+    }
+}
+
+static void napped(struct spin *spin, uint64_t gap)
+{
+    if (gap > spin->max_ns + WAKES_NS) {
+        spin->naps -= spin->naps < NAPS_LONG ? spin->naps : NAPS_LONG;
+    } else if (++spin->naps >= spin->patience) {
+        turn_on(spin);
+    }
 }
 
 void spin_received(struct spin *spin, uint64_t now)
@@ -47,23 +76,11 @@ void spin_received(struct spin *spin, uint64_t now)
     }
     spin->since = 0;
     if (!spin->slept) {
-        spin->credit += spin->on && spin->credit < CREDIT_MAX ? CREDIT_HIT : 0;
-        if (spin->credit == CREDIT_MAX) {
-            spin->patience = PATIENCE_MIN;
-        }
-    } else if (gap > spin->max_ns + WAKES_NS) {
-        spin->naps = 0;
-    } else if (!spin->on && ++spin->naps >= spin->patience) {
-        turn_on(spin);
-    }
-}
-
-static void missed(struct spin *spin)
-{
-    spin->slept = true;
-    spin->credit -= CREDIT_MISS;
-    if (spin->credit < 0) {
-        turn_off(spin);
+        found(spin);
+    } else if (spin->displaced && gap > spin->max_ns) {
+        missed(spin);
+    } else if (!spin->on) {
+        napped(spin, gap);
     }
 }
 
@@ -79,11 +96,14 @@ bool spin_look(struct spin *spin, uint64_t now)
     if (now - spin->since < spin->max_ns) {
         return true;
     }
+    spin->slept = true;
     missed(spin);
     return false;
 }
 
 void spin_crowded(struct spin *spin)
 {
-    missed(spin);
+    // If that was the client, its request is there now; if not, it will be late.
+    spin->slept = true;
+    spin->displaced = true;
 }

@@ -23,8 +23,9 @@ struct spin {
     uint64_t since;    // when replies were last sent; 0: a request has come after them
     bool on;           // looking pays at present
     bool slept;        // since then
+    bool displaced;    // others wanted the processor, since then
     int credit;        // what looking has earned lately: it goes off when this is used up
-    unsigned naps;     // sleeps in a row that a request ended sooner than looking would have
+    unsigned naps;     // sleeps that a request ended sooner than looking would have, lately
     unsigned patience; // how many of these turn it on
 };
 

@@ -276,10 +276,14 @@ def test_requests_are_taken_after_their_replies(workdir):
     count = 50
     with Server(workdir, image, plain=True) as server, Wire(server) as wire:
         wire.go(structured=False)
+
+        def read(number):
+            wire.send(request_bytes(CMD_READ, number, number * 4096, 4096))
+            assert wire.reply(4096)[1] == 0
+        read(0)  # from now on it is known as one who makes one request at a time
         with Trace(server, workdir) as trace:
             for number in range(count):
-                wire.send(request_bytes(CMD_READ, number, number * 4096, 4096))
-                assert wire.reply(4096)[1] == 0
+                read(number)
     order = []
     for name, rest in trace.calls():
         if name == "sendmsg":

@@ -128,11 +128,50 @@ static void a_crowded_processor_is_left(void **state)
             looked++;
             spin_crowded(&spin);
             assert_false(spin_look(&spin, now));
+            now += 3000000; // somebody else's turn
         }
         now += 10000;
         spin_received(&spin, now);
     }
     assert_in_range(looked, 2, MANY / 50);
+}
+
+// Nobody else than the client may have wanted the processor, and may be done with it.
+static void a_client_on_the_same_processor_is_looked_for(void **state)
+{
+    struct spin spin;
+    unsigned looked = 0;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    awake_of(&spin, 100, 10000);
+    for (unsigned i = 0; i < MANY; i++) {
+        spin_replied(&spin, now);
+        if (spin_look(&spin, now)) {
+            looked++;
+            spin_crowded(&spin);
+        }
+        now += 10000;
+        spin_received(&spin, now);
+    }
+    assert_int_equal(looked, MANY);
+}
+
+// One of ten requests comes late, awake or asleep.
+static void now_and_then_a_late_request_is_no_reason(void **state)
+{
+    struct spin spin;
+    unsigned awake = 0;
+
+    (void)state;
+    spin_init(&spin, MAX_NS);
+    spin.patience = 1024;
+    for (unsigned i = 0; i < 3 * MANY; i++) {
+        bool found = exchange(&spin, i % 10 == 0 ? 1000000 : 10000);
+
+        awake += i >= 2 * MANY && found;
+    }
+    assert_in_range(awake, MANY / 2, MANY);
 }
 
 // What the server itself is slow at (a barrier, a disk) is not waited for in this way.
@@ -165,6 +204,8 @@ int main(void)
         cmocka_unit_test(it_stops_when_the_client_becomes_slow),
         cmocka_unit_test(failures_make_it_patient),
         cmocka_unit_test(a_crowded_processor_is_left),
+        cmocka_unit_test(a_client_on_the_same_processor_is_looked_for),
+        cmocka_unit_test(now_and_then_a_late_request_is_no_reason),
         cmocka_unit_test(it_does_not_look_while_a_request_runs),
         cmocka_unit_test(it_can_be_turned_off),
     };

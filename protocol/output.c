@@ -177,6 +177,20 @@ int output_iovecs(const struct output *out, struct iovec *iov, int max)
     return n;
 }
 
+bool output_move_payload(struct output *out,
+                         const void *(*place)(struct session_payload_ref *ref, const void *data))
+{
+    for (size_t i = 0; i < out->count; i++) {
+        struct output_piece *piece = &out->pieces[(out->head + i) & (out->capacity - 1)];
+        if (piece->ref == NULL || piece->length == 0)
+            continue;
+        piece->data = place(piece->ref, piece->data);
+        if (piece->data == NULL)
+            return false;
+    }
+    return true;
+}
+
 static void arena_sent(struct output *out, size_t bytes)
 {
     out->copied -= bytes;

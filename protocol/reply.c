@@ -181,17 +181,39 @@ bool session_read_holes(const struct session *s, const struct session_request *r
     return s->mode != REPLY_SIMPLE && (request->flags & NBD_CMD_FLAG_DF) == 0;
 }
 
+// Queues the data of parts, which begin so many bytes into the request; neighbours in memory are one
+// piece.
+static void queue_data(struct session *s, const void *data, uint64_t at,
+                       const struct session_read_part *parts, size_t count,
+                       struct session_payload_ref *ref)
+{
+    const uint8_t *begin = NULL;
+    size_t length = 0;
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *bytes = parts[i].data != NULL ? parts[i].data : (const uint8_t *)data + at;
+        if (length > 0 && begin + length != bytes) {
+            output_payload(&s->output, begin, length, ref);
+            length = 0;
+        }
+        begin = length > 0 ? begin : bytes;
+        length += (size_t)parts[i].length;
+        at += parts[i].length;
+    }
+    output_payload(&s->output, begin, length, ref);
+}
+
 static void read_simple(struct session *s, const struct session_request *request, const void *data,
+                        const struct session_read_part *parts, size_t count,
                         struct session_payload_ref *ref)
 {
-    uint8_t *out = output_carve(&s->output, sizeof(struct nbd_simple_reply), 2);
+    uint8_t *out = output_carve(&s->output, sizeof(struct nbd_simple_reply), 1 + count);
     if (out == NULL) {
         output_orphan(&s->output, ref);
         return;
     }
     write_simple(request, 0, out);
     output_copied(&s->output, out, sizeof(struct nbd_simple_reply));
-    output_payload(&s->output, data, request->length, ref);
+    queue_data(s, data, 0, parts, count, ref);
 }
 
 // The run of parts of one kind that begins at *next; moves *next behind it.
@@ -246,20 +268,21 @@ static void read_chunks(struct session *s, const struct session_request *request
     }
     assert(length == request->length);
 
-    uint8_t *out = output_carve(&s->output, size, 2 * runs + 1);
+    uint8_t *out = output_carve(&s->output, size, runs + count + 1);
     if (out == NULL) {
         output_orphan(&s->output, ref);
         return;
     }
     uint64_t done = 0;
     for (size_t next = 0; next < count;) {
+        size_t first = next;
         struct session_read_part run = run_of_parts(parts, count, &next);
         // The data is all there: nothing can fail any more, so the last content chunk may end it.
         uint16_t flags = next == count ? NBD_REPLY_FLAG_DONE : 0;
         uint8_t *end = write_content(s, request, &run, request->offset + done, flags, out);
         output_copied(&s->output, out, (size_t)(end - out));
         if (!run.hole)
-            output_payload(&s->output, (const uint8_t *)data + done, (size_t)run.length, ref);
+            queue_data(s, data, done, parts + first, next - first, ref);
         out = end;
         done += run.length;
     }
@@ -272,15 +295,16 @@ void session_reply_read(struct session *s, const struct session_request *request
                         struct session_payload_ref *ref)
 {
     assert(request->type == NBD_CMD_READ && request->length > 0);
-    assert(count == 0 || session_read_holes(s, request));
-    ref->pieces = 0;
-    if (s->mode == REPLY_SIMPLE) {
-        read_simple(s, request, data, ref);
-        return;
-    }
     struct session_read_part whole = {.length = request->length};
-    if (count == 0)
-        read_chunks(s, request, data, &whole, 1, ref);
+    if (count == 0) {
+        parts = &whole;
+        count = 1;
+    }
+    for (size_t i = 0; i < count; i++)
+        assert(!parts[i].hole || session_read_holes(s, request));
+    ref->pieces = 0;
+    if (s->mode == REPLY_SIMPLE)
+        read_simple(s, request, data, parts, count, ref);
     else
         read_chunks(s, request, data, parts, count, ref);
 }

@@ -295,6 +295,12 @@ int session_output(struct session *s, struct iovec *iov, int max)
     return output_iovecs(&s->output, iov, max);
 }
 
+bool session_move_payload(struct session *s,
+                          const void *(*place)(struct session_payload_ref *ref, const void *data))
+{
+    return output_move_payload(&s->output, place);
+}
+
 void session_sent(struct session *s, size_t bytes)
 {
     output_sent(&s->output, bytes);

@@ -147,8 +147,9 @@ struct session_payload_ref {
 
 // A part of a read's data, in order from the request's offset.
 struct session_read_part {
-    uint64_t length; // bytes, > 0
-    bool hole;       // reads as zeros; its bytes of the buffer are not looked at
+    uint64_t length;  // bytes, > 0
+    bool hole;        // reads as zeros; its bytes of the buffer are not looked at
+    const void *data; // its bytes; NULL: in the buffer, at their place
 };
 
 // Answers everything that carries no data: error is 0 or a positive errno, mapped to the wire's
@@ -157,9 +158,9 @@ struct session_read_part {
 void session_reply(struct session *s, const struct session_request *request, int error,
                    const char *message);
 
-// Answers a READ that succeeded. data holds request->length bytes. parts (count 0: one data part)
-// tell the holes, their lengths sum to request->length; they may be given only if
-// session_read_holes() says that the reply can carry them. parts are not looked at afterwards.
+// Answers a READ that succeeded. data has room for request->length bytes. parts (count 0: one data
+// part) tell the holes and what is elsewhere, their lengths sum to request->length; holes may be given
+// only if session_read_holes() says that the reply can carry them. parts are not looked at afterwards.
 void session_reply_read(struct session *s, const struct session_request *request, const void *data,
                         const struct session_read_part *parts, size_t count,
                         struct session_payload_ref *ref);
@@ -184,6 +185,10 @@ void session_reply_status(struct session *s, const struct session_request *reque
 size_t session_output_bytes(const struct session *s);
 // Fills at most max iovecs with queued output; returns how many.
 int session_output(struct session *s, struct iovec *iov, int max);
+// Has payload that is still to be sent be elsewhere: place() is called for each piece, returns where
+// its bytes, with those behind them, are now, or NULL. Returns false when it did.
+bool session_move_payload(struct session *s,
+                          const void *(*place)(struct session_payload_ref *ref, const void *data));
 // bytes of the output were sent, from its front. Release functions run from here; they may reply.
 void session_sent(struct session *s, size_t bytes);
 

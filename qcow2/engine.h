@@ -21,6 +21,7 @@
 #include "qcow2/image.h"
 #include "qcow2/inflight.h"
 #include "qcow2/l1.h"
+#include "qcow2/lease.h"
 #include "qcow2/op.h"
 #include "qcow2/punch.h"
 #include "qcow2/quarantine.h"
@@ -47,6 +48,7 @@ struct image {
     // Ops that may use host clusters, in the order in which their plans were made; see
     // quarantine.h.
     TAILQ_HEAD(, op) active;
+    TAILQ_HEAD(lease_list, op) leases; // ops that have something lent, in that order, too (lease.h)
     uint64_t next_begun;
     uint64_t mapping_changes; // how often an L2 entry changed
     struct waitq older_gone;  // ops that wait for those before them to end

@@ -19,6 +19,7 @@ void file_submit(struct file *file, struct file_io *io)
     io->file = file;
     io->task = (struct task){.run = run_done};
     io->progress = 0;
+    io->lent = NULL;
     file->outstanding++;
     file->ops->submit(file, io);
 }

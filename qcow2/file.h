@@ -11,6 +11,8 @@
 //  4. A FILE_DATASYNC covers exactly the requests whose done ran before it was submitted.
 //     Everything else is unordered. It covers the size of the file and its allocation too.
 //  5. Requests have any byte alignment; an implementation on O_DIRECT hides that.
+//  6. What a FILE_READ was lent shows the file as it is at any time until it is given back, whatever
+//     is written there meanwhile, and stays readable; but see copy_lent.
 #ifndef LAZYCOW_QCOW2_FILE_H
 #define LAZYCOW_QCOW2_FILE_H
 
@@ -47,11 +49,15 @@ struct file_io {
     const struct iovec
         *iov; // read and write: at most FILE_IOV_MAX; owned by the caller, kept until done
     int iovcnt;
+    bool lend; // FILE_READ: the bytes may be left where they are, see lent
     file_io_done *done;
 
     // Set when done runs: 0 or a negative errno. FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE answer
     // -EOPNOTSUPP where the host cannot; the caller then writes zeros, or does without.
     int result;
+    // The read's bytes are here instead of in iov, to be given back (file_ops); or NULL. Only where
+    // lend was set and result is 0.
+    const void *lent;
 
     // Private to the file.
     struct file *file;
@@ -75,7 +81,14 @@ struct file_ops {
     // Kind of what is at offset (below the size) and in *length for how many bytes at least that
     // holds. May be NULL: then everything is data.
     enum file_extent_kind (*extent)(struct file *file, uint64_t offset, uint64_t *length);
-    // Frees it. No request may be outstanding.
+    // What was lent is not used any more; length as the read's. These two may be NULL where nothing
+    // is ever lent.
+    void (*give_back)(struct file *file, const void *lent, uint64_t length);
+    // Copies some of what was lent and not given back. Returns false when the bytes cannot be had any
+    // more: the disk fails. Who looks at them in another way must expect that, or that the file was cut,
+    // as SIGBUS or EFAULT of a system call. May block.
+    bool (*copy_lent)(struct file *file, void *to, const void *lent, size_t length);
+    // Frees it. No request may be outstanding, and nothing lent.
     void (*close)(struct file *file);
 };
 

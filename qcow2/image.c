@@ -215,6 +215,7 @@ static int open_behind(struct image **out, struct file *file, const struct image
     if (image->options.cache_bytes == 0)
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
     TAILQ_INIT(&image->active);
+    TAILQ_INIT(&image->leases);
     waitq_init(&image->older_gone);
     waitq_init(&image->bounce_room);
     SLIST_INIT(&image->spare_work);

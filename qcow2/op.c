@@ -73,6 +73,7 @@ void op_start(struct image *image, struct op *op)
     op->space_waits = 0;
     op->descent.layer = NULL;
     op->work = NULL;
+    op->lender = NULL;
     image->op_count++;
 
     int result = admit(image, op);
@@ -203,6 +204,8 @@ void op_finish(struct op *op, int result)
     assert(result <= 0);
     release_work(op);
     op_leave_active(op);
+    if (result < 0 && op->lender)
+        op_give_back(op);
     op->result = result;
     op->task.run = tell_owner;
     runq_post(op->image->runq, &op->task);
@@ -224,6 +227,7 @@ void op_submit_to(struct op *op, struct file *file, enum file_io_kind kind, uint
     op->io.length = length;
     op->io.iov = iov;
     op->io.iovcnt = iovcnt;
+    op->io.lend = kind == FILE_READ && lease_possible(op, file);
     op->io.done = io_ended;
     file_submit(file, &op->io);
 }

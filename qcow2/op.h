@@ -31,6 +31,8 @@ enum op_kind {
 #define OP_FAST_ZERO (1u << 2) // WRITE_ZEROES: -ENOTSUP at once where data would have to be written
 #define OP_REPORT_HOLES                                                                            \
     (1u << 3) // READ: extents tell which parts are zeros; their buffer is not filled
+#define OP_LEND                                                                                    \
+    (1u << 4) // READ: bytes may be left where they are; extents tell; op_give_back() is due
 
 // A run of guest bytes. Extents of one op are in order and cover its range from the start without
 // gaps.
@@ -39,6 +41,7 @@ struct extent {
     bool hole;       // takes no space of its own (NBD_STATE_HOLE)
     bool zero;       // reads as zeros (NBD_STATE_ZERO)
     unsigned depth; // OP_BLOCK_STATUS: 1: the image itself has it, 2: its backing image, …; 0: none
+    const void *lent; // OP_LEND: where the bytes are; NULL: in buf, at their place
 };
 
 // How many extents the caller may ask for in one op: more than any protocol reply should carry is
@@ -70,12 +73,15 @@ struct op {
     void *buf;       // OP_READ, OP_WRITE: length bytes, kept until done
     op_done *
         done; // runs from the run queue, never inside op_start; the op may be reused or freed there
-    struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES: room for max_extents
+    struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES, OP_LEND: room for max_extents
     size_t max_extents;
 
     // Set when done runs.
     int result;          // 0 or a negative errno: EIO, ENOSPC, EPERM, EINVAL, ENOMEM, ENOTSUP
-    size_t extent_count; // OP_REPORT_HOLES: cover the whole range. OP_BLOCK_STATUS: may end early
+    size_t extent_count; // READ: cover the whole range. OP_BLOCK_STATUS: may end early
+    struct file
+        *lender; // OP_LEND: extents have something lent; not NULL: the op must be left alone
+                 // until op_give_back()
 
     // Private to the engine (engine.h).
     struct image *image;
@@ -90,6 +96,8 @@ struct op {
     bool scanned;                // has loaded a refcount page to look for free clusters
     unsigned char space_waits;   // how often it waited for what was given up to become free
     TAILQ_ENTRY(op) active_link;
+    uint64_t leased; // begun, of the plan by which it first had something lent
+    TAILQ_ENTRY(op) lease_link;
     TAILQ_ENTRY(op) wait_link;
     struct op_descent descent;
     struct op_work *work; // what is more than a read or a write in place
@@ -104,5 +112,14 @@ struct op {
 // Starts the op. An invalid one (range, read-only image) is answered through done like any other
 // error.
 void op_start(struct image *image, struct op *op);
+
+// For a read that is done and has something lent (op->lender). Until it is given back, it is the
+// file's content at any time: a write that this read overlaps may show. Looking at it may end with
+// SIGBUS, or EFAULT of a system call, when the file was cut or cannot be read.
+//
+// Copies what is lent to its place in buf. Returns false when it cannot be had any more.
+bool op_copy_lent(struct op *op);
+// Nothing of what is lent is used any more.
+void op_give_back(struct op *op);
 
 #endif

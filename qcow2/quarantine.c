@@ -88,13 +88,14 @@ void quarantine_sync_ended(struct image *image, bool failed)
     }
 }
 
-// The first durable extent if no op is left that may use it.
+// The first durable extent if no op is left that may use it, and nothing of it is lent.
 static struct quarantined *next_extent(const struct image *image)
 {
     struct quarantined *extent = TAILQ_FIRST(&image->quarantine.durable);
     const struct op *oldest = TAILQ_FIRST(&image->active);
 
-    if (extent && oldest && oldest->begun < extent->stamp)
+    if (extent &&
+        ((oldest && oldest->begun < extent->stamp) || lease_older_than(image, extent->stamp)))
         return NULL;
     return extent;
 }

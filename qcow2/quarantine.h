@@ -3,7 +3,8 @@
 // clusters may be used again, only when
 //   1. a sync has made the unlinking durable (else a power cut brings the old entry back, and
 //      behind it somebody else's data), and
-//   2. every op has ended that may still read or write there, having planned before the unlinking.
+//   2. every op has ended that may still read or write there, having planned before the unlinking,
+//      and given back what it was lent.
 // Then punch.c may give them back to the host. A cluster's way to freedom, with what moves it:
 //
 //   in use ──quarantine_add──> pending ──quarantine_sync_begins──> syncing
@@ -63,7 +64,7 @@ bool quarantine_empty(const struct quarantine *q);
 void quarantine_sync_begins(struct image *image);
 void quarantine_sync_ended(struct image *image, bool failed);
 
-// Releases what may be released, if anything. Called whenever an op ends or plans anew.
+// Releases what may be released, if anything. Called whenever an op ends, plans anew or gives back.
 void quarantine_kick(struct image *image);
 
 #endif

@@ -14,28 +14,42 @@
 
 enum { READ_PLAN, READ_DATA };
 
-// Notes a part for OP_REPORT_HOLES. Returns whether a hole could be noted; else its bytes are data.
-static bool note_part(struct op *op, uint64_t length, bool hole)
+// Notes a part for OP_REPORT_HOLES and OP_LEND.
+static void note_part(struct op *op, const struct extent *part)
 {
     struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
+    const char *joint = last && last->lent ? (const char *)last->lent + last->length : NULL;
 
-    if (!(op->flags & OP_REPORT_HOLES))
-        return false;
-    // The last place is for data, which all that follows can be joined to.
-    if (hole && op->extent_count + 1 >= op->max_extents && !(last && last->zero))
-        hole = false;
-    if (last && last->zero == hole)
-        last->length += length;
+    if (op->max_extents == 0)
+        return;
+    if (last && last->zero == part->zero && joint == part->lent)
+        last->length += part->length;
     else
-        op->extents[op->extent_count++] =
-            (struct extent){.length = length, .hole = hole, .zero = hole};
-    return hole;
+        op->extents[op->extent_count++] = *part;
 }
 
-static void advance(struct op *op, uint64_t length, bool zero)
+// Whether zeros may be noted as a hole; else they are data. The last place is for data.
+static bool may_be_hole(const struct op *op)
 {
-    if (!note_part(op, length, zero) && zero)
+    return (op->flags & OP_REPORT_HOLES) &&
+           (op->extent_count + 1 < op->max_extents ||
+            (op->extent_count > 0 && op->extents[op->extent_count - 1].zero));
+}
+
+static void advance_zeros(struct op *op, uint64_t length)
+{
+    bool hole = may_be_hole(op);
+
+    if (!hole)
         memset((char *)op->buf + (op->pos - op->offset), 0, length);
+    note_part(op, &(struct extent){.length = length, .hole = hole, .zero = hole});
+    op->pos += length;
+}
+
+// lent: where the bytes are; NULL: in the buffer.
+static void advance_data(struct op *op, uint64_t length, const void *lent)
+{
+    note_part(op, &(struct extent){.length = length, .lent = lent});
     op->pos += length;
 }
 
@@ -95,7 +109,7 @@ static int read_compressed(struct op *op, const struct location *location)
     if (result != 0)
         return result;
     memcpy((char *)op->buf + (op->pos - op->offset), bytes + in_cluster, location->mapping.length);
-    advance(op, location->mapping.length, false);
+    advance_data(op, location->mapping.length, NULL);
     layer->compress.sequential = op->pos;
     return 0;
 }
@@ -111,7 +125,7 @@ static int plan(struct op *op)
         return read_data(op, &location);
     if (location.layer && location.mapping.kind == ENTRY_COMPRESSED)
         return read_compressed(op, &location);
-    advance(op, location.mapping.length, true);
+    advance_zeros(op, location.mapping.length);
     return 0;
 }
 
@@ -120,7 +134,9 @@ void read_step(struct op *op)
     int result = op->wait_result;
 
     if (result == 0 && op->state == READ_DATA) {
-        advance(op, op->step_length, false);
+        if (op->io.lent)
+            lease_note(op, op->io.file);
+        advance_data(op, op->step_length, op->io.lent);
         op->state = READ_PLAN;
     }
     while (result == 0 && op->pos < op->offset + op->length)

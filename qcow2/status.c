@@ -16,7 +16,8 @@ static void add(struct op *op, uint64_t length, bool hole, bool zero, unsigned d
     if (last && last->hole == hole && last->zero == zero && last->depth == depth)
         last->length += length;
     else
-        op->extents[op->extent_count++] = (struct extent){length, hole, zero, depth};
+        op->extents[op->extent_count++] =
+            (struct extent){.length = length, .hole = hole, .zero = zero, .depth = depth};
     op->pos += length;
 }
 

@@ -32,6 +32,7 @@ struct client {
     unsigned reads_max;               // how many reads a run takes, at present
     unsigned reads;                   // how many this one has taken
     unsigned in_flight;               // of these, in the engine
+    unsigned lent;                    // of these, with something lent by the file
     uint64_t request_count;
 };
 
@@ -92,6 +93,7 @@ static void request_release(struct client *client, struct client_request *reques
 {
     assert(client->requests > 0);
     client->requests--;
+    client->lent -= request->op.lender != NULL;
     request_put(client->shared->requests, &client->share, request);
 }
 
@@ -129,8 +131,7 @@ void client_free(struct client *client)
 
 static void on_payload_sent(struct session_payload_ref *ref)
 {
-    struct client_request *request =
-        (struct client_request *)((char *)ref - offsetof(struct client_request, ref));
+    struct client_request *request = request_of_ref(ref);
 
     request_release(request->owner, request);
 }
@@ -170,6 +171,7 @@ static void on_op_done(struct op *op)
     client->in_flight--;
     client->shared->in_flight--;
     client->export->ops--;
+    client->lent += op->lender != NULL;
     if (op->result < 0) {
         log_failure(client, request);
     }
@@ -192,7 +194,9 @@ static void start(struct client *client, struct client_request *request)
         reply_at_once(client, request, 0);
         return;
     }
-    request_prepare(request, client->export);
+    // What is read for TLS is looked at by its library, which knows of no failing reads.
+    request_prepare(request, client->export, session_read_holes(client->session, &request->request),
+                    !session_tls(client->session));
     request->op.done = on_op_done;
     request->ref.release = on_payload_sent;
     client->in_flight++;
@@ -221,13 +225,11 @@ static struct client_request *request_new(struct client *client, const struct se
 static bool held_proceed(struct client *client)
 {
     struct client_request *request = client->held;
-    bool holes = request->request.type == NBD_CMD_READ &&
-                 session_read_holes(client->session, &request->request);
     int result = 0;
 
     // While stopping no memory is needed, but a WRITE that has begun must be taken in.
     if (!client->stopping || client->held_payload) {
-        result = request_reserve(client->shared->requests, &client->share, request, holes);
+        result = request_reserve(client->shared->requests, &client->share, request);
     }
     if (result == -EAGAIN) {
         return false;
@@ -431,6 +433,26 @@ int client_output(struct client *client, struct iovec *iov, int max)
 void client_sent(struct client *client, size_t bytes)
 {
     session_sent(client->session, bytes);
+}
+
+static const void *place_of(struct session_payload_ref *ref, const void *data)
+{
+    struct client_request *request = request_of_ref(ref);
+    bool lent = request->op.lender != NULL;
+    const void *place = request_keep(request, data);
+
+    ((struct client *)request->owner)->lent -= lent && place != NULL;
+    return place;
+}
+
+bool client_lent(const struct client *client)
+{
+    return client->lent > 0;
+}
+
+bool client_keep_output(struct client *client)
+{
+    return client->lent == 0 || session_move_payload(client->session, place_of);
 }
 
 bool client_ending(const struct client *client)

@@ -102,6 +102,11 @@ void client_abandon(struct client *client);
 size_t client_output_bytes(const struct client *client);
 int client_output(struct client *client, struct iovec *iov, int max);
 void client_sent(struct client *client, size_t bytes);
+// Whether some of the output is still lent by the file.
+bool client_lent(const struct client *client);
+// The output has to wait: what is lent is copied, and given back. Returns false when it cannot be had
+// any more.
+bool client_keep_output(struct client *client);
 
 // The last client_run() said CLIENT_ENDING.
 bool client_ending(const struct client *client);

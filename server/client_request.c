@@ -73,6 +73,9 @@ struct client_request *request_get(struct request_pool *pool)
 
 void request_put(struct request_pool *pool, struct share *share, struct client_request *request)
 {
+    if (request->op.lender != NULL) {
+        op_give_back(&request->op);
+    }
     if (request->buffer != NULL) {
         buffer_pool_put(&pool->buffers, request->buffer, request->buffer_bytes);
     }
@@ -89,25 +92,24 @@ void request_put(struct request_pool *pool, struct share *share, struct client_r
 }
 
 // How many extents the op is to tell; 0 where it tells none.
-static size_t extents_wanted(const struct session_request *request, bool holes)
+static size_t extents_wanted(const struct session_request *request)
 {
     size_t count;
 
     if (request->type == NBD_CMD_BLOCK_STATUS) {
         return request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : CLIENT_REQUEST_STATUS_EXTENTS;
     }
-    if (request->type != NBD_CMD_READ || !holes) {
+    if (request->type != NBD_CMD_READ) {
         return 0;
     }
     count = request->length / CLIENT_REQUEST_BYTES_PER_EXTENT;
     return count < CLIENT_REQUEST_FEW_EXTENTS ? CLIENT_REQUEST_FEW_EXTENTS : count;
 }
 
-int request_reserve(struct request_pool *pool, struct share *share, struct client_request *request,
-                    bool holes)
+int request_reserve(struct request_pool *pool, struct share *share, struct client_request *request)
 {
     const struct session_request *wire = &request->request;
-    size_t extents = extents_wanted(wire, holes);
+    size_t extents = extents_wanted(wire);
     size_t buffer_bytes = 0;
     size_t extents_bytes = 0;
     size_t total = sizeof(*request);
@@ -170,7 +172,8 @@ static bool zeroes_detected(const struct client_request *request, enum detect_ze
            wire->length % DETECT_ZEROES_ALIGN == 0 && is_zero(request->buffer, wire->length);
 }
 
-void request_prepare(struct client_request *request, const struct export *export)
+void request_prepare(struct client_request *request, const struct export *export, bool holes,
+                     bool lend)
 {
     const struct export_options *options = &export->exports->options;
     const struct session_request *wire = &request->request;
@@ -186,7 +189,7 @@ void request_prepare(struct client_request *request, const struct export *export
     switch (wire->type) {
     case NBD_CMD_READ:
         op->kind = OP_READ;
-        op->flags = op->max_extents > 0 ? OP_REPORT_HOLES : 0;
+        op->flags = (holes ? OP_REPORT_HOLES : 0) | (lend ? OP_LEND : 0);
         break;
     case NBD_CMD_WRITE:
         op->kind = OP_WRITE;
@@ -236,6 +239,7 @@ static size_t read_parts(struct request_pool *pool, const struct client_request 
         pool->parts[i] = (struct session_read_part){
             .length = extent->length,
             .hole = extent->zero,
+            .data = extent->lent,
         };
     }
     return count;
@@ -281,6 +285,39 @@ bool request_reply(struct request_pool *pool, struct session *session,
         session_reply(session, &request->request, 0, NULL);
     }
     return false;
+}
+
+const void *request_keep(struct client_request *request, const void *data)
+{
+    const struct op *op = &request->op;
+    const char *at = data;
+    char *place = request->buffer;
+
+    if (op->lender != NULL) {
+        if (!op_copy_lent(&request->op)) {
+            return NULL;
+        }
+        op_give_back(&request->op);
+        request->kept = true;
+    }
+    if (!request->kept) {
+        return data;
+    }
+    for (size_t i = 0; i < op->extent_count; i++) {
+        const struct extent *extent = &request->extents[i];
+        const char *lent = extent->lent;
+
+        if (lent != NULL && at >= lent && at < lent + extent->length) {
+            return place + (at - lent);
+        }
+        place += extent->length;
+    }
+    return data;
+}
+
+struct client_request *request_of_ref(struct session_payload_ref *ref)
+{
+    return (struct client_request *)((char *)ref - offsetof(struct client_request, ref));
 }
 
 const char *request_name(const struct client_request *request)

@@ -35,6 +35,7 @@ struct client_request {
     size_t buffer_bytes;
     struct extent *extents; // few, or extents_bytes of a buffer
     size_t extents_bytes;   // 0: few
+    bool kept;              // what it was lent is in buffer now
     SLIST_ENTRY(client_request) link;
     struct extent few[CLIENT_REQUEST_FEW_EXTENTS]; // last, for it is not cleared
 };
@@ -63,17 +64,17 @@ struct client_request *request_get(struct request_pool *pool);
 // Takes the request and its memory back.
 void request_put(struct request_pool *pool, struct share *share, struct client_request *request);
 
-// Gets the memory that the request needs. holes: a read whose reply can tell holes. Returns 0,
-// -EAGAIN while the share has no room, or -ENOMEM.
-int request_reserve(struct request_pool *pool, struct share *share, struct client_request *request,
-                    bool holes);
+// Gets the memory that the request needs. Returns 0, -EAGAIN while the share has no room, or -ENOMEM.
+int request_reserve(struct request_pool *pool, struct share *share, struct client_request *request);
 
 // Whether the answer is success without anything being done: a hint that we do not take, or a trim
 // where the command line says to ignore them.
 bool request_is_void(const struct client_request *request, const struct export *export);
 
-// Sets up the engine op that the request asks for.
-void request_prepare(struct client_request *request, const struct export *export);
+// Sets up the engine op that the request asks for. Of a read, holes: the reply can tell them, lend: it
+// can be sent from where the file has the bytes.
+void request_prepare(struct client_request *request, const struct export *export, bool holes,
+                     bool lend);
 
 // Whether the request may change the image.
 bool request_writes(const struct client_request *request);
@@ -82,6 +83,13 @@ bool request_writes(const struct client_request *request);
 // then request->ref is released later, or was already, and request is not to be touched.
 bool request_reply(struct request_pool *pool, struct session *session,
                    struct client_request *request);
+
+// Where the payload of a reply is now that was at data before, when the reply has to wait: copies what
+// the op was lent, and gives it back. Returns NULL when it cannot be had any more.
+const void *request_keep(struct client_request *request, const void *data);
+
+// The request whose ref this is.
+struct client_request *request_of_ref(struct session_payload_ref *ref);
 
 // "read", "write" and so on, for the log.
 const char *request_name(const struct client_request *request);

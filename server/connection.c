@@ -12,16 +12,11 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "server/connection_output.h"
 #include "server/connection_tls.h"
 #include "server/loop.h"
 #include "server/peer.h"
 
-// Iovecs of one sendmsg: 64 replies to reads, each a header and its data, and as many again where
-// they tell holes. The kernel takes 1024.
-#define CONNECTION_IOV_MAX 256
-// Calls of sendmsg for one connection in one turn, so that a fast receiver of large reads does not
-// keep the others waiting.
-#define CONNECTION_SEND_ROUNDS 4
 // Send buffer of a Unix socket, in bytes: the replies to 32 reads of 4 KiB, or two of 256 KiB, with
 // the kernel's overhead. It takes less where net.core.wmem_max is smaller. TCP sizes its buffers
 // itself.
@@ -226,15 +221,6 @@ static void input_came(struct connection *connection, size_t bytes)
     }
 }
 
-static bool output_pending(struct connection *connection)
-{
-    struct iovec iov;
-
-    return client_output_bytes(connection->client) > 0 ||
-           (connection->tls != NULL && !connection->shaking &&
-            tls_output(connection->tls, &iov) > 0);
-}
-
 // ---- Events -------------------------------------------------------------------------------------
 
 // Waits for the events that are wanted. Events that are not wanted any more are left until one of
@@ -303,7 +289,7 @@ void connection_run(struct connection *connection)
     if (connection->closed) {
         return;
     }
-    if (output_pending(connection) || client_ending(connection->client)) {
+    if (connection_output_pending(connection) || client_ending(connection->client)) {
         mark_dirty(connection);
     }
     poll_update(connection, false);
@@ -415,7 +401,7 @@ static void on_poll(uv_poll_t *handle, int status, int events)
     }
     if (events & UV_WRITABLE) {
         connection->blocked = false;
-        if (output_pending(connection)) {
+        if (connection_output_pending(connection)) {
             mark_dirty(connection);
         } else {
             poll_update(connection, true);
@@ -428,76 +414,6 @@ static void on_poll(uv_poll_t *handle, int status, int events)
 
 // ---- Output -------------------------------------------------------------------------------------
 
-// What is to be sent, at most CONNECTION_IOV_MAX iovecs. Returns how many, or -1 when the
-// connection is lost.
-static int output_gather(struct connection *connection, struct iovec *iov)
-{
-    int count;
-
-    if (connection->shaking) {
-        return 0;
-    }
-    if (connection->tls != NULL) {
-        if (connection->secure && !connection_tls_write(connection)) {
-            return -1;
-        }
-        return tls_output(connection->tls, iov) > 0 ? 1 : 0;
-    }
-    count = client_output(connection->client, iov, CONNECTION_IOV_MAX);
-    if (count == 0 && client_output_bytes(connection->client) > 0) {
-        connection_close(connection, "no memory for its replies");
-        return -1;
-    }
-    return count;
-}
-
-static void output_sent(struct connection *connection, size_t bytes)
-{
-    if (connection->tls != NULL) {
-        tls_sent(connection->tls, bytes);
-    } else {
-        client_sent(connection->client, bytes);
-    }
-}
-
-// Sends until the socket is full, all is sent, or it is the others' turn. Returns false when the
-// connection is lost.
-static bool send_output(struct connection *connection)
-{
-    struct iovec iov[CONNECTION_IOV_MAX];
-
-    for (int i = 0; i < CONNECTION_SEND_ROUNDS && !connection->blocked; i++) {
-        struct msghdr message = {.msg_iov = iov};
-        int count = output_gather(connection, iov);
-        size_t total = 0;
-        ssize_t n;
-
-        if (count <= 0) {
-            return count == 0;
-        }
-        message.msg_iovlen = (size_t)count;
-        for (size_t k = 0; k < message.msg_iovlen; k++) {
-            total += iov[k].iov_len;
-        }
-        do {
-            n = sendmsg(connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-        } while (n < 0 && errno == EINTR);
-        if (n < 0 && errno != EAGAIN) {
-            connection_close(connection, strerror(errno));
-            return false;
-        }
-        connection->progress = uv_now(connection->set->uv);
-        if (n > 0) {
-            connection->set->progress = true;
-            connection->set->told |= LOOP_SENT;
-            output_sent(connection, (size_t)n);
-        }
-        // A socket that took less is full.
-        connection->blocked = n < 0 || (size_t)n < total;
-    }
-    return true;
-}
-
 void connection_flush(struct connection *connection)
 {
     TAILQ_REMOVE(&connection->set->dirty, connection, dirty_link);
@@ -506,26 +422,26 @@ void connection_flush(struct connection *connection)
         connection_free_if_done(connection);
         return;
     }
-    if (!send_output(connection) || !take_peeked(connection)) {
+    if (!connection_send(connection) || !take_peeked(connection)) {
         return;
     }
     if (client_drained(connection->client) &&
         (client_ending(connection->client) || connection->set->stopping)) {
         if (connection->secure) {
             tls_bye(connection->tls);
-            if (!send_output(connection)) {
+            if (!connection_send(connection)) {
                 return;
             }
         }
-        if (!output_pending(connection)) {
+        if (!connection_output_pending(connection)) {
             close_gently(connection);
             return;
         }
     } else if (client_wants_tls(connection->client) && connection->tls == NULL &&
-               !output_pending(connection) && !connection_tls_begin(connection)) {
+               !connection_output_pending(connection) && !connection_tls_begin(connection)) {
         return;
     }
-    if (!connection->blocked && output_pending(connection)) {
+    if (!connection->blocked && connection_output_pending(connection)) {
         mark_dirty(connection);
     }
     poll_update(connection, false);

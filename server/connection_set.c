@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include "server/connection_output.h"
 #include "server/loop.h"
 
 void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct client_shared *shared,
@@ -148,6 +149,8 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
         } else if (set->stopping && client_idle(connection->client) &&
                    now - set->stop_time >= STOP_DEADLINE_MS) {
             connection_close(connection, "did not take its last replies");
+        } else {
+            connection_keep_output(connection);
         }
         connection = next;
     }

@@ -2,9 +2,7 @@
 #define _GNU_SOURCE // RUSAGE_THREAD
 #include "server/file_map.h"
 
-#include <setjmp.h>
-#include <signal.h>
-#include <stdatomic.h>
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,6 +11,7 @@
 #include <unistd.h>
 
 #include "server/file_pace.h"
+#include "server/guarded_copy.h"
 
 // What mincore(2) tells about. Where pages are larger, nothing is mapped.
 #define PAGE_BYTES 4096u
@@ -49,53 +48,10 @@ struct map_window {
     uint64_t lost;      // nanoseconds, by reads that were not copied
     uint64_t lost_next; // when this is reached something is done; 0: the place is free
     uint64_t number;    // in the file
-    char *address;      // NULL: not mapped
+    bool mapped;        // at its place in memory
+    uint32_t lent;      // bytes of it that were not given back: it stays mapped
     uint64_t resident[WINDOW_PAGES / 64];
 };
-
-// ---- Copies that may fail -----------------------------------------------------------------------
-
-static _Thread_local sigjmp_buf *copy_guard;
-
-static void on_sigbus(int number)
-{
-    if (copy_guard != NULL) {
-        siglongjmp(*copy_guard, 1);
-    }
-    signal(number, SIG_DFL);
-    raise(number);
-}
-
-static void catch_sigbus(void)
-{
-    // Not blocked while it runs: it does not return.
-    struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
-    sigset_t set;
-
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGBUS, &action, NULL);
-    // Whoever started this process may have blocked it, and then it would be the end.
-    sigemptyset(&set);
-    sigaddset(&set, SIGBUS);
-    sigprocmask(SIG_UNBLOCK, &set, NULL);
-}
-
-// Returns false when the bytes cannot be had.
-static bool copy(void *to, const void *from, size_t bytes)
-{
-    sigjmp_buf env;
-
-    if (sigsetjmp(env, 0) != 0) {
-        copy_guard = NULL;
-        return false;
-    }
-    copy_guard = &env;
-    atomic_signal_fence(memory_order_seq_cst);
-    memcpy(to, from, bytes);
-    atomic_signal_fence(memory_order_seq_cst);
-    copy_guard = NULL;
-    return true;
-}
 
 // ---- Windows ------------------------------------------------------------------------------------
 
@@ -110,23 +66,47 @@ static bool window_is(const struct map_window *window, int fd, uint64_t number)
     return window->lost_next != 0 && window->fd == fd && window->number == number;
 }
 
+static char *address_of(const struct file_map *map, const struct map_window *window)
+{
+    return map->base + (size_t)(window - map->windows) * MAP_WINDOW_BYTES;
+}
+
+// Memory that nobody else gets, and that holds nothing. at: NULL, or what is to be replaced.
+static void *set_aside(void *at, size_t bytes)
+{
+    return mmap(at, bytes, PROT_NONE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (at != NULL ? MAP_FIXED : 0), -1, 0);
+}
+
 static void window_unmap(struct file_map *map, struct map_window *window)
 {
-    if (window->address != NULL) {
-        munmap(window->address, MAP_WINDOW_BYTES);
+    assert(window->lent == 0);
+    if (window->mapped) {
+        // Should that fail, it is replaced when something else is mapped there.
+        (void)set_aside(address_of(map, window), MAP_WINDOW_BYTES);
         map->mapped--;
     }
     memset(window, 0, sizeof(*window));
 }
 
+// What was known of its pages was wrong: nothing is had from it before it was asked again.
+static void window_doubt(struct map_window *window)
+{
+    memset(window->resident, 0, sizeof(window->resident));
+    if (window->mapped) {
+        window->lost = 0;
+        window->lost_next = ASK_COST_NS;
+    }
+}
+
 // Asks which of its pages are in memory. Returns whether any is.
-static bool window_ask(struct map_window *window)
+static bool window_ask(const struct file_map *map, struct map_window *window)
 {
     unsigned char pages[WINDOW_PAGES] = {0};
     bool any = false;
 
     memset(window->resident, 0, sizeof(window->resident));
-    if (mincore(window->address, MAP_WINDOW_BYTES, pages) < 0) {
+    if (mincore(address_of(map, window), MAP_WINDOW_BYTES, pages) < 0) {
         return false;
     }
     for (size_t i = 0; i < WINDOW_PAGES; i++) {
@@ -149,22 +129,21 @@ static bool is_told(int fd)
 // Maps it, unless nothing of it is in memory.
 static void window_map(struct file_map *map, struct map_window *window)
 {
-    void *address;
-
-    if (!is_told(window->fd)) {
+    if (map->broken || !is_told(window->fd)) {
         return;
     }
-    address = mmap(NULL, MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED, window->fd,
-                   (off_t)(window->number * MAP_WINDOW_BYTES));
-    if (address == MAP_FAILED) {
+    if (mmap(address_of(map, window), MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED,
+             window->fd, (off_t)(window->number * MAP_WINDOW_BYTES)) == MAP_FAILED) {
+        // What was set aside there may be gone, too, and somebody else's by now.
+        map->broken = true;
         return;
     }
-    window->address = address;
-    if (window_ask(window)) {
-        map->mapped++;
-    } else {
-        munmap(address, MAP_WINDOW_BYTES);
-        window->address = NULL;
+    window->mapped = true;
+    map->mapped++;
+    if (!window_ask(map, window)) {
+        (void)set_aside(address_of(map, window), MAP_WINDOW_BYTES);
+        window->mapped = false;
+        map->mapped--;
     }
 }
 
@@ -186,7 +165,7 @@ static bool all_resident(const struct file_map *map, int fd, uint64_t begin, uin
         uint64_t stop = end < start + MAP_WINDOW_BYTES ? end : start + MAP_WINDOW_BYTES;
         struct map_window *window = window_of(map, fd, number);
 
-        if (!window_is(window, fd, number) || window->address == NULL ||
+        if (!window_is(window, fd, number) || !window->mapped ||
             !pages_resident(window, (begin - start) / PAGE_BYTES,
                             (stop - 1 - start) / PAGE_BYTES)) {
             return false;
@@ -211,7 +190,9 @@ static bool copy_all(const struct file_map *map, int fd, const struct file_io *i
             size_t skip = (size_t)(offset % MAP_WINDOW_BYTES);
             size_t bytes = left < MAP_WINDOW_BYTES - skip ? left : MAP_WINDOW_BYTES - skip;
 
-            if (!copy(to, window_of(map, fd, offset / MAP_WINDOW_BYTES)->address + skip, bytes)) {
+            const struct map_window *window = window_of(map, fd, offset / MAP_WINDOW_BYTES);
+
+            if (!guarded_copy(to, address_of(map, window) + skip, bytes)) {
                 return false;
             }
             to += bytes;
@@ -229,55 +210,150 @@ static long disk_faults(void)
     return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_majflt : 0;
 }
 
-// A copy took long: if that was because of a disk, none are made for a while, which is longer each
-// time that this happens soon again.
-static void copy_was_slow(struct file_map *map, uint64_t now)
+// If some bytes took so long because of a disk, none are had from here for a while, which is longer
+// each time that this happens soon again.
+static void note_time(struct file_map *map, uint64_t begin, uint64_t bytes)
 {
-    long faults = disk_faults();
+    uint64_t now = pace_now();
+    long faults;
 
+    if (now - begin <= SLOW_COPY_NS + bytes / COPY_BYTES_PER_NS) {
+        return;
+    }
+    faults = disk_faults();
     if (faults == map->faults) {
         return;
     }
     map->faults = faults;
     map->penalty = pace_penalty(map->penalty, now - map->retry_at < map->penalty);
     map->retry_at = now + map->penalty;
-    // What is known of the pages was wrong, and will be asked again soon.
     for (uint32_t i = 0; i < map->count; i++) {
-        struct map_window *window = &map->windows[i];
-
-        memset(window->resident, 0, sizeof(window->resident));
-        if (window->address != NULL) {
-            window->lost = 0;
-            window->lost_next = ASK_COST_NS;
-        }
+        window_doubt(&map->windows[i]);
     }
+}
+
+// Whether all of the read can be had.
+static bool has(const struct file_map *map, int fd, const struct file_io *io)
+{
+    return map->mapped > 0 && all_resident(map, fd, io->offset, io->offset + io->length);
 }
 
 bool map_read(struct file_map *map, int fd, const struct file_io *io)
 {
     uint64_t begin;
-    uint64_t now;
-    bool copied;
 
-    if (map->mapped == 0 || !all_resident(map, fd, io->offset, io->offset + io->length)) {
+    if (!has(map, fd, io)) {
         return false;
     }
     begin = pace_now();
     if (begin < map->retry_at) {
         return false;
     }
-    copied = copy_all(map, fd, io);
-    now = pace_now();
-    if (now - begin > SLOW_COPY_NS + io->length / COPY_BYTES_PER_NS) {
-        copy_was_slow(map, now);
-    }
-    if (!copied) {
-        window_unmap(map, window_of(map, fd, io->offset / MAP_WINDOW_BYTES));
-        window_unmap(map, window_of(map, fd, (io->offset + io->length - 1) / MAP_WINDOW_BYTES));
-    }
     map->used = true;
     map->idle = false;
-    return copied;
+    if (!copy_all(map, fd, io)) {
+        window_doubt(window_of(map, fd, io->offset / MAP_WINDOW_BYTES));
+        window_doubt(window_of(map, fd, (io->offset + io->length - 1) / MAP_WINDOW_BYTES));
+        return false;
+    }
+    note_time(map, begin, io->length);
+    return true;
+}
+
+// Notes that so many bytes from there are lent, or, back, that they no longer are.
+static void note_lent(struct file_map *map, const char *at, uint64_t bytes, bool back)
+{
+    uint64_t begin = (uint64_t)(at - map->base);
+    uint64_t end = begin + bytes;
+
+    while (begin < end) {
+        struct map_window *window = &map->windows[begin / MAP_WINDOW_BYTES];
+        uint64_t next = (begin / MAP_WINDOW_BYTES + 1) * MAP_WINDOW_BYTES;
+        uint32_t part = (uint32_t)((next < end ? next : end) - begin);
+
+        assert(!back || window->lent >= part);
+        window->lent += back ? -part : part;
+        begin += part;
+    }
+    map->lent += back ? -bytes : bytes;
+}
+
+const void *map_lend(struct file_map *map, int fd, const struct file_io *io)
+{
+    const char *at;
+
+    if (!has(map, fd, io)) {
+        return NULL;
+    }
+    // Windows that follow each other in the file do so in memory, but for the last place.
+    at = address_of(map, window_of(map, fd, io->offset / MAP_WINDOW_BYTES)) +
+         io->offset % MAP_WINDOW_BYTES;
+    if (io->length > (uint64_t)map->count * MAP_WINDOW_BYTES - (uint64_t)(at - map->base)) {
+        return NULL;
+    }
+    if (map->lent == 0) {
+        map->lent_at = pace_now();
+        map->lent_since = 0;
+    }
+    if (map->lent_at < map->retry_at) {
+        return NULL;
+    }
+    note_lent(map, at, io->length, false);
+    map->lent_since += io->length;
+    map->used = true;
+    map->idle = false;
+    return at;
+}
+
+// What cannot be had from memory: zeros behind the end of the file, or an error.
+static bool read_again(const struct map_window *window, void *to, uint64_t offset, size_t bytes)
+{
+    while (bytes > 0) {
+        ssize_t n =
+            pread(window->fd, to, bytes, (off_t)(window->number * MAP_WINDOW_BYTES + offset));
+
+        if (n < 0) {
+            return false;
+        }
+        if (n == 0) {
+            memset(to, 0, bytes);
+            return true;
+        }
+        to = (char *)to + n;
+        offset += (uint64_t)n;
+        bytes -= (size_t)n;
+    }
+    return true;
+}
+
+bool map_copy_lent(struct file_map *map, void *to, const void *lent, size_t bytes)
+{
+    const char *at = lent;
+
+    while (bytes > 0) {
+        size_t skip = (size_t)(at - map->base) % MAP_WINDOW_BYTES;
+        size_t part = bytes < MAP_WINDOW_BYTES - skip ? bytes : MAP_WINDOW_BYTES - skip;
+        struct map_window *window = &map->windows[(size_t)(at - map->base) / MAP_WINDOW_BYTES];
+
+        if (!guarded_copy(to, at, part)) {
+            window_doubt(window);
+            if (!read_again(window, to, skip, part)) {
+                return false;
+            }
+        }
+        to = (char *)to + part;
+        at += part;
+        bytes -= part;
+    }
+    return true;
+}
+
+void map_give_back(struct file_map *map, const void *lent, uint64_t bytes)
+{
+    note_lent(map, lent, bytes, true);
+    if (map->lent == 0) {
+        note_time(map, map->lent_at, map->lent_since);
+    }
 }
 
 void map_missed(struct file_map *map, int fd, const struct file_io *io)
@@ -290,7 +366,7 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io)
     }
     window = window_of(map, fd, number);
     if (!window_is(window, fd, number)) {
-        if (window->used) {
+        if (window->used || window->lent > 0) {
             return;
         }
         window_unmap(map, window);
@@ -302,11 +378,11 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io)
         return;
     }
     window->lost = 0;
-    if (window->address == NULL) {
+    if (!window->mapped) {
         window_map(map, window);
-        window->lost_next = window->address != NULL ? ASK_COST_NS : ASK_COST_MAX_NS;
+        window->lost_next = window->mapped ? ASK_COST_NS : ASK_COST_MAX_NS;
     } else {
-        window_ask(window);
+        window_ask(map, window);
         window->lost_next *= window->lost_next < ASK_COST_MAX_NS ? 2 : 1;
     }
 }
@@ -315,7 +391,7 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io)
 
 static bool is_idle(const struct file_map *map, const struct map_window *window)
 {
-    return window->address != NULL && (map->idle || window->idle >= IDLE_TICKS);
+    return window->mapped && window->lent == 0 && (map->idle || window->idle >= IDLE_TICKS);
 }
 
 // Unmaps some windows, and comes again until all were looked at.
@@ -356,21 +432,27 @@ void map_set_limit(struct file_map *map, uint64_t bytes)
     if (count == 0 || sysconf(_SC_PAGESIZE) != PAGE_BYTES) {
         return;
     }
+    map->base = set_aside(NULL, (size_t)count * MAP_WINDOW_BYTES);
+    if (map->base == MAP_FAILED) {
+        return;
+    }
     map->windows = calloc(count, sizeof(*map->windows));
     if (map->windows == NULL) {
+        munmap(map->base, (size_t)count * MAP_WINDOW_BYTES);
         return;
     }
     map->count = (uint32_t)count;
     map->faults = disk_faults();
-    catch_sigbus();
+    guarded_copy_init();
 }
 
 void map_destroy(struct file_map *map)
 {
-    for (uint32_t i = 0; i < map->count; i++) {
-        window_unmap(map, &map->windows[i]);
+    assert(map->lent == 0);
+    if (map->windows != NULL) {
+        munmap(map->base, (size_t)map->count * MAP_WINDOW_BYTES);
+        free(map->windows);
     }
-    free(map->windows);
 }
 
 void map_forget(struct file_map *map, int fd)
@@ -394,7 +476,7 @@ bool map_tick(struct file_map *map)
 
         window->idle = window->used ? 0 : window->idle + (window->idle < IDLE_TICKS);
         window->used = false;
-        if (window->address != NULL && window->lost_next > ASK_COST_NS) {
+        if (window->mapped && window->lost_next > ASK_COST_NS) {
             window->lost_next /= 2;
         }
         any_idle |= is_idle(map, window);

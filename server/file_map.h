@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// file_map.h: reads of what is in the host's page cache, copied out of a mapping of the file: less
-// than half of what the same bytes cost by way of a system call. Files are mapped in windows, where
-// they are read often; which pages of a window are in memory is asked when it is mapped, and now and
-// then. What is not in memory is left to the caller, who can wait for it.
+// file_map.h: reads of what is in the host's page cache, out of a mapping of the file: lent, to who
+// can do with that, or copied, for less than half of what the same bytes cost by way of a system call.
+// Files are mapped in windows, where they are read often; which pages of a window are in memory is
+// asked when it is mapped, and now and then. What is not in memory is left to the caller, who can wait
+// for it.
 //
 // Three things could go wrong, and do not: a page that has left memory since would make the thread
 // wait for the disk: when that happens, reads are left to the caller for a while. A file that somebody
-// cut, or a disk that cannot read, would end the process (SIGBUS): the copy is given up instead. And
+// cut, or a disk that cannot read, would end the process (SIGBUS): copies are guarded (guarded_copy.h),
+// and what is lent is for system calls. And
 // pages that are mapped count as this process's memory: there is a limit, and what is not used is
 // unmapped.
 //
@@ -36,13 +38,18 @@ struct file_map {
     struct runq *runq;          // borrowed
     struct map_window *windows; // a place for each; NULL: nothing is ever mapped
     uint32_t count;
-    uint32_t mapped;   // of these
-    uint32_t sweep;    // the place that the task looks at next
-    bool used;         // something was copied since the last tick
-    bool idle;         // nothing was between the two before, and until now
-    long faults;       // of this thread that had to wait for a disk, when last asked
-    uint64_t retry_at; // nothing is copied before that; nanoseconds of CLOCK_MONOTONIC
-    uint64_t penalty;  // how long the last wait for a disk turned it off
+    char *base;          // memory for each, set aside, one behind the other
+    uint32_t mapped;     // of these
+    bool broken;         // mapping has failed: nothing more is mapped
+    uint32_t sweep;      // the place that the task looks at next
+    uint64_t lent;       // bytes that were not given back
+    uint64_t lent_at;    // when the first of these was lent
+    uint64_t lent_since; // bytes that were lent since then
+    bool used;           // something was read since the last tick
+    bool idle;           // nothing was between the two before, and until now
+    long faults;         // of this thread that had to wait for a disk, when last asked
+    uint64_t retry_at;   // nothing is copied before that; nanoseconds of CLOCK_MONOTONIC
+    uint64_t penalty;    // how long the last wait for a disk turned it off
 };
 
 // At first nothing is mapped. runq is borrowed and outlives the map.
@@ -58,6 +65,14 @@ void map_destroy(struct file_map *map);
 // Copies what the read, of a regular file, wants. Returns false when not all of it is in memory, as
 // far as known; then buffers may hold part of it.
 bool map_read(struct file_map *map, int fd, const struct file_io *io);
+
+// As map_read, but returns where the bytes are, or NULL. They stay there until they are given back;
+// that may be in other pieces.
+const void *map_lend(struct file_map *map, int fd, const struct file_io *io);
+// Copies some of what is lent; reads it again where the file was cut. Returns false when it cannot be
+// read. May wait for a disk.
+bool map_copy_lent(struct file_map *map, void *to, const void *lent, size_t bytes);
+void map_give_back(struct file_map *map, const void *lent, uint64_t bytes);
 
 // The read was not copied from here: where many are not, a window is mapped, or asked for again.
 void map_missed(struct file_map *map, int fd, const struct file_io *io);

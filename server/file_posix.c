@@ -278,14 +278,16 @@ static bool try_sync(struct file_io *io, int *result)
     return posix_file_advance(io, answer, result);
 }
 
-// Copies what is in memory. As posix_file_try_read.
-static bool try_map(struct posix_file *f, const struct file_io *io)
+// Copies what is in memory, or lends it. As posix_file_try_read.
+static bool try_map(struct posix_file *f, struct file_io *io)
 {
     struct backend *backend = f->backend;
 
     if (!f->may_map || !fits_inline(backend, io->length, INLINE_READ_MAX))
         return false;
-    if (!map_read(&backend->map, f->fd, io)) {
+    if (io->lend)
+        io->lent = map_lend(&backend->map, f->fd, io);
+    if (!io->lent && !map_read(&backend->map, f->fd, io)) {
         map_missed(&backend->map, f->fd, io);
         return false;
     }
@@ -418,6 +420,16 @@ static enum file_extent_kind posix_extent(struct file *file, uint64_t offset, ui
     return FILE_EXTENT_DATA;
 }
 
+static void posix_give_back(struct file *file, const void *lent, uint64_t length)
+{
+    map_give_back(&((struct posix_file *)file)->backend->map, lent, length);
+}
+
+static bool posix_copy_lent(struct file *file, void *to, const void *lent, size_t length)
+{
+    return map_copy_lent(&((struct posix_file *)file)->backend->map, to, lent, length);
+}
+
 static void posix_close(struct file *file)
 {
     struct posix_file *f = (struct posix_file *)file;
@@ -434,6 +446,8 @@ static const struct file_ops posix_ops = {
     .wait = posix_wait,
     .size = posix_size,
     .extent = posix_extent,
+    .give_back = posix_give_back,
+    .copy_lent = posix_copy_lent,
     .close = posix_close,
 };
 

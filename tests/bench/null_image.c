@@ -81,6 +81,7 @@ void op_start(struct image *image, struct op *op)
 {
     op->result = 0;
     op->extent_count = 0;
+    op->lender = NULL;
     if (op->kind == OP_READ) {
         memset(op->buf, 0, op->length);
     }
@@ -90,4 +91,16 @@ void op_start(struct image *image, struct op *op)
     }
     op->task.run = finish;
     runq_post(image->file->runq, &op->task);
+}
+
+// Nothing is ever lent.
+bool op_copy_lent(struct op *op)
+{
+    (void)op;
+    return false;
+}
+
+void op_give_back(struct op *op)
+{
+    (void)op;
 }

@@ -239,6 +239,28 @@ static void post_report(struct sim *sim, struct sim_request *request)
     runq_post(&sim->runq, &request->task);
 }
 
+// A lender may also copy: in the same read, some parts are lent and some are not.
+#define LEND_PERCENT 70
+
+static void lend(struct sim_disk *disk, struct file_io *io)
+{
+    struct sim_lent *lent = need(malloc(sizeof(*lent) + io->length));
+
+    *lent = (struct sim_lent){.offset = io->offset, .length = io->length};
+    memory_read(&disk->live, lent->bytes, lent->offset, lent->length);
+    LIST_INSERT_HEAD(&disk->lent, lent, link);
+    io->lent = lent->bytes;
+}
+
+// The disk has changed: it shows.
+static void refresh_lent(struct sim_disk *disk)
+{
+    struct sim_lent *lent;
+
+    LIST_FOREACH (lent, &disk->lent, link)
+        memory_read(&disk->live, lent->bytes, lent->offset, lent->length);
+}
+
 static void complete(struct sim *sim, struct sim_request *request)
 {
     struct sim_disk *disk = request->disk;
@@ -250,7 +272,10 @@ static void complete(struct sim *sim, struct sim_request *request)
               : request->result == -ENOSPC ? " ENOSPC"
               : request->result == -EIO    ? " EIO"
                                            : " EOPNOTSUPP");
-    if (io->kind == FILE_READ && request->result == 0)
+    if (io->kind == FILE_READ && request->result == 0 && io->lend && disk->lends &&
+        rng_percent(&sim->rng, LEND_PERCENT))
+        lend(disk, io);
+    else if (io->kind == FILE_READ && request->result == 0)
         fill_read(disk, io);
     else if (io->kind == FILE_DATASYNC)
         disk_barrier(disk, request->covers, request->result == 0);
@@ -258,6 +283,7 @@ static void complete(struct sim *sim, struct sim_request *request)
         if (io->kind == FILE_WRITE)
             check_unchanged(sim, request);
         disk_apply(disk, request->entry);
+        refresh_lent(disk);
     }
 }
 
@@ -416,8 +442,37 @@ static enum file_extent_kind extent(struct file *file, uint64_t offset, uint64_t
     return memory_hole(&disk->live, offset, length) ? FILE_EXTENT_HOLE : FILE_EXTENT_DATA;
 }
 
+static void give_back(struct file *file, const void *bytes, uint64_t length)
+{
+    struct file_sim *f = (struct file_sim *)file;
+    struct sim_lent *lent;
+
+    LIST_FOREACH (lent, &f->disk->lent, link) {
+        if (lent->bytes != bytes)
+            continue;
+        if (lent->length != length)
+            sim_fail(f->sim, "of %llu bytes that were lent %llu are given back",
+                     (unsigned long long)lent->length, (unsigned long long)length);
+        LIST_REMOVE(lent, link);
+        free(lent);
+        return;
+    }
+    sim_fail(f->sim, "something is given back that was not lent");
+}
+
+static bool copy_lent(struct file *file, void *to, const void *bytes, size_t length)
+{
+    (void)file;
+    memcpy(to, bytes, length);
+    return true;
+}
+
 static void file_sim_close(struct file *file)
 {
+    struct file_sim *f = (struct file_sim *)file;
+
+    if (!LIST_EMPTY(&f->disk->lent))
+        sim_fail(f->sim, "'%s' is closed while something of it is lent", file->name);
     free(file->name);
     free(file);
 }
@@ -426,9 +481,15 @@ static const struct file_ops ops = {.submit = submit,
                                     .wait = wait_for_request,
                                     .size = size,
                                     .extent = extent,
+                                    .give_back = give_back,
+                                    .copy_lent = copy_lent,
                                     .close = file_sim_close};
-static const struct file_ops ops_without_extents = {
-    .submit = submit, .wait = wait_for_request, .size = size, .close = file_sim_close};
+static const struct file_ops ops_without_extents = {.submit = submit,
+                                                    .wait = wait_for_request,
+                                                    .size = size,
+                                                    .give_back = give_back,
+                                                    .copy_lent = copy_lent,
+                                                    .close = file_sim_close};
 
 struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *name, bool read_only)
 {

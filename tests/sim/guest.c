@@ -370,6 +370,8 @@ static bool pass_to_server(struct guest *guest, bool eager)
 }
 
 #define IOV_MAX_SENT 16
+// How often what waits for a guest no longer waits where the file has lent it.
+#define KEEP_PERCENT 10
 
 static bool pass_to_guest(struct guest *guest, bool eager)
 {
@@ -437,6 +439,8 @@ bool guest_pass(struct guest *guest, bool eager)
     passed |= state == CLIENT_YIELDED || client_request_count(guest->client) != taken ||
               state != guest->state;
     guest->state = state;
+    if (rng_percent(&sim_of(guest)->rng, KEEP_PERCENT) && !client_keep_output(guest->client))
+        sim_fail(sim_of(guest), "what was lent to guest %u cannot be kept", guest->number);
     passed |= pass_to_guest(guest, eager);
     if (guest->peer.complaint)
         sim_fail(sim_of(guest), "the server sends guest %u %s", guest->number,

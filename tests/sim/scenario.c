@@ -202,6 +202,7 @@ static void draw_serving(struct scenario *s, struct rng *rng)
     if (rng_percent(rng, 15))
         s->detect_zeroes = rng_percent(rng, 50) ? DETECT_ZEROES_ON : DETECT_ZEROES_UNMAP;
     s->offload = rng_percent(rng, 70);
+    s->lends = rng_percent(rng, 60);
     if (rng_percent(rng, 15))
         s->budget = SCENARIO_RESERVE + rng_below(rng, SCENARIO_RESERVE);
     s->lazy = LAZY_FROM_HEADER;
@@ -406,7 +407,7 @@ void scenario_describe(const struct scenario *s, char *text, size_t bytes)
 
     snprintf(text, bytes,
              "v%u, clusters of %u, refcounts of %u bits, lazy=%s%s, size %llu, %u backing%s%s%s%s, "
-             "%u snapshots, cache %zu, %s%s",
+             "%u snapshots, cache %zu, %s%s%s",
              r->version, 1u << r->cluster_bits, 1u << r->refcount_order,
              r->lazy_refcounts ? "on" : "off",
              s->lazy == LAZY_ON    ? " (on)"
@@ -421,5 +422,6 @@ void scenario_describe(const struct scenario *s, char *text, size_t bytes)
              : r->zstd                    ? ", zstd"
                                           : ", compressed",
              s->unmap ? ", unmap" : "", r->snapshots, s->cache_bytes,
-             s->no_extents ? "no extents" : "extents", s->device > 0 ? ", block device" : "");
+             s->no_extents ? "no extents" : "extents", s->lends ? ", lends" : "",
+             s->device > 0 ? ", block device" : "");
 }

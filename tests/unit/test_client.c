@@ -33,6 +33,41 @@ void op_start(struct image *image, struct op *op)
     image->ops[image->started++] = op;
 }
 
+// What it has lent, until it is given back; and whether that can still be read.
+struct lender {
+    struct file file;
+    size_t lent;
+    bool lost;
+};
+
+static struct lender *lender_of(const struct op *op)
+{
+    return (struct lender *)op->lender;
+}
+
+bool op_copy_lent(struct op *op)
+{
+    char *to = op->buf;
+
+    if (lender_of(op)->lost) {
+        return false;
+    }
+    for (size_t i = 0; i < op->extent_count; i++) {
+        if (op->extents[i].lent != NULL) {
+            memcpy(to, op->extents[i].lent, op->extents[i].length);
+        }
+        to += op->extents[i].length;
+    }
+    return true;
+}
+
+void op_give_back(struct op *op)
+{
+    assert_true(lender_of(op)->lent > 0);
+    lender_of(op)->lent--;
+    op->lender = NULL;
+}
+
 // What export.c needs to link.
 uint64_t image_size(const struct image *image)
 {
@@ -269,7 +304,7 @@ static void read_becomes_op_and_reply(void **state)
     assert_int_equal(f.image.ops[0]->offset, 512);
     assert_int_equal(f.image.ops[0]->length, 16);
     assert_int_equal((uintptr_t)f.image.ops[0]->buf % BUFFER_ALIGN, 0);
-    assert_int_equal(f.image.ops[0]->flags, 0);
+    assert_int_equal(f.image.ops[0]->flags, OP_LEND); // but no holes
     assert_int_equal(client_output_bytes(f.client), 0);
     memcpy(f.image.ops[0]->buf, "0123456789abcdef", 16);
     finish(&f, 0, 0);
@@ -300,6 +335,117 @@ static void an_error_is_a_reply(void **state)
     ask(&f, NBD_CMD_READ, 0, 0, 4096);
     assert_int_equal(f.image.started, 3);
     finish(&f, 2, 0);
+    end(&f);
+}
+
+// Ends a read of 24 bytes, the first and the last 8 of which are lent.
+static void finish_lent(struct fixture *f, size_t index, struct lender *lender, const char *first,
+                        const char *last)
+{
+    struct op *op = f->image.ops[index];
+
+    assert_true(op->flags & OP_LEND);
+    assert_true(op->max_extents >= 3);
+    op->extents[0] = (struct extent){.length = 8, .lent = first};
+    op->extents[1] = (struct extent){.length = 8};
+    op->extents[2] = (struct extent){.length = 8, .lent = last};
+    op->extent_count = 3;
+    memset(op->buf, '!', 24);
+    memcpy((char *)op->buf + 8, "buffered", 8);
+    op->lender = &lender->file;
+    lender->lent++;
+    finish(f, index, 0);
+}
+
+static void what_is_lent_is_sent_from_there(void **state)
+{
+    struct lender lender = {.lent = 0};
+    char first[] = "aaaaaaaa";
+    struct fixture f;
+    char data[24];
+
+    (void)state;
+    begin(&f, plain_options);
+    ask(&f, NBD_CMD_READ, 0, 0, 24);
+    finish_lent(&f, 0, &lender, first, "cccccccc");
+    assert_true(client_lent(f.client));
+    assert_int_equal(lender.lent, 1);
+    memcpy(first, "AAAAAAAA", 8); // as long as it is not sent it shows what is there
+    listen_all(&f);
+    assert_false(client_lent(f.client));
+    assert_int_equal(lender.lent, 0);
+    hear_simple(&f, 0);
+    hear(&f, data, 24);
+    assert_memory_equal(data, "AAAAAAAAbufferedcccccccc", 24);
+    end(&f);
+}
+
+static void what_waits_is_kept(void **state)
+{
+    struct lender lender = {.lent = 0};
+    char lent[3][9] = {"aaaaaaaa", "bbbbbbbb", "cccccccc"};
+    struct fixture f;
+    struct iovec iov[16];
+    char data[24];
+
+    (void)state;
+    begin(&f, plain_options);
+    for (size_t i = 0; i < 3; i++) {
+        ask(&f, NBD_CMD_READ, 0, 0, 24);
+        finish_lent(&f, i, &lender, lent[i], lent[i]);
+    }
+    assert_int_equal(lender.lent, 3);
+    // The first one is sent but for the last four bytes.
+    assert_true(client_output(f.client, iov, 16) > 0);
+    client_sent(f.client, sizeof(struct nbd_simple_reply) + 20);
+    assert_int_equal(lender.lent, 3);
+    assert_true(client_keep_output(f.client));
+    assert_false(client_lent(f.client));
+    assert_int_equal(lender.lent, 0);
+    memset(lent, '?', sizeof(lent));
+    assert_true(client_keep_output(f.client));
+    listen_all(&f);
+    hear(&f, data, 4);
+    assert_memory_equal(data, "aaaa", 4);
+    hear_simple(&f, 0);
+    hear(&f, data, 24);
+    assert_memory_equal(data, "bbbbbbbbbufferedbbbbbbbb", 24);
+    hear_simple(&f, 0);
+    hear(&f, data, 24);
+    assert_memory_equal(data, "ccccccccbufferedcccccccc", 24);
+    assert_int_equal(f.output_bytes, 0);
+    end(&f);
+}
+
+static void what_is_lost_cannot_be_kept(void **state)
+{
+    struct lender lender = {.lost = true};
+    struct fixture f;
+
+    (void)state;
+    begin(&f, plain_options);
+    ask(&f, NBD_CMD_READ, 0, 0, 24);
+    finish_lent(&f, 0, &lender, "aaaaaaaa", "cccccccc");
+    assert_false(client_keep_output(f.client));
+    client_abandon(f.client);
+    assert_int_equal(lender.lent, 0);
+    end(&f);
+}
+
+static void an_abandoned_client_gives_back(void **state)
+{
+    struct lender lender = {.lent = 0};
+    struct fixture f;
+
+    (void)state;
+    begin_structured(&f, plain_options);
+    ask(&f, NBD_CMD_READ, 0, 0, 24);
+    ask(&f, NBD_CMD_READ, 0, 0, 24);
+    finish_lent(&f, 0, &lender, "aaaaaaaa", "cccccccc");
+    client_abandon(f.client);
+    assert_int_equal(lender.lent, 0);
+    finish_lent(&f, 1, &lender, "aaaaaaaa", "cccccccc");
+    assert_int_equal(lender.lent, 0);
     end(&f);
 }
 
@@ -780,6 +926,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(read_becomes_op_and_reply),
         cmocka_unit_test(an_error_is_a_reply),
+        cmocka_unit_test(what_is_lent_is_sent_from_there),
+        cmocka_unit_test(what_waits_is_kept),
+        cmocka_unit_test(what_is_lost_cannot_be_kept),
+        cmocka_unit_test(an_abandoned_client_gives_back),
         cmocka_unit_test(holes_are_told),
         cmocka_unit_test(large_read_gets_room_for_extents),
         cmocka_unit_test(block_status_is_translated),

@@ -171,7 +171,8 @@ static void row_59_every_reply_is_a_chunk(void **state)
 static void row_59_holes(void **state)
 {
     (void)state;
-    static const struct session_read_part parts[] = {{512, true}, {100, false}};
+    static const struct session_read_part parts[] = {{.length = 512, .hole = true},
+                                                     {.length = 100}};
     struct talk t;
     begin(&t, DISK);
     t.answers.parts = parts;

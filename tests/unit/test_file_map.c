@@ -172,7 +172,7 @@ static void a_cut_file_does_no_harm(void **state)
     assert_in_range(copied_of(x, 65536, 4096), 1, OFTEN);
     assert_int_equal(ftruncate(x->fd, 4096), 0);
     assert_false(read_at(x, buf, 65536, 4096));
-    assert_int_equal(x->map.mapped, 0);
+    assert_int_equal(copied_of(x, 65536, 4096), 0);
     assert_in_range(copied_of(x, 0, 4096), 1, OFTEN);
 }
 
@@ -239,6 +239,116 @@ static void a_closed_file_is_forgotten(void **state)
     copied_of(x, 0, 4096);
     map_forget(&x->map, x->fd);
     assert_int_equal(x->map.mapped, 0);
+}
+
+static const void *lend(struct fixture *x, uint64_t offset, size_t length)
+{
+    struct file_io io = {.kind = FILE_READ, .offset = offset, .length = length};
+
+    return map_lend(&x->map, x->fd, &io);
+}
+
+static void what_is_read_often_is_lent(void **state)
+{
+    struct fixture *x = *state;
+    const uint64_t across = MAP_WINDOW_BYTES - 1000;
+    const void *lent;
+
+    assert_null(lend(x, 4096, 4096));
+    map_set_limit(&x->map, FILE_BYTES);
+    assert_null(lend(x, 4096, 4096));
+    for (unsigned i = 0; i < WINDOWS; i++) {
+        copied_of(x, i * MAP_WINDOW_BYTES, 4096);
+    }
+    lent = lend(x, 4095, 5000);
+    assert_non_null(lent);
+    assert_memory_equal(lent, x->content + 4095, 5000);
+    assert_int_equal(pwrite(x->fd, "new", 3, 5000), 3);
+    assert_memory_equal((const char *)lent + 905, "new", 3);
+    map_give_back(&x->map, lent, 5000);
+    // From one window into the next.
+    lent = lend(x, across, 5000);
+    assert_non_null(lent);
+    assert_memory_equal(lent, x->content + across, 5000);
+    map_give_back(&x->map, lent, 2000);
+    map_give_back(&x->map, (const char *)lent + 2000, 3000);
+    assert_int_equal(x->map.lent, 0);
+    // The first window's place is also that of the one behind the last; the file has none there.
+    assert_null(lend(x, FILE_BYTES - 1000, 2000));
+}
+
+// Only neighbours in memory can be lent as one.
+static void what_is_not_together_is_copied(void **state)
+{
+    struct fixture *x = *state;
+    unsigned char *buf = malloc(8192);
+    unsigned lent = 0;
+
+    map_set_limit(&x->map, 4 * MAP_WINDOW_BYTES);
+    for (unsigned i = 0; i < 4; i++) {
+        copied_of(x, (i + 1) * MAP_WINDOW_BYTES, 4096);
+        copied_of(x, (i + 2) * MAP_WINDOW_BYTES - 4096, 4096);
+    }
+    assert_int_equal(x->map.mapped, 4);
+    for (unsigned i = 2; i < 5; i++) {
+        const void *at = lend(x, i * MAP_WINDOW_BYTES - 4096, 8192);
+
+        if (at != NULL) {
+            assert_memory_equal(at, x->content + i * MAP_WINDOW_BYTES - 4096, 8192);
+            map_give_back(&x->map, at, 8192);
+            lent++;
+        }
+        assert_true(read_at(x, buf, i * MAP_WINDOW_BYTES - 4096, 8192));
+        assert_memory_equal(buf, x->content + i * MAP_WINDOW_BYTES - 4096, 8192);
+    }
+    // Four windows in four places: between two of them is the last place, unless that is where they begin.
+    assert_in_range(lent, 2, 3);
+    free(buf);
+}
+
+static void what_is_lent_can_be_copied(void **state)
+{
+    struct fixture *x = *state;
+    const uint64_t across = MAP_WINDOW_BYTES - 6000;
+    unsigned char *buf = calloc(1, 12000);
+    const char *lent;
+
+    map_set_limit(&x->map, FILE_BYTES);
+    copied_of(x, MAP_WINDOW_BYTES - 8192, 8192);
+    copied_of(x, MAP_WINDOW_BYTES, 8192);
+    lent = lend(x, across, 12000);
+    assert_non_null(lent);
+    assert_true(map_copy_lent(&x->map, buf, lent + 1, 11999));
+    assert_memory_equal(buf, x->content + across + 1, 11999);
+    // Somebody cuts the file.
+    assert_int_equal(ftruncate(x->fd, (off_t)across + 100), 0);
+    memset(x->content + across + 100, 0, 12000);
+    assert_true(map_copy_lent(&x->map, buf, lent, 12000));
+    assert_memory_equal(buf, x->content + across, 12000);
+    map_give_back(&x->map, lent, 12000);
+    assert_null(lend(x, across, 100));
+    free(buf);
+}
+
+static void what_is_lent_stays_mapped(void **state)
+{
+    struct fixture *x = *state;
+    const void *lent;
+
+    map_set_limit(&x->map, 2 * MAP_WINDOW_BYTES);
+    copied_of(x, 0, 4096);
+    lent = lend(x, 0, 4096);
+    assert_non_null(lent);
+    // Neither time nor others take its place.
+    for (int i = 0; i < 30; i++) {
+        map_tick(&x->map);
+        run(x);
+        copied_of(x, 2 * MAP_WINDOW_BYTES, 4096);
+    }
+    assert_memory_equal(lent, x->content, 4096);
+    map_give_back(&x->map, lent, 4096);
+    map_tick(&x->map);
+    assert_in_range(copied_of(x, 2 * MAP_WINDOW_BYTES, 4096), 1, OFTEN);
 }
 
 // Who does not own the file is not told what is in memory.
@@ -325,6 +435,10 @@ int main(void)
         CASE(what_is_idle_is_unmapped),
         CASE(what_is_idle_for_long_is_unmapped),
         CASE(a_closed_file_is_forgotten),
+        CASE(what_is_read_often_is_lent),
+        CASE(what_is_not_together_is_copied),
+        CASE(what_is_lent_can_be_copied),
+        CASE(what_is_lent_stays_mapped),
         CASE(a_file_of_others_is_not_mapped),
         CASE(what_is_not_in_memory_is_left_to_others),
         CASE(a_disk_is_not_waited_for_again),

@@ -94,7 +94,7 @@ static void (*const beginnings[])(struct talk *t) = {
     say_simple, say_structured, say_extended_headers, say_export_name, say_haggling};
 #define BEGINNING_COUNT (sizeof(beginnings) / sizeof(beginnings[0]))
 
-static const struct session_read_part parts[] = {{300, true}, {400, false}};
+static const struct session_read_part parts[] = {{.length = 300, .hole = true}, {.length = 400}};
 static const struct session_status_extent extents[] = {
     {.length = 512}, {.length = 1024, .flags = 3}, {.length = 1ull << 33, .depth = 1}};
 

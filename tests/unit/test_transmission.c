@@ -292,19 +292,37 @@ static void hear_one_data(struct talk *t)
 }
 
 static const struct session_read_part data_hole_data[] = {
-    {512, false}, {512, false}, {512, true}, {512, false}};
-static const struct session_read_part hole_data_hole[] = {
-    {512, true}, {512, false}, {512, true}, {512, true}};
+    {.length = 512}, {.length = 512}, {.length = 512, .hole = true}, {.length = 512}};
+static const struct session_read_part hole_data_hole[] = {{.length = 512, .hole = true},
+                                                          {.length = 512},
+                                                          {.length = 512, .hole = true},
+                                                          {.length = 512, .hole = true}};
 
 static void row_44_holes(void **state)
 {
     (void)state;
-    static const struct session_read_part holes[] = {{1, true}, {2047, true}};
-    static const struct session_read_part data[] = {{2047, false}, {1, false}};
+    static const struct session_read_part holes[] = {{.length = 1, .hole = true},
+                                                     {.length = 2047, .hole = true}};
+    static const struct session_read_part data[] = {{.length = 2047}, {.length = 1}};
     check_parts(data_hole_data, 4, 0, hear_data_hole_data);
     check_parts(hole_data_hole, 4, 0, hear_hole_data_hole);
     check_parts(holes, 2, 0, hear_one_hole);
     check_parts(data, 2, 0, hear_one_data);
+}
+
+// Data that is not in the buffer: a chunk may be put together from several places.
+static void data_from_elsewhere(void **state)
+{
+    (void)state;
+    struct bytes pattern = {0};
+    put_pattern(&pattern, 4096, 2048);
+    struct session_read_part parts[] = {
+        {.length = 512, .data = pattern.data},        {.length = 256},
+        {.length = 256, .data = pattern.data + 768},  {.length = 512, .hole = true},
+        {.length = 200, .data = pattern.data + 1536}, {.length = 312, .data = pattern.data + 1736},
+    };
+    check_parts(parts, 6, 0, hear_data_hole_data);
+    free(pattern.data);
 }
 
 static void row_45_do_not_fragment(void **state)
@@ -885,6 +903,7 @@ int main(void)
         cmocka_unit_test(row_43_simple_read_error_has_no_payload),
         cmocka_unit_test(row_44_structured_read),
         cmocka_unit_test(row_44_holes),
+        cmocka_unit_test(data_from_elsewhere),
         cmocka_unit_test(row_45_do_not_fragment),
         cmocka_unit_test(row_45_do_not_fragment_65536),
         cmocka_unit_test(row_47_disconnect),

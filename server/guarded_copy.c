@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/guarded_copy.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+
+// Where to go on when the copy that this thread makes fails.
+static _Thread_local sigjmp_buf *copy_guard;
+
+static void on_sigbus(int number)
+{
+    if (copy_guard != NULL) {
+        siglongjmp(*copy_guard, 1);
+    }
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+void guarded_copy_init(void)
+{
+    // Not blocked while it runs: it does not return.
+    struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
+    sigset_t set;
+
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+    // Whoever started this process may have blocked it, and then it would be the end.
+    sigemptyset(&set);
+    sigaddset(&set, SIGBUS);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
+bool guarded_copy(void *to, const void *from, size_t bytes)
+{
+    sigjmp_buf env;
+
+    if (sigsetjmp(env, 0) != 0) {
+        copy_guard = NULL;
+        return false;
+    }
+    copy_guard = &env;
+    atomic_signal_fence(memory_order_seq_cst);
+    memcpy(to, from, bytes);
+    atomic_signal_fence(memory_order_seq_cst);
+    copy_guard = NULL;
+    return true;
+}

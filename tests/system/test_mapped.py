@@ -9,6 +9,7 @@ import pytest
 
 import lib_tools
 from lib_server import Server
+from lib_wire import CMD_READ, Wire, request_bytes
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -78,6 +79,58 @@ def test_a_cut_image_ends_no_server(workdir):
         assert handle.pread(BLOCK, SIZE - BLOCK) == bytes(BLOCK)
         handle.shutdown()
         assert server.alive()
+
+
+def tagged(number, generation):
+    return (b"%07d %07d\n" % (number, generation)) * (BLOCK // 16)
+
+
+@pytest.mark.parametrize("patience", [0, 2.5])
+def test_replies_that_wait_are_nobody_elses(workdir, patience):
+    """A client takes no replies to what it has read, from mapped pages. Others trim that, and use
+    the space for other places. What the client gets in the end is of the place that it has read: what was
+    there before, zeros, or what was written there since."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
+    used = SIZE // BLOCK // 2
+    with Server(workdir, image) as server, Wire(server) as reader:
+        writer = server.connect()
+        for number in range(used):
+            writer.pwrite(tagged(number, 0), number * BLOCK)
+        writer.flush()
+        reader.go(structured=False)
+        for _ in range(8):
+            for number in range(0, used, 4):
+                assert len(writer.pread(4 * BLOCK, number * BLOCK)) == 4 * BLOCK
+        assert mapped_bytes(server) > used * BLOCK // 2
+        numbers = range(0, used - 4, 4)
+        for number in numbers:
+            reader.send(request_bytes(CMD_READ, number, number * BLOCK, 4 * BLOCK))
+        time.sleep(patience)
+        size = os.path.getsize(image)
+        for generation in range(1, 4):
+            writer.trim(used * BLOCK, 0)
+            writer.flush()
+            for number in range(used, 2 * used):
+                writer.pwrite(tagged(number, generation), number * BLOCK)
+            writer.flush()
+            writer.trim(used * BLOCK, used * BLOCK)
+            writer.flush()
+            for number in range(0, used, 3):
+                writer.pwrite(tagged(number, generation), number * BLOCK)
+            writer.flush()
+        if patience:
+            # By then nothing was lent any more: space was used again.
+            assert os.path.getsize(image) < size + used * BLOCK
+        for _ in numbers:
+            first, error, data = reader.reply(4 * BLOCK)
+            assert error == 0
+            for index in range(4):
+                block = data[index * BLOCK:(index + 1) * BLOCK]
+                lines = set(block[at:at + 16] for at in range(0, BLOCK, 16))
+                allowed = {tagged(first + index, generation)[:16] for generation in range(4)}
+                assert lines <= allowed | {bytes(16)}, (first + index, sorted(lines)[:3])
+        writer.shutdown()
+    lib_tools.check_clean(image)
 
 
 def test_reads_see_every_write(workdir):

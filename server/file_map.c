@@ -17,9 +17,9 @@
 #define PAGE_BYTES 4096u
 #define WINDOW_PAGES (MAP_WINDOW_BYTES / PAGE_BYTES)
 
-// What a copy saves, in nanoseconds: a call, and half of the way of its bytes.
-#define SAVED_NS(bytes) (800u + (bytes) / 20u)
-// A window is mapped when reads in it have lost so much by not being copied: what mapping it, the
+// What a read from here saves, in nanoseconds: a call, and half of the way of its bytes.
+#define SAVED_NS(bytes) (1000u + (bytes) / 10u)
+// A window is mapped when reads in it have lost so much by not being had from it: what mapping it, the
 // faults of its pages and unmapping it cost. So it never costs more than twice what is right.
 #define MAP_COST_NS 150000u
 // The same for asking once more what is in memory; twice as much after each time.
@@ -45,7 +45,7 @@ struct map_window {
     int fd;
     bool used;          // since the last tick
     uint8_t idle;       // ticks before that without use
-    uint64_t lost;      // nanoseconds, by reads that were not copied
+    uint64_t lost;      // nanoseconds, by reads that were not had from it
     uint64_t lost_next; // when this is reached something is done; 0: the place is free
     uint64_t number;    // in the file
     bool mapped;        // at its place in memory

@@ -177,14 +177,13 @@ int output_iovecs(const struct output *out, struct iovec *iov, int max)
     return n;
 }
 
-bool output_move_payload(struct output *out,
-                         const void *(*place)(struct session_payload_ref *ref, const void *data))
+bool output_move_payload(struct output *out, session_place *place)
 {
     for (size_t i = 0; i < out->count; i++) {
         struct output_piece *piece = &out->pieces[(out->head + i) & (out->capacity - 1)];
         if (piece->ref == NULL || piece->length == 0)
             continue;
-        piece->data = place(piece->ref, piece->data);
+        piece->data = place(piece->ref, piece->data, piece->length);
         if (piece->data == NULL)
             return false;
     }

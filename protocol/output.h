@@ -56,8 +56,7 @@ void output_orphan(struct output *out, struct session_payload_ref *ref);
 
 int output_iovecs(const struct output *out, struct iovec *iov, int max);
 // As session_move_payload().
-bool output_move_payload(struct output *out,
-                         const void *(*place)(struct session_payload_ref *ref, const void *data));
+bool output_move_payload(struct output *out, session_place *place);
 // At most out->bytes. Runs release functions; these may queue output.
 void output_sent(struct output *out, size_t bytes);
 

@@ -295,8 +295,7 @@ int session_output(struct session *s, struct iovec *iov, int max)
     return output_iovecs(&s->output, iov, max);
 }
 
-bool session_move_payload(struct session *s,
-                          const void *(*place)(struct session_payload_ref *ref, const void *data))
+bool session_move_payload(struct session *s, session_place *place)
 {
     return output_move_payload(&s->output, place);
 }

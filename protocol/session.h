@@ -145,6 +145,9 @@ struct session_payload_ref {
     struct session_payload_ref *next;
 };
 
+// Where length bytes of payload are now that were at data.
+typedef const void *session_place(struct session_payload_ref *ref, const void *data, size_t length);
+
 // A part of a read's data, in order from the request's offset.
 struct session_read_part {
     uint64_t length;  // bytes, > 0
@@ -185,10 +188,9 @@ void session_reply_status(struct session *s, const struct session_request *reque
 size_t session_output_bytes(const struct session *s);
 // Fills at most max iovecs with queued output; returns how many.
 int session_output(struct session *s, struct iovec *iov, int max);
-// Has payload that is still to be sent be elsewhere: place() is called for each piece, returns where
-// its bytes, with those behind them, are now, or NULL. Returns false when it did.
-bool session_move_payload(struct session *s,
-                          const void *(*place)(struct session_payload_ref *ref, const void *data));
+// Has payload that is still to be sent be elsewhere: place() is called for each piece of it, returns
+// where its bytes are now, or NULL. Returns false when it did.
+bool session_move_payload(struct session *s, session_place *place);
 // bytes of the output were sent, from its front. Release functions run from here; they may reply.
 void session_sent(struct session *s, size_t bytes);
 

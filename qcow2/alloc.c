@@ -250,8 +250,10 @@ int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_r
     if (result != -ENOSPC || op->space_waits == ALLOC_SPACE_WAITS ||
         (quarantine_empty(&image->quarantine) && punch_idle(&image->punch)))
         return result;
-    op->space_waits++;
     punch_all(image);
+    if (quarantine_waits_for_leases(image))
+        return waitq_park(&image->lease_ended, op);
+    op->space_waits++;
     return sync_wait(op);
 }
 

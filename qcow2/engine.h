@@ -49,6 +49,7 @@ struct image {
     // quarantine.h.
     TAILQ_HEAD(, op) active;
     TAILQ_HEAD(lease_list, op) leases; // ops that have something lent, in that order, too (lease.h)
+    struct waitq lease_ended;          // ops that wait for the first of them to give back
     uint64_t next_begun;
     uint64_t mapping_changes; // how often an L2 entry changed
     struct waitq older_gone;  // ops that wait for those before them to end

@@ -216,6 +216,7 @@ static int open_behind(struct image **out, struct file *file, const struct image
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
     TAILQ_INIT(&image->active);
     TAILQ_INIT(&image->leases);
+    waitq_init(&image->lease_ended);
     waitq_init(&image->older_gone);
     waitq_init(&image->bounce_room);
     SLIST_INIT(&image->spare_work);

@@ -34,6 +34,9 @@ struct image_host {
     // Runs the job's work on another thread, then posts its task to the run queue. May be NULL: the
     // engine then does the work itself.
     void (*offload)(void *context, struct offload_job *job);
+    // What was lent (OP_LEND) is in the way of what was freed: op_give_back() is due soon, and wanted
+    // not from inside of this call, which may come often. May be NULL where nothing is ever lent.
+    void (*recall)(void *context);
 };
 
 struct image_options {

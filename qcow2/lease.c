@@ -65,7 +65,12 @@ void op_give_back(struct op *op)
         if (extent->lent)
             op->lender->ops->give_back(op->lender, extent->lent, extent->length);
     }
+    bool first = op == TAILQ_FIRST(&image->leases);
+
     op->lender = NULL;
     TAILQ_REMOVE(&image->leases, op, lease_link);
-    quarantine_kick(image);
+    if (first) {
+        quarantine_kick(image);
+        waitq_wake(&image->lease_ended, 0);
+    }
 }

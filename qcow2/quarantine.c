@@ -88,16 +88,29 @@ void quarantine_sync_ended(struct image *image, bool failed)
     }
 }
 
-// The first durable extent if no op is left that may use it, and nothing of it is lent.
-static struct quarantined *next_extent(const struct image *image)
+// The first durable extent if no op is left that may use it.
+static struct quarantined *unused_extent(const struct image *image)
 {
     struct quarantined *extent = TAILQ_FIRST(&image->quarantine.durable);
     const struct op *oldest = TAILQ_FIRST(&image->active);
 
-    if (extent &&
-        ((oldest && oldest->begun < extent->stamp) || lease_older_than(image, extent->stamp)))
-        return NULL;
-    return extent;
+    return extent && oldest && oldest->begun < extent->stamp ? NULL : extent;
+}
+
+bool quarantine_waits_for_leases(const struct image *image)
+{
+    const struct quarantined *extent = unused_extent(image);
+
+    return extent && lease_older_than(image, extent->stamp);
+}
+
+// The same, if nothing of it is lent.
+static struct quarantined *next_extent(const struct image *image)
+{
+    if (!quarantine_waits_for_leases(image))
+        return unused_extent(image);
+    image->host.recall(image->host.context);
+    return NULL;
 }
 
 void quarantine_kick(struct image *image)

@@ -8,7 +8,7 @@
 // Then punch.c may give them back to the host. A cluster's way to freedom, with what moves it:
 //
 //   in use ──quarantine_add──> pending ──quarantine_sync_begins──> syncing
-//          ──quarantine_sync_ended──> durable ──the releaser, when older ops have ended──> refcount 0
+//          ──quarantine_sync_ended──> durable ──the releaser, when 2. is so──> refcount 0
 //
 // and from there on, free to be taken at any point (punch.h):
 //
@@ -43,7 +43,7 @@ TAILQ_HEAD(quarantine_list, quarantined);
 struct quarantine {
     struct quarantine_list pending; // unlinked in memory
     struct quarantine_list syncing; // the running sync makes it durable
-    struct quarantine_list durable; // waits for ops to end
+    struct quarantine_list durable; // waits for ops to end, and for what they were lent
     size_t count;
     bool releasing;
     struct op releaser;
@@ -59,6 +59,8 @@ void quarantine_free(struct quarantine *q);
 void quarantine_add(struct image *image, uint64_t first, uint64_t count);
 bool quarantine_full(const struct quarantine *q);
 bool quarantine_empty(const struct quarantine *q);
+// Whether leases alone are in the way of the next release. They were recalled (image_host).
+bool quarantine_waits_for_leases(const struct image *image);
 
 // For sync.c: a sync begins; it ended (failed: what it should have made durable waits on).
 void quarantine_sync_begins(struct image *image);

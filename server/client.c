@@ -194,9 +194,7 @@ static void start(struct client *client, struct client_request *request)
         reply_at_once(client, request, 0);
         return;
     }
-    // What is read for TLS is looked at by its library, which knows of no failing reads.
-    request_prepare(request, client->export, session_read_holes(client->session, &request->request),
-                    !session_tls(client->session));
+    request_prepare(request, client->export, client->session);
     request->op.done = on_op_done;
     request->ref.release = on_payload_sent;
     client->in_flight++;
@@ -435,11 +433,11 @@ void client_sent(struct client *client, size_t bytes)
     session_sent(client->session, bytes);
 }
 
-static const void *place_of(struct session_payload_ref *ref, const void *data)
+static const void *place_of(struct session_payload_ref *ref, const void *data, size_t length)
 {
     struct client_request *request = request_of_ref(ref);
     bool lent = request->op.lender != NULL;
-    const void *place = request_keep(request, data);
+    const void *place = request_keep(request, data, length);
 
     ((struct client *)request->owner)->lent -= lent && place != NULL;
     return place;

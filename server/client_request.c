@@ -172,8 +172,19 @@ static bool zeroes_detected(const struct client_request *request, enum detect_ze
            wire->length % DETECT_ZEROES_ALIGN == 0 && is_zero(request->buffer, wire->length);
 }
 
-void request_prepare(struct client_request *request, const struct export *export, bool holes,
-                     bool lend)
+static unsigned read_flags(const struct session_request *wire, const struct session *session)
+{
+    unsigned flags = session_read_holes(session, wire) ? OP_REPORT_HOLES : 0;
+
+    // What is read for TLS is looked at by its library, which knows of no failing reads.
+    if (!session_tls(session) && session_output_bytes(session) < CLIENT_LENT_OUTPUT) {
+        flags |= OP_LEND;
+    }
+    return flags;
+}
+
+void request_prepare(struct client_request *request, const struct export *export,
+                     const struct session *session)
 {
     const struct export_options *options = &export->exports->options;
     const struct session_request *wire = &request->request;
@@ -189,7 +200,7 @@ void request_prepare(struct client_request *request, const struct export *export
     switch (wire->type) {
     case NBD_CMD_READ:
         op->kind = OP_READ;
-        op->flags = (holes ? OP_REPORT_HOLES : 0) | (lend ? OP_LEND : 0);
+        op->flags = read_flags(wire, session);
         break;
     case NBD_CMD_WRITE:
         op->kind = OP_WRITE;
@@ -287,7 +298,7 @@ bool request_reply(struct request_pool *pool, struct session *session,
     return false;
 }
 
-const void *request_keep(struct client_request *request, const void *data)
+const void *request_keep(struct client_request *request, const void *data, size_t length)
 {
     const struct op *op = &request->op;
     const char *at = data;
@@ -303,11 +314,12 @@ const void *request_keep(struct client_request *request, const void *data)
     if (!request->kept) {
         return data;
     }
+    // Two extents may have some bytes in common, but one that has them all will do.
     for (size_t i = 0; i < op->extent_count; i++) {
         const struct extent *extent = &request->extents[i];
         const char *lent = extent->lent;
 
-        if (lent != NULL && at >= lent && at < lent + extent->length) {
+        if (lent != NULL && at >= lent && at + length <= lent + extent->length) {
             return place + (at - lent);
         }
         place += extent->length;

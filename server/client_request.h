@@ -25,6 +25,10 @@
 // Requests that are kept for use again, about 600 bytes each: four connections at their limit.
 #define REQUEST_POOL_KEEP 4096u
 
+// Output of a connection, in bytes, beyond which its reads are not lent by the file any more: what a
+// socket takes, and what is ready when it takes more. The rest waits for a slow client.
+#define CLIENT_LENT_OUTPUT (2u << 20)
+
 struct client_request {
     struct op op; // op.done is set by the client
     struct session_request request;
@@ -71,10 +75,9 @@ int request_reserve(struct request_pool *pool, struct share *share, struct clien
 // where the command line says to ignore them.
 bool request_is_void(const struct client_request *request, const struct export *export);
 
-// Sets up the engine op that the request asks for. Of a read, holes: the reply can tell them, lend: it
-// can be sent from where the file has the bytes.
-void request_prepare(struct client_request *request, const struct export *export, bool holes,
-                     bool lend);
+// Sets up the engine op that the request asks for; of a read the session tells what its reply can be.
+void request_prepare(struct client_request *request, const struct export *export,
+                     const struct session *session);
 
 // Whether the request may change the image.
 bool request_writes(const struct client_request *request);
@@ -84,9 +87,9 @@ bool request_writes(const struct client_request *request);
 bool request_reply(struct request_pool *pool, struct session *session,
                    struct client_request *request);
 
-// Where the payload of a reply is now that was at data before, when the reply has to wait: copies what
-// the op was lent, and gives it back. Returns NULL when it cannot be had any more.
-const void *request_keep(struct client_request *request, const void *data);
+// Where a piece of a reply's payload is now that was at data before, when the reply has to wait: copies
+// what the op was lent, and gives it back. Returns NULL when it cannot be had any more.
+const void *request_keep(struct client_request *request, const void *data, size_t length);
 
 // The request whose ref this is.
 struct client_request *request_of_ref(struct session_payload_ref *ref);

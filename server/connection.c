@@ -21,7 +21,7 @@
 // the kernel's overhead. It takes less where net.core.wmem_max is smaller. TCP sizes its buffers
 // itself.
 #define CONNECTION_UNIX_SEND_BUFFER (1 << 20)
-// Bytes that are received by looking at them first: a write of 4 KiB with its header.
+// Fewer bytes than these are received by looking at them first: a write of 4 KiB with its header.
 #define CONNECTION_PEEK_MAX 4224u
 
 static void on_poll(uv_poll_t *handle, int status, int events);
@@ -73,6 +73,17 @@ static void set_waiting(struct connection *connection, bool waiting)
     }
 }
 
+// What was only looked at is not to make the kernel reset the connection.
+static void drop_peeked(struct connection *connection)
+{
+    char sink[CONNECTION_PEEK_MAX];
+
+    if (connection->peeked > 0) {
+        (void)recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
+        connection->peeked = 0;
+    }
+}
+
 // Says why a client has left without an export, where that is for somebody to put right.
 static void log_obstacle(const struct connection *connection)
 {
@@ -108,6 +119,7 @@ void connection_close(struct connection *connection, const char *reason)
     connection->closed = true;
     client_abandon(connection->client);
     connection_tls_end(connection);
+    drop_peeked(connection);
     uv_close((uv_handle_t *)&connection->poll, on_handle_closed);
     close(connection->fd);
 }
@@ -368,7 +380,8 @@ void connection_receive(struct connection *connection)
     } else {
         connection_run(connection);
     }
-    connection->one_came = client_request_count(connection->client) - requests == 1;
+    connection->one_came = client_request_count(connection->client) - requests == 1 &&
+                           n < (ssize_t)CONNECTION_PEEK_MAX;
     if (n == 0) {
         poll_update(connection, true);
     }

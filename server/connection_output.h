@@ -17,8 +17,8 @@ bool connection_output_pending(struct connection *connection);
 // connection is lost.
 bool connection_send(struct connection *connection);
 
-// What waits to be sent takes memory of its own instead of what the file has lent; so no file has to
-// lend for longer than the time between two calls. Returns false when that ended the connection.
+// What waits to be sent takes memory of its own instead of what the file has lent. Returns false when
+// that ended the connection.
 bool connection_keep_output(struct connection *connection);
 
 #endif

@@ -134,6 +134,18 @@ static bool anyone_starved(const struct connection_set *set)
     return false;
 }
 
+void connection_set_keep_output(struct connection_set *set)
+{
+    struct connection *connection = TAILQ_FIRST(&set->open);
+
+    while (connection != NULL) {
+        struct connection *next = TAILQ_NEXT(connection, open_link);
+
+        connection_keep_output(connection);
+        connection = next;
+    }
+}
+
 bool connection_set_tick(struct connection_set *set, uint64_t now)
 {
     bool starved = anyone_starved(set);
@@ -149,11 +161,10 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
         } else if (set->stopping && client_idle(connection->client) &&
                    now - set->stop_time >= STOP_DEADLINE_MS) {
             connection_close(connection, "did not take its last replies");
-        } else {
-            connection_keep_output(connection);
         }
         connection = next;
     }
+    connection_set_keep_output(set);
     return set->alive > 0;
 }
 

@@ -37,7 +37,10 @@ void connection_set_add(struct connection_set *set, int fd);
 // Sends all output, and lets clients go on that it made room for. Returns bits of enum loop_turn.
 unsigned connection_set_turn(struct connection_set *set);
 
-// About once a second: deadlines. Returns whether there are connections.
+// What waits to be sent is no longer lent by any file (connection_output.h).
+void connection_set_keep_output(struct connection_set *set);
+
+// About once a second: deadlines, and the same. Returns whether there are connections.
 bool connection_set_tick(struct connection_set *set, uint64_t now);
 
 // Answers what has come, and what comes until then, with ESHUTDOWN; closes each connection when its

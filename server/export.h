@@ -42,7 +42,7 @@ struct export_options {
 struct export
 {
     struct session_export session; // what the protocol says of it
-    const struct exports *exports; // that it is one of
+    struct exports *exports;       // that it is one of
     char *name;
     struct image *image;
     unsigned ops;    // in flight
@@ -62,6 +62,7 @@ struct exports {
     struct backend *backend; // borrowed
     struct log *log;         // borrowed
     struct workers *workers; // borrowed
+    bool recalled;           // an image wants back what it has lent (qcow2/image.h)
 };
 
 // Opens the images, in order. Each argument is IMAGE or NAME=IMAGE; what stands before the first

@@ -37,6 +37,13 @@ static void offload(void *context, struct offload_job *job)
     workers_run(export->exports->workers, job);
 }
 
+static void recall(void *context)
+{
+    const struct export *export = context;
+
+    export->exports->recalled = true;
+}
+
 // Whether the text is well-formed UTF-8 ("Syntax of UTF-8 Byte Sequences" in RFC 3629).
 static bool utf8_valid(const char *text)
 {
@@ -138,6 +145,7 @@ static int open_image(struct exports *exports, struct export *export, const char
         .open_backing = open_backing,
         .log = log_from_image,
         .offload = offload,
+        .recall = recall,
     };
     struct image *image;
     struct file *file;

@@ -26,10 +26,12 @@
 #define ASK_COST_NS 10000u
 #define ASK_COST_MAX_NS 100000000u
 
-// A copy that took longer, over what its bytes take, may have waited for a disk. Shorter than any
-// disk takes, longer than an interrupt.
-#define SLOW_COPY_NS 30000u
-#define COPY_BYTES_PER_NS 1u
+// How often it is asked whether a page was waited for, in nanoseconds: any disk takes longer.
+#define FAULTS_ASKED_NS 100000u
+
+// Most that is lent at a time, in bytes: what waits for slow clients is copied in one go when it is
+// wanted back, and nobody is served meanwhile. 16 replies of 256 KiB.
+#define LENT_MAX (4u << 20)
 
 // How far the first windows of two files are from each other. Odd, since limits are powers of two.
 #define FILE_DISTANCE 1021u
@@ -82,8 +84,7 @@ static void window_unmap(struct file_map *map, struct map_window *window)
 {
     assert(window->lent == 0);
     if (window->mapped) {
-        // Should that fail, it is replaced when something else is mapped there.
-        (void)set_aside(address_of(map, window), MAP_WINDOW_BYTES);
+        map->broken |= set_aside(address_of(map, window), MAP_WINDOW_BYTES) == MAP_FAILED;
         map->mapped--;
     }
     memset(window, 0, sizeof(*window));
@@ -134,14 +135,13 @@ static void window_map(struct file_map *map, struct map_window *window)
     }
     if (mmap(address_of(map, window), MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED,
              window->fd, (off_t)(window->number * MAP_WINDOW_BYTES)) == MAP_FAILED) {
-        // What was set aside there may be gone, too, and somebody else's by now.
         map->broken = true;
         return;
     }
     window->mapped = true;
     map->mapped++;
     if (!window_ask(map, window)) {
-        (void)set_aside(address_of(map, window), MAP_WINDOW_BYTES);
+        map->broken |= set_aside(address_of(map, window), MAP_WINDOW_BYTES) == MAP_FAILED;
         window->mapped = false;
         map->mapped--;
     }
@@ -210,19 +210,23 @@ static long disk_faults(void)
     return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_majflt : 0;
 }
 
-// If some bytes took so long because of a disk, none are had from here for a while, which is longer
-// each time that this happens soon again.
-static void note_time(struct file_map *map, uint64_t begin, uint64_t bytes)
+// Whether bytes may be had from here at present. If a disk had to be waited for since this was asked,
+// none are for a while, which is longer each time that this happens soon again.
+static bool is_quick(struct file_map *map)
 {
     uint64_t now = pace_now();
     long faults;
 
-    if (now - begin <= SLOW_COPY_NS + bytes / COPY_BYTES_PER_NS) {
-        return;
+    if (now < map->retry_at) {
+        return false;
     }
+    if (now - map->asked_at < FAULTS_ASKED_NS) {
+        return true;
+    }
+    map->asked_at = now;
     faults = disk_faults();
     if (faults == map->faults) {
-        return;
+        return true;
     }
     map->faults = faults;
     map->penalty = pace_penalty(map->penalty, now - map->retry_at < map->penalty);
@@ -230,33 +234,31 @@ static void note_time(struct file_map *map, uint64_t begin, uint64_t bytes)
     for (uint32_t i = 0; i < map->count; i++) {
         window_doubt(&map->windows[i]);
     }
+    return false;
 }
 
 // Whether all of the read can be had.
-static bool has(const struct file_map *map, int fd, const struct file_io *io)
+static bool has(struct file_map *map, int fd, const struct file_io *io)
 {
-    return map->mapped > 0 && all_resident(map, fd, io->offset, io->offset + io->length);
-}
-
-bool map_read(struct file_map *map, int fd, const struct file_io *io)
-{
-    uint64_t begin;
-
-    if (!has(map, fd, io)) {
-        return false;
-    }
-    begin = pace_now();
-    if (begin < map->retry_at) {
+    if (map->mapped == 0 || !all_resident(map, fd, io->offset, io->offset + io->length) ||
+        !is_quick(map)) {
         return false;
     }
     map->used = true;
     map->idle = false;
+    return true;
+}
+
+bool map_read(struct file_map *map, int fd, const struct file_io *io)
+{
+    if (!has(map, fd, io)) {
+        return false;
+    }
     if (!copy_all(map, fd, io)) {
         window_doubt(window_of(map, fd, io->offset / MAP_WINDOW_BYTES));
         window_doubt(window_of(map, fd, (io->offset + io->length - 1) / MAP_WINDOW_BYTES));
         return false;
     }
-    note_time(map, begin, io->length);
     return true;
 }
 
@@ -282,7 +284,7 @@ const void *map_lend(struct file_map *map, int fd, const struct file_io *io)
 {
     const char *at;
 
-    if (!has(map, fd, io)) {
+    if (map->lent + io->length > LENT_MAX || !has(map, fd, io)) {
         return NULL;
     }
     // Windows that follow each other in the file do so in memory, but for the last place.
@@ -291,17 +293,7 @@ const void *map_lend(struct file_map *map, int fd, const struct file_io *io)
     if (io->length > (uint64_t)map->count * MAP_WINDOW_BYTES - (uint64_t)(at - map->base)) {
         return NULL;
     }
-    if (map->lent == 0) {
-        map->lent_at = pace_now();
-        map->lent_since = 0;
-    }
-    if (map->lent_at < map->retry_at) {
-        return NULL;
-    }
     note_lent(map, at, io->length, false);
-    map->lent_since += io->length;
-    map->used = true;
-    map->idle = false;
     return at;
 }
 
@@ -351,9 +343,6 @@ bool map_copy_lent(struct file_map *map, void *to, const void *lent, size_t byte
 void map_give_back(struct file_map *map, const void *lent, uint64_t bytes)
 {
     note_lent(map, lent, bytes, true);
-    if (map->lent == 0) {
-        note_time(map, map->lent_at, map->lent_since);
-    }
 }
 
 void map_missed(struct file_map *map, int fd, const struct file_io *io)
@@ -449,10 +438,10 @@ void map_set_limit(struct file_map *map, uint64_t bytes)
 void map_destroy(struct file_map *map)
 {
     assert(map->lent == 0);
-    if (map->windows != NULL) {
+    if (map->windows != NULL && !map->broken) {
         munmap(map->base, (size_t)map->count * MAP_WINDOW_BYTES);
-        free(map->windows);
     }
+    free(map->windows);
 }
 
 void map_forget(struct file_map *map, int fd)

@@ -7,8 +7,8 @@
 //
 // Three things could go wrong, and do not: a page that has left memory since would make the thread
 // wait for the disk: when that happens, reads are left to the caller for a while. A file that somebody
-// cut, or a disk that cannot read, would end the process (SIGBUS): copies are guarded (guarded_copy.h),
-// and what is lent is for system calls. And
+// cut, or a disk that cannot read, would end the process (SIGBUS): copies are guarded
+// (guarded_copy.h), and what is lent is for system calls, which fail. And
 // pages that are mapped count as this process's memory: there is a limit, and what is not used is
 // unmapped.
 //
@@ -27,8 +27,8 @@
 
 // Bytes of one window: what one page of the processor's tables covers.
 #define MAP_WINDOW_BYTES (2u << 20)
-// Most windows of all files, whatever the limit in bytes: each is one of the mappings of which a
-// process may have 65530 by default.
+// Most windows of all files, whatever the limit in bytes: each, and what is between two, is one
+// of the mappings of which a process may have 65530 by default.
 #define MAP_WINDOWS_MAX 16384u
 
 struct map_window;
@@ -38,18 +38,18 @@ struct file_map {
     struct runq *runq;          // borrowed
     struct map_window *windows; // a place for each; NULL: nothing is ever mapped
     uint32_t count;
-    char *base;          // memory for each, set aside, one behind the other
-    uint32_t mapped;     // of these
-    bool broken;         // mapping has failed: nothing more is mapped
-    uint32_t sweep;      // the place that the task looks at next
-    uint64_t lent;       // bytes that were not given back
-    uint64_t lent_at;    // when the first of these was lent
-    uint64_t lent_since; // bytes that were lent since then
-    bool used;           // something was read since the last tick
-    bool idle;           // nothing was between the two before, and until now
-    long faults;         // of this thread that had to wait for a disk, when last asked
-    uint64_t retry_at;   // nothing is copied before that; nanoseconds of CLOCK_MONOTONIC
-    uint64_t penalty;    // how long the last wait for a disk turned it off
+    char *base;      // memory for each, set aside, one behind the other
+    uint32_t mapped; // of these
+    // Mapping has failed, and what was set aside may be somebody else's: nothing more is mapped.
+    bool broken;
+    uint32_t sweep;    // the place that the task looks at next
+    uint64_t lent;     // bytes that were not given back
+    bool used;         // something was read since the last tick
+    bool idle;         // nothing was between the two before, and until now
+    uint64_t asked_at; // when it was last asked whether a page was waited for
+    long faults;       // of this thread that had to wait for a disk, by then
+    uint64_t retry_at; // nothing is copied before that; nanoseconds of CLOCK_MONOTONIC
+    uint64_t penalty;  // how long the last wait for a disk turned it off
 };
 
 // At first nothing is mapped. runq is borrowed and outlives the map.

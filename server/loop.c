@@ -114,7 +114,8 @@ static unsigned take_turns(struct loop *loop, uint64_t begin)
         if (!quiet) {
             break;
         }
-        if ((turn & LOOP_MORE) == 0) {
+        // What was sent may have let go of what others wait for.
+        if ((turn & LOOP_MORE) == 0 && runq_empty(loop->runq)) {
             return told;
         }
     }

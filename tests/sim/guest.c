@@ -370,8 +370,10 @@ static bool pass_to_server(struct guest *guest, bool eager)
 }
 
 #define IOV_MAX_SENT 16
-// How often what waits for a guest no longer waits where the file has lent it.
-#define KEEP_PERCENT 10
+// How often what waits for a guest no longer waits where the file has lent it, when that is wanted
+// back and when it is not.
+#define RECALL_PERCENT 30
+#define KEEP_PERCENT 5
 
 static bool pass_to_guest(struct guest *guest, bool eager)
 {
@@ -393,6 +395,22 @@ static bool pass_to_guest(struct guest *guest, bool eager)
     }
     client_sent(guest->client, length);
     return true;
+}
+
+// What waits for the guest no longer waits where the file has lent it: when that is wanted back, and
+// now and then.
+static bool keep_output(struct guest *guest)
+{
+    struct sim *sim = sim_of(guest);
+    bool lent = client_lent(guest->client);
+    bool recalled = guest->recalls != guest->run->recalls && rng_percent(&sim->rng, RECALL_PERCENT);
+
+    if (!recalled && !rng_percent(&sim->rng, KEEP_PERCENT))
+        return guest->recalls != guest->run->recalls;
+    guest->recalls = guest->run->recalls;
+    if (!client_keep_output(guest->client))
+        sim_fail(sim, "what was lent to guest %u cannot be kept", guest->number);
+    return lent;
 }
 
 static void go(struct guest *guest)
@@ -439,8 +457,7 @@ bool guest_pass(struct guest *guest, bool eager)
     passed |= state == CLIENT_YIELDED || client_request_count(guest->client) != taken ||
               state != guest->state;
     guest->state = state;
-    if (rng_percent(&sim_of(guest)->rng, KEEP_PERCENT) && !client_keep_output(guest->client))
-        sim_fail(sim_of(guest), "what was lent to guest %u cannot be kept", guest->number);
+    passed |= keep_output(guest);
     passed |= pass_to_guest(guest, eager);
     if (guest->peer.complaint)
         sim_fail(sim_of(guest), "the server sends guest %u %s", guest->number,

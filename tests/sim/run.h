@@ -33,7 +33,8 @@ struct run {
     uint64_t ops;        // started
     uint64_t states;     // judged
     uint64_t cuts;
-    bool with_qemu; // qemu-img has a look at every state, too
+    uint64_t recalls; // how often the engine wanted back what was lent
+    bool with_qemu;   // qemu-img has a look at every state, too
 };
 
 // Returns whether all was well; run->sim.failure says what was not. Zero run before, set

@@ -33,6 +33,13 @@ static void offload(void *context, struct offload_job *job)
     sim_offload(&run->sim, job);
 }
 
+static void recall(void *context)
+{
+    struct run *run = context;
+
+    run->recalls++;
+}
+
 // What is said while nothing is wrong. Anything else is a complaint about an image that has no
 // fault, since only whole images and those that a power cut left are served here.
 static bool is_harmless(const char *line)
@@ -72,7 +79,8 @@ static struct image *open_image(struct run *run, const struct scenario_generatio
     struct image_host host = {.context = run,
                               .open_backing = open_backing,
                               .log = take_log,
-                              .offload = s->offload ? offload : NULL};
+                              .offload = s->offload ? offload : NULL,
+                              .recall = recall};
     struct file *file = file_sim_open(&run->sim, &run->disk, "image", plan->read_only);
     struct image *image;
     struct error err;

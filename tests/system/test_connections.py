@@ -408,7 +408,6 @@ def cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.lazycow_only
 @pytest.mark.parametrize("piece", [1, 27, 28, 29, 4095, 4124, 4223, 4224, 4225, 4253, 9000])
 def test_requests_in_pieces(shared, piece):
     """Whatever the pieces are in which requests come, each is done once."""
@@ -435,6 +434,19 @@ def test_requests_in_pieces(shared, piece):
             assert wire.reply(len(payload)) == (1000 + number, 0, payload)
 
 
+@pytest.mark.lazycow_only
+def test_nonsense_ends_the_connection_without_a_reset(shared):
+    """Also when what came is still in the socket: a reset could overtake replies."""
+    with Wire(shared) as wire:
+        wire.go(structured=False)
+        for number in range(3):
+            wire.send(request_bytes(CMD_READ, number, 0, 512))
+            assert wire.reply(512)[:2] == (number, 0)
+        wire.send(b"\xff" * 28)
+        assert wire.socket.recv(1) == b""
+
+
+@pytest.mark.lazycow_only
 def test_slow_drip_into_requests(shared):
     """A request that comes a byte at a time costs its client time, and nobody else."""
     payload = os.urandom(64)

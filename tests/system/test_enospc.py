@@ -10,6 +10,7 @@ import pytest
 
 import lib_tools
 from lib_server import Server
+from lib_wire import CMD_READ, Wire, request_bytes
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -193,4 +194,34 @@ def test_many_in_flight(small, workdir):
         handle.flush()
         write_once_there_is_room(handle, b"\7" * MEBI, 0)
         handle.shutdown()
+    lib_tools.check_clean(image)
+
+
+def test_replies_that_wait_take_no_room(small):
+    """What a slow client has not taken of what it read is lent by the file. That keeps nobody from
+    using space that was freed."""
+    image = lib_tools.create(os.path.join(small, "disk.qcow2"), SIZE, lazy_refcounts="on")
+    read = 128 << 10
+    waited = 0
+    with Server(small, image, plain=True) as server, Wire(server) as slow:
+        handle = server.connect()
+        end = write_until_full(handle, pattern)
+        for number in range(1000):
+            handle.pread(read, number * read % (end // 2))
+        slow.go(structured=False)
+        for round_ in range(5):
+            for number in range(40):
+                slow.send(request_bytes(CMD_READ, number, number * read % (end // 2), read))
+            time.sleep(0.05)
+            offset = end - (round_ + 2) * MEBI
+            begin = time.monotonic()
+            handle.trim(MEBI, offset)
+            handle.pwrite(b"n" * MEBI, offset)
+            waited += time.monotonic() - begin
+            for _ in range(40):
+                number, error, data = slow.reply(read)
+                assert error == 0
+                assert data == pattern(number * read % (end // 2), 1) * read
+        handle.shutdown()
+    assert waited < 2, "it was not wanted back at once, but once a second"
     lib_tools.check_clean(image)

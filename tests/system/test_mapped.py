@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import lib_qcow2
 import lib_tools
 from lib_server import Server
 from lib_wire import CMD_READ, Wire, request_bytes
@@ -131,6 +132,64 @@ def test_replies_that_wait_are_nobody_elses(workdir, patience):
                 assert lines <= allowed | {bytes(16)}, (first + index, sorted(lines)[:3])
         writer.shutdown()
     lib_tools.check_clean(image)
+
+
+def replies_of_a_cut_image(workdir, tcp):
+    image = image_of(workdir)
+    replies = {}
+    with Server(workdir, image, read_only=True, tcp=tcp) as server, Wire(server) as wire:
+        handle = server.connect()
+        read_all(handle)
+        wire.go(structured=False)
+        for number in range(100):
+            wire.send(request_bytes(CMD_READ, number, number * 8 * BLOCK, 4 * BLOCK))
+        time.sleep(0.1)
+        os.truncate(image, 4 * MEBI + 12345)
+        for _ in range(100):
+            cookie, error, data = wire.reply(4 * BLOCK)
+            assert error == 0
+            replies[cookie] = data
+        handle.shutdown()
+        assert server.alive()
+    return replies
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_an_image_that_is_cut_while_replies_wait(workdir, tcp):
+    """What was sent or copied before is what was there then, what was lent is zeros."""
+    for _ in range(10):
+        replies = replies_of_a_cut_image(workdir, tcp)
+        assert replies[0] == b"\7" * (4 * BLOCK)
+        assert all(set(data) <= {0, 7} for data in replies.values())
+        if any(0 in data for data in replies.values()):
+            return
+    raise AssertionError("nothing was ever lent while the image was cut")
+
+
+@pytest.mark.parametrize("patience", [0, 2.5])
+def test_a_cluster_that_two_places_share(workdir, patience):
+    """The second and the third cluster of the guest have those of the first and the second on the host;
+    a reply that waits has what is lent of them apart."""
+    image = image_of(workdir)
+    header = lib_qcow2.Header(image)
+    for number in range(3):
+        lib_tools.qemu_io(image, f"write -P {number + 1} {number * BLOCK} {BLOCK}")
+    entries = [lib_qcow2.peek(image, header.l2_entry_offset(number * BLOCK), ">Q")
+               & ~lib_qcow2.COPIED for number in range(2)]
+    for number, entry in enumerate([entries[0], entries[0], entries[1]]):
+        lib_qcow2.poke(image, header.l2_entry_offset(number * BLOCK), ">Q", entry)
+    expected = b"\1" * 2 * BLOCK + b"\2" * BLOCK
+    with Server(workdir, image, read_only=True) as server, Wire(server) as wire:
+        handle = server.connect()
+        for _ in range(100):
+            assert handle.pread(3 * BLOCK, 0) == expected
+        wire.go(structured=False)
+        for number in range(40):
+            wire.send(request_bytes(CMD_READ, number, 0, 3 * BLOCK))
+        time.sleep(patience)
+        for _ in range(40):
+            assert wire.reply(3 * BLOCK)[1:] == (0, expected)
+        handle.shutdown()
 
 
 def test_reads_see_every_write(workdir):

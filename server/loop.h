@@ -48,6 +48,7 @@ struct loop {
     uv_check_t check; // runs the turn, behind the poll
     uv_idle_t again;  // active while the poll is not to wait: work is left, or it is looked again
     bool looking;     // the latter
+    unsigned looks;   // how often, since replies were sent
     unsigned alone;   // how often in a row something came while nothing was in flight
     uint64_t overlapped_at; // when that was last not so, nanoseconds of uv_hrtime()
     struct spin spin;

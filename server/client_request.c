@@ -309,12 +309,8 @@ const void *request_keep(struct client_request *request, const void *data, size_
             return NULL;
         }
         op_give_back(&request->op);
-        request->kept = true;
     }
-    if (!request->kept) {
-        return data;
-    }
-    // Two extents may have some bytes in common, but one that has them all will do.
+    // What was lent once is in the buffer now; what is there already is in no such extent. Two extents may have some bytes in common, but one that has them all will do.
     for (size_t i = 0; i < op->extent_count; i++) {
         const struct extent *extent = &request->extents[i];
         const char *lent = extent->lent;

@@ -39,7 +39,6 @@ struct client_request {
     size_t buffer_bytes;
     struct extent *extents; // few, or extents_bytes of a buffer
     size_t extents_bytes;   // 0: few
-    bool kept;              // what it was lent is in buffer now
     SLIST_ENTRY(client_request) link;
     struct extent few[CLIENT_REQUEST_FEW_EXTENTS]; // last, for it is not cleared
 };

@@ -73,15 +73,21 @@ static void set_waiting(struct connection *connection, bool waiting)
     }
 }
 
-// What was only looked at is not to make the kernel reset the connection.
-static void drop_peeked(struct connection *connection)
+// Takes what was only looked at. Returns 0 or a positive errno.
+static int take_peeked(struct connection *connection)
 {
     char sink[CONNECTION_PEEK_MAX];
 
-    if (connection->peeked > 0) {
-        (void)recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
-        connection->peeked = 0;
+    while (connection->peeked > 0) {
+        ssize_t n = recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
+
+        if (n > 0) {
+            connection->peeked -= (size_t)n;
+        } else if (n == 0 || errno != EINTR) {
+            return n == 0 ? ECONNRESET : errno;
+        }
     }
+    return 0;
 }
 
 // Says why a client has left without an export, where that is for somebody to put right.
@@ -119,7 +125,8 @@ void connection_close(struct connection *connection, const char *reason)
     connection->closed = true;
     client_abandon(connection->client);
     connection_tls_end(connection);
-    drop_peeked(connection);
+    // Else the kernel would reset the connection, which overtakes replies.
+    (void)take_peeked(connection);
     uv_close((uv_handle_t *)&connection->poll, on_handle_closed);
     close(connection->fd);
 }
@@ -331,36 +338,21 @@ static ssize_t receive(struct connection *connection, struct iovec iov[2], int c
     return n;
 }
 
-// Takes what was only looked at. Returns false when the connection is lost.
-static bool take_peeked(struct connection *connection)
-{
-    char sink[CONNECTION_PEEK_MAX];
-
-    while (connection->peeked > 0) {
-        ssize_t n = recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
-
-        if (n > 0) {
-            connection->peeked -= (size_t)n;
-        } else if (n == 0 || errno != EINTR) {
-            connection_close(connection, n == 0 ? "connection lost" : strerror(errno));
-            return false;
-        }
-    }
-    return true;
-}
-
 void connection_receive(struct connection *connection)
 {
     struct iovec iov[2];
     int count = input_room(connection, iov);
     uint64_t requests = client_request_count(connection->client);
     ssize_t n;
+    int error;
 
     if (count == 0) {
         poll_update(connection, true);
         return;
     }
-    if (!take_peeked(connection)) {
+    error = take_peeked(connection);
+    if (error != 0) {
+        connection_close(connection, strerror(error));
         return;
     }
     n = receive(connection, iov, count);
@@ -429,13 +421,20 @@ static void on_poll(uv_poll_t *handle, int status, int events)
 
 void connection_flush(struct connection *connection)
 {
+    int error;
+
     TAILQ_REMOVE(&connection->set->dirty, connection, dirty_link);
     connection->dirty = false;
     if (connection->closed) {
         connection_free_if_done(connection);
         return;
     }
-    if (!connection_send(connection) || !take_peeked(connection)) {
+    if (!connection_send(connection)) {
+        return;
+    }
+    error = take_peeked(connection);
+    if (error != 0) {
+        connection_close(connection, strerror(error));
         return;
     }
     if (client_drained(connection->client) &&

@@ -157,12 +157,20 @@ static bool pages_resident(const struct map_window *window, size_t first, size_t
     return true;
 }
 
+// Where the window ends that at is in, or end, whichever comes first.
+static uint64_t part_end(uint64_t at, uint64_t end)
+{
+    uint64_t next = (at / MAP_WINDOW_BYTES + 1) * MAP_WINDOW_BYTES;
+
+    return next < end ? next : end;
+}
+
 static bool all_resident(const struct file_map *map, int fd, uint64_t begin, uint64_t end)
 {
     while (begin < end) {
         uint64_t number = begin / MAP_WINDOW_BYTES;
         uint64_t start = number * MAP_WINDOW_BYTES;
-        uint64_t stop = end < start + MAP_WINDOW_BYTES ? end : start + MAP_WINDOW_BYTES;
+        uint64_t stop = part_end(begin, end);
         struct map_window *window = window_of(map, fd, number);
 
         if (!window_is(window, fd, number) || !window->mapped ||
@@ -187,12 +195,11 @@ static bool copy_all(const struct file_map *map, int fd, const struct file_io *i
         size_t left = io->iov[i].iov_len;
 
         while (left > 0) {
-            size_t skip = (size_t)(offset % MAP_WINDOW_BYTES);
-            size_t bytes = left < MAP_WINDOW_BYTES - skip ? left : MAP_WINDOW_BYTES - skip;
-
             const struct map_window *window = window_of(map, fd, offset / MAP_WINDOW_BYTES);
+            const char *from = address_of(map, window) + offset % MAP_WINDOW_BYTES;
+            size_t bytes = (size_t)(part_end(offset, offset + left) - offset);
 
-            if (!guarded_copy(to, address_of(map, window) + skip, bytes)) {
+            if (!guarded_copy(to, from, bytes)) {
                 return false;
             }
             to += bytes;
@@ -270,8 +277,7 @@ static void note_lent(struct file_map *map, const char *at, uint64_t bytes, bool
 
     while (begin < end) {
         struct map_window *window = &map->windows[begin / MAP_WINDOW_BYTES];
-        uint64_t next = (begin / MAP_WINDOW_BYTES + 1) * MAP_WINDOW_BYTES;
-        uint32_t part = (uint32_t)((next < end ? next : end) - begin);
+        uint32_t part = (uint32_t)(part_end(begin, end) - begin);
 
         assert(!back || window->lent >= part);
         window->lent += back ? -part : part;
@@ -320,22 +326,21 @@ static bool read_again(const struct map_window *window, void *to, uint64_t offse
 
 bool map_copy_lent(struct file_map *map, void *to, const void *lent, size_t bytes)
 {
-    const char *at = lent;
+    uint64_t begin = (uint64_t)((const char *)lent - map->base);
+    uint64_t end = begin + bytes;
 
-    while (bytes > 0) {
-        size_t skip = (size_t)(at - map->base) % MAP_WINDOW_BYTES;
-        size_t part = bytes < MAP_WINDOW_BYTES - skip ? bytes : MAP_WINDOW_BYTES - skip;
-        struct map_window *window = &map->windows[(size_t)(at - map->base) / MAP_WINDOW_BYTES];
+    while (begin < end) {
+        struct map_window *window = &map->windows[begin / MAP_WINDOW_BYTES];
+        size_t part = (size_t)(part_end(begin, end) - begin);
 
-        if (!guarded_copy(to, at, part)) {
+        if (!guarded_copy(to, map->base + begin, part)) {
             window_doubt(window);
-            if (!read_again(window, to, skip, part)) {
+            if (!read_again(window, to, begin % MAP_WINDOW_BYTES, part)) {
                 return false;
             }
         }
         to = (char *)to + part;
-        at += part;
-        bytes -= part;
+        begin += part;
     }
     return true;
 }

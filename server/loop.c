@@ -111,7 +111,7 @@ static void on_again(uv_idle_t *handle)
     if (!loop->looking) {
         return;
     }
-    // The client may be on this processor: soon at first, then ever more seldom.
+    // The client may be waiting for this very processor: it is offered soon, then ever more seldom.
     loop->looks++;
     if ((loop->looks & (loop->looks - 1)) != 0) {
         relax();

@@ -81,7 +81,6 @@ void op_start(struct image *image, struct op *op)
 {
     op->result = 0;
     op->extent_count = 0;
-    op->lender = NULL;
     if (op->kind == OP_READ) {
         memset(op->buf, 0, op->length);
     }

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/backing_name.h"
+#include "qcow2/format/backing_name.h"
 #include "qcow2/engine.h"
 #include "qcow2/writable.h"
 

@@ -7,10 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "qcow2/error.h"
-#include "qcow2/file.h"
-#include "qcow2/offload.h"
-#include "qcow2/op.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/offload.h"
+#include "qcow2/base/op.h"
 
 enum image_format { IMAGE_FORMAT_UNKNOWN, IMAGE_FORMAT_QCOW2, IMAGE_FORMAT_RAW };
 

@@ -3,7 +3,7 @@
 #ifndef LAZYCOW_QCOW2_WRITABLE_H
 #define LAZYCOW_QCOW2_WRITABLE_H
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 
 struct image;
 

@@ -7,7 +7,7 @@
 #include <stddef.h>
 
 #include "protocol/session.h"
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 #include "server/export.h"
 
 // Rules of one server: as many as it may have exports.

@@ -9,7 +9,7 @@
 #include <sys/queue.h>
 
 #include "protocol/session.h"
-#include "qcow2/op.h"
+#include "qcow2/base/op.h"
 #include "server/budget.h"
 #include "server/buffer_pool.h"
 #include "server/export.h"

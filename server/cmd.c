@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/format.h"
+#include "qcow2/format/format.h"
 #include "server/file_backend.h"
 
 int cmd_fail(const char *format, ...)

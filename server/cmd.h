@@ -7,9 +7,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "qcow2/error.h"
-#include "qcow2/file.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/runq.h"
 
 // Each subcommand gets its own name as argv[0] and returns the exit code of the process.
 int cmd_serve(int argc, char **argv);

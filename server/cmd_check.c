@@ -9,8 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "qcow2/check.h"
-#include "qcow2/format.h"
+#include "qcow2/offline/check.h"
+#include "qcow2/format/format.h"
 #include "qcow2/image.h"
 #include "server/cmd.h"
 

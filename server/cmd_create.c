@@ -9,10 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "qcow2/backing_name.h"
-#include "qcow2/create.h"
-#include "qcow2/format.h"
-#include "qcow2/header.h"
+#include "qcow2/format/backing_name.h"
+#include "qcow2/offline/create.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 #include "qcow2/image.h"
 #include "server/cmd.h"
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/backing_name.h"
+#include "qcow2/format/backing_name.h"
 #include "server/cmd.h"
 #include "server/info.h"
 

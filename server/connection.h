@@ -9,7 +9,7 @@
 #include <sys/queue.h>
 #include <uv.h>
 
-#include "qcow2/offload.h"
+#include "qcow2/base/offload.h"
 #include "server/client.h"
 #include "server/log.h"
 #include "server/tls.h"

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "protocol/session.h"
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 #include "qcow2/image.h"
 #include "server/log.h"
 

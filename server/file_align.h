@@ -14,7 +14,7 @@
 
 #include <stddef.h>
 
-#include "qcow2/file.h"
+#include "qcow2/base/file.h"
 
 // The largest alignments that are accepted, of offsets and of buffers; real ones are 512 and 4096.
 #define FILE_ALIGN_MAX 65536u

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// file_backend.h: local files and block devices as struct file (qcow2/file.h), over io_uring or
+// file_backend.h: local files and block devices as struct file (qcow2/base/file.h), over io_uring or
 // over threads. A backend belongs to one thread, the one that owns the run queue, and to the
 // process that made it (make it after any fork).
 //
@@ -11,9 +11,9 @@
 
 #include <stdbool.h>
 
-#include "qcow2/error.h"
-#include "qcow2/file.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/runq.h"
 
 struct backend;
 

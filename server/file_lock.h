@@ -8,7 +8,7 @@
 #ifndef LAZYCOW_SERVER_FILE_LOCK_H
 #define LAZYCOW_SERVER_FILE_LOCK_H
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 
 enum file_lock_role {
     FILE_LOCK_READER, // any number of readers, no writer

@@ -22,8 +22,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "qcow2/file.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/runq.h"
 
 // Bytes of one window: what one page of the processor's tables covers.
 #define MAP_WINDOW_BYTES (2u << 20)

@@ -9,9 +9,9 @@
 #include <sys/queue.h>
 #include <sys/types.h>
 
-#include "qcow2/error.h"
-#include "qcow2/file.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/runq.h"
 #include "server/file_backend.h"
 #include "server/file_map.h"
 #include "server/file_pace.h"

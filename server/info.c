@@ -6,11 +6,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "qcow2/backing_name.h"
-#include "qcow2/bitmap_directory.h"
-#include "qcow2/format.h"
-#include "qcow2/header.h"
-#include "qcow2/snapshot_table.h"
+#include "qcow2/format/backing_name.h"
+#include "qcow2/format/bitmap_directory.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
+#include "qcow2/format/snapshot_table.h"
 
 #define SECTOR_BYTES 512u
 #define AUTOCLEAR_RAW_DATA_FILE (1ull << 1)

@@ -5,7 +5,7 @@
 
 #include <jansson.h>
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 #include "qcow2/image.h"
 #include "server/cmd.h"
 

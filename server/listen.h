@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 
 // Port registered for NBD ("Baseline").
 #define LISTEN_PORT_DEFAULT 10809

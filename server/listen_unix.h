@@ -3,7 +3,7 @@
 #ifndef LAZYCOW_SERVER_LISTEN_UNIX_H
 #define LAZYCOW_SERVER_LISTEN_UNIX_H
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 #include "server/listen.h"
 
 // Makes a descriptor non-blocking and closed on exec. Returns 0 or a negative errno.

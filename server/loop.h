@@ -10,8 +10,8 @@
 #include <stdint.h>
 #include <uv.h>
 
-#include "qcow2/error.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/runq.h"
 #include "server/file_backend.h"
 #include "server/spin.h"
 

@@ -5,7 +5,7 @@
 
 #include <sys/types.h>
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 
 struct privileges {
     const char *user; // for messages; NULL: stay who we are

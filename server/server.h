@@ -5,8 +5,8 @@
 
 #include <stdbool.h>
 
-#include "qcow2/error.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/runq.h"
 #include "server/access.h"
 #include "server/export.h"
 #include "server/file_backend.h"

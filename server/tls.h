@@ -15,7 +15,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 
 // The longest text that says who a peer is, in bytes with the NUL; longer names are refused.
 #define TLS_IDENTITY_MAX 1024

@@ -6,7 +6,7 @@
 
 #include <gnutls/gnutls.h>
 
-#include "qcow2/error.h"
+#include "qcow2/base/error.h"
 #include "server/tls.h"
 
 struct tls_psk_list;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// workers.h: computations (qcow2/offload.h) on libuv's worker threads: the engine's, and TLS's
+// workers.h: computations (qcow2/base/offload.h) on libuv's worker threads: the engine's, and TLS's
 // handshakes.
 #ifndef LAZYCOW_SERVER_WORKERS_H
 #define LAZYCOW_SERVER_WORKERS_H
 
-#include "qcow2/offload.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/offload.h"
+#include "qcow2/base/runq.h"
 
 struct uv_loop_s;
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "qcow2/image.h"
-#include "qcow2/op.h"
+#include "qcow2/base/op.h"
 
 struct image {
     struct file *file;

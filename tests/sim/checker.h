@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// checker.h: our own check (qcow2/check.h) of a state, and whether it agrees with judge.h.
+// checker.h: our own check (qcow2/offline/check.h) of a state, and whether it agrees with judge.h.
 #ifndef LAZYCOW_TESTS_SIM_CHECKER_H
 #define LAZYCOW_TESTS_SIM_CHECKER_H
 
 #include <stdbool.h>
 
-#include "qcow2/check.h"
+#include "qcow2/offline/check.h"
 #include "tests/sim/judge.h"
 #include "tests/sim/run.h"
 

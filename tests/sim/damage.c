@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/sim/damage.h"
 
-#include "qcow2/format.h"
-#include "qcow2/header.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 
 struct damage {
     struct memory *memory;

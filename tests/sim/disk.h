@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
-#include "qcow2/file.h"
+#include "qcow2/base/file.h"
 #include "tests/sim/memory.h"
 #include "tests/sim/rng.h"
 

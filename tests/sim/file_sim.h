@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// file_sim.h: struct file (qcow2/file.h) over memory, with a clock of its own, faults and power
+// file_sim.h: struct file (qcow2/base/file.h) over memory, with a clock of its own, faults and power
 // cuts.
 #ifndef LAZYCOW_TESTS_SIM_FILE_SIM_H
 #define LAZYCOW_TESTS_SIM_FILE_SIM_H
@@ -8,8 +8,8 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
-#include "qcow2/file.h"
-#include "qcow2/offload.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/offload.h"
 #include "tests/sim/disk.h"
 #include "tests/sim/rng.h"
 

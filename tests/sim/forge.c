@@ -8,8 +8,8 @@
 #include <zlib.h>
 #include <zstd.h>
 
-#include "qcow2/format.h"
-#include "qcow2/header.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 #include "tests/sim/pattern.h"
 
 // Host clusters of the largest image that is filled up with leaks.

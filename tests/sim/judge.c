@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/format.h"
-#include "qcow2/header.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 
 // Clusters beyond the end of the file whose refcounts are looked at.
 #define BEYOND_END 2048u

@@ -7,8 +7,8 @@
 #include <zlib.h>
 #include <zstd.h>
 
-#include "qcow2/format.h"
-#include "qcow2/header.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 
 static uint32_t read32(const struct reader *reader, uint64_t offset)
 {

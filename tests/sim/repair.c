@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/check.h"
+#include "qcow2/offline/check.h"
 #include "tests/sim/damage.h"
 #include "tests/sim/judge.h"
 

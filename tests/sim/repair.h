@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// repair.h: `check -r leaks` and `-r all` (qcow2/check.h) of what a power cut left, itself cut
+// repair.h: `check -r leaks` and `-r all` (qcow2/offline/check.h) of what a power cut left, itself cut
 // short at any point, with faults, and begun again.
 #ifndef LAZYCOW_TESTS_SIM_REPAIR_H
 #define LAZYCOW_TESTS_SIM_REPAIR_H

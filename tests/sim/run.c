@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/create.h"
+#include "qcow2/offline/create.h"
 #include "qcow2/image.h"
 #include "tests/sim/checker.h"
 #include "tests/sim/generation.h"

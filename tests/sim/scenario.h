@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "qcow2/op.h"
+#include "qcow2/base/op.h"
 #include "server/export.h"
 #include "tests/sim/file_sim.h"
 #include "tests/sim/forge.h"
@@ -58,7 +58,7 @@ struct scenario {
     struct scenario_limits limits;
 
     struct forge_recipe image;
-    bool created; // by qcow2/create.h instead of the forge; empty then
+    bool created; // by qcow2/offline/create.h instead of the forge; empty then
     bool preallocated;
     struct scenario_backing backings[SCENARIO_DEPTH_MAX]; // the nearest first
     unsigned depth;                                       // how many there are

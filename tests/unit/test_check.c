@@ -12,11 +12,11 @@
 
 #include <cmocka.h>
 
-#include "qcow2/check.h"
-#include "qcow2/create.h"
-#include "qcow2/format.h"
-#include "qcow2/header.h"
-#include "qcow2/refcount_array.h"
+#include "qcow2/offline/check.h"
+#include "qcow2/offline/create.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
+#include "qcow2/format/refcount_array.h"
 
 #define FILE_BYTES_MAX (2u << 20)
 #define LOG_MAX 4096

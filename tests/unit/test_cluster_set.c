@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "qcow2/cluster_set.h"
+#include "qcow2/base/cluster_set.h"
 
 static void empty_has_nothing(void **state)
 {

@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "qcow2/create.h"
+#include "qcow2/offline/create.h"
 #include "qcow2/engine.h"
 
 #define FILE_BYTES_MAX (4u << 20)

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "qcow2/counts.h"
+#include "qcow2/base/counts.h"
 
 #define CLUSTERS (2 * COUNTS_CHUNK_CLUSTERS + 1000)
 

@@ -10,8 +10,8 @@
 
 #include <cmocka.h>
 
-#include "qcow2/format.h"
-#include "qcow2/header.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 
 #define CLUSTER_BITS 16
 #define CLUSTER (1u << CLUSTER_BITS)

@@ -13,8 +13,8 @@
 #include <libdeflate.h>
 #include <zstd.h>
 
-#include "qcow2/format.h"
-#include "qcow2/inflate.h"
+#include "qcow2/format/format.h"
+#include "qcow2/codec/inflate.h"
 
 #define CLUSTER 65536u
 #define ROOM (2 * CLUSTER)

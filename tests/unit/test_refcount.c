@@ -9,8 +9,8 @@
 
 #include <cmocka.h>
 
-#include "qcow2/refcount.h"
-#include "qcow2/refcount_array.h"
+#include "qcow2/space/refcount.h"
+#include "qcow2/format/refcount_array.h"
 
 #define CLUSTER_BITS 9
 #define TABLE_SIZE 64 // entries: one cluster of table

@@ -8,9 +8,9 @@
 #include <string.h>
 #include <cmocka.h>
 
-#include "qcow2/error.h"
-#include "qcow2/file.h"
-#include "qcow2/runq.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/runq.h"
 
 // ---- Run queue ----------------------------------------------------------------------------------
 

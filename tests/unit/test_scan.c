@@ -11,7 +11,7 @@
 
 #include <errno.h>
 
-#include "qcow2/scan.h"
+#include "qcow2/walk/scan.h"
 
 #define RANGE 4096u
 #define IN_FLIGHT_MAX 32

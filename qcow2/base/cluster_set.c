@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/base/cluster_set.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+static size_t home_slot(const struct cluster_set *set, uint64_t cluster)
+{
+    return (size_t)((cluster * 0x9e3779b97f4a7c15ull) >> 20) & (set->capacity - 1);
+}
+
+// The slot that holds the cluster, or the free one where it would go.
+static size_t find_slot(const struct cluster_set *set, uint64_t cluster)
+{
+    size_t slot = home_slot(set, cluster);
+
+    while (set->slots[slot] != 0 && set->slots[slot] != cluster + 1)
+        slot = (slot + 1) & (set->capacity - 1);
+    return slot;
+}
+
+void cluster_set_free(struct cluster_set *set)
+{
+    free(set->slots);
+    *set = (struct cluster_set){0};
+}
+
+static int grow(struct cluster_set *set)
+{
+    struct cluster_set larger = {.capacity = set->capacity ? set->capacity * 2 : 64,
+                                 .count = set->count};
+
+    larger.slots = calloc(larger.capacity, sizeof(*larger.slots));
+    if (!larger.slots)
+        return -ENOMEM;
+    for (size_t i = 0; i < set->capacity; i++) {
+        if (set->slots[i] != 0)
+            larger.slots[find_slot(&larger, set->slots[i] - 1)] = set->slots[i];
+    }
+    free(set->slots);
+    *set = larger;
+    return 0;
+}
+
+int cluster_set_add(struct cluster_set *set, uint64_t cluster)
+{
+    // Half full at the most, so that probing stays short.
+    if (set->count * 2 >= set->capacity && grow(set) < 0)
+        return -ENOMEM;
+
+    size_t slot = find_slot(set, cluster);
+    if (set->slots[slot] == 0) {
+        set->slots[slot] = cluster + 1;
+        set->count++;
+    }
+    return 0;
+}
+
+void cluster_set_remove(struct cluster_set *set, uint64_t cluster)
+{
+    if (set->count == 0)
+        return;
+
+    size_t hole = find_slot(set, cluster);
+    if (set->slots[hole] == 0)
+        return;
+    set->slots[hole] = 0;
+    set->count--;
+
+    // Moves up what probing would no longer find behind the hole.
+    size_t mask = set->capacity - 1;
+    for (size_t slot = (hole + 1) & mask; set->slots[slot] != 0; slot = (slot + 1) & mask) {
+        size_t home = home_slot(set, set->slots[slot] - 1);
+
+        if (((slot - home) & mask) >= ((slot - hole) & mask)) {
+            set->slots[hole] = set->slots[slot];
+            set->slots[slot] = 0;
+            hole = slot;
+        }
+    }
+}
+
+bool cluster_set_has(const struct cluster_set *set, uint64_t cluster)
+{
+    return set->count > 0 && set->slots[find_slot(set, cluster)] != 0;
+}

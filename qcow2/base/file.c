@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/base/file.h"
+
+#include <assert.h>
+
+static void run_done(struct task *task)
+{
+    struct file_io *io = (struct file_io *)((char *)task - offsetof(struct file_io, task));
+
+    io->file->outstanding--;
+    io->done(io);
+}
+
+void file_submit(struct file *file, struct file_io *io)
+{
+    assert(!file->read_only || io->kind == FILE_READ || io->kind == FILE_DATASYNC);
+    assert(io->iovcnt <= FILE_IOV_MAX);
+    assert(io->offset <= INT64_MAX && io->length <= (uint64_t)INT64_MAX - io->offset);
+    io->file = file;
+    io->task = (struct task){.run = run_done};
+    io->progress = 0;
+    io->lent = NULL;
+    file->outstanding++;
+    file->ops->submit(file, io);
+}
+
+void file_io_complete(struct file_io *io, int result)
+{
+    assert(result <= 0);
+    io->result = result;
+    runq_post(io->file->runq, &io->task);
+}
+
+int64_t file_size(struct file *file)
+{
+    return file->ops->size(file);
+}
+
+void file_drain(struct file *file)
+{
+    while (runq_run(file->runq) || file->outstanding > 0) {
+        if (runq_empty(file->runq) && file->outstanding > 0)
+            file->ops->wait(file);
+    }
+}
+
+void file_close(struct file *file)
+{
+    file->ops->close(file);
+}
+
+struct blocking_io {
+    struct file_io io;
+    bool finished;
+};
+
+static void blocking_done(struct file_io *io)
+{
+    ((struct blocking_io *)((char *)io - offsetof(struct blocking_io, io)))->finished = true;
+}
+
+static int run_blocking(struct file *file, const struct file_io *request)
+{
+    struct blocking_io blocking = {.io = *request};
+
+    blocking.io.done = blocking_done;
+    file_submit(file, &blocking.io);
+    while (!blocking.finished) {
+        if (!runq_run(file->runq))
+            file->ops->wait(file);
+    }
+    return blocking.io.result;
+}
+
+int file_read_blocking(struct file *file, void *buf, uint64_t offset, size_t length)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = length};
+
+    return run_blocking(
+        file, &(struct file_io){
+                  .kind = FILE_READ, .offset = offset, .length = length, .iov = &iov, .iovcnt = 1});
+}
+
+int file_write_blocking(struct file *file, const void *buf, uint64_t offset, size_t length)
+{
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)buf, .iov_len = length};
+
+    return run_blocking(
+        file,
+        &(struct file_io){
+            .kind = FILE_WRITE, .offset = offset, .length = length, .iov = &iov, .iovcnt = 1});
+}
+
+int file_do_blocking(struct file *file, enum file_io_kind kind, uint64_t offset, uint64_t length)
+{
+    return run_blocking(file, &(struct file_io){.kind = kind, .offset = offset, .length = length});
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// file.h: what the engine asks of the file under an image. Implementations live elsewhere
+// (server/file_*.c, tests/sim/file_sim.c); the engine never sees a descriptor.
+//
+// The contract of every implementation:
+//  1. done never runs inside file_submit: a completed request is posted to file->runq, which calls
+//  it.
+//  2. All or an error: a short read or write is resumed below; a read past the end of the file is
+//     filled with zeros and is no error.
+//  3. Buffers and the file_io belong to the file from file_submit until done runs.
+//  4. A FILE_DATASYNC covers exactly the requests whose done ran before it was submitted.
+//     Everything else is unordered. It covers the size of the file and its allocation too.
+//  5. Requests have any byte alignment; an implementation on O_DIRECT hides that.
+//  6. What a FILE_READ was lent shows the file as it is at any time until it is given back, whatever
+//     is written there meanwhile, and stays readable; but see copy_lent.
+#ifndef LAZYCOW_QCOW2_BASE_FILE_H
+#define LAZYCOW_QCOW2_BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "qcow2/base/runq.h"
+
+enum file_io_kind {
+    FILE_READ,
+    FILE_WRITE,
+    FILE_DATASYNC,
+    FILE_ZERO,  // the range reads as zeros afterwards and stays allocated; grows the file if needed
+    FILE_PUNCH, // gives the range back to the host; it reads as zeros; never changes the size
+    FILE_ALLOCATE, // reserves space, contents unchanged (new space reads as zeros); grows the file
+    FILE_TRUNCATE, // sets the size to offset; length is not used
+};
+
+struct file_io;
+typedef void file_io_done(struct file_io *io);
+
+// How many iovecs one request may have. Callers with more data pieces submit more requests.
+#define FILE_IOV_MAX 16
+
+// One request, embedded in its owner.
+struct file_io {
+    // Set by the caller.
+    enum file_io_kind kind;
+    uint64_t offset; // bytes
+    uint64_t length; // bytes; for read and write the sum of the iovecs
+    const struct iovec
+        *iov; // read and write: at most FILE_IOV_MAX; owned by the caller, kept until done
+    int iovcnt;
+    bool lend; // FILE_READ: the bytes may be left where they are, see lent
+    file_io_done *done;
+
+    // Set when done runs: 0 or a negative errno. FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE answer
+    // -EOPNOTSUPP where the host cannot; the caller then writes zeros, or does without.
+    int result;
+    // The read's bytes are here instead of in iov, to be given back (file_ops); or NULL. Only where
+    // lend was set and result is 0.
+    const void *lent;
+
+    // Private to the file.
+    struct file *file;
+    struct task task;
+    uint64_t progress; // bytes done so far
+    uint64_t cookie;
+};
+
+// What lies at an offset of a file, as far as the host knows.
+enum file_extent_kind { FILE_EXTENT_DATA, FILE_EXTENT_HOLE };
+
+struct file_ops {
+    // See the contract above.
+    void (*submit)(struct file *file, struct file_io *io);
+    // Blocks until at least one outstanding request was posted to the run queue. Only called while
+    // one is outstanding, and never on a served image: it is what the offline commands and opening
+    // use.
+    void (*wait)(struct file *file);
+    // Bytes, or a negative errno.
+    int64_t (*size)(struct file *file);
+    // Kind of what is at offset (below the size) and in *length for how many bytes at least that
+    // holds. May be NULL: then everything is data.
+    enum file_extent_kind (*extent)(struct file *file, uint64_t offset, uint64_t *length);
+    // What was lent is not used any more; length as the read's. These two may be NULL where nothing
+    // is ever lent.
+    void (*give_back)(struct file *file, const void *lent, uint64_t length);
+    // Copies some of what was lent and not given back. Returns false when the bytes cannot be had any
+    // more: the disk fails. Who looks at them in another way must expect that, or that the file was cut,
+    // as SIGBUS or EFAULT of a system call. May block.
+    bool (*copy_lent)(struct file *file, void *to, const void *lent, size_t length);
+    // Frees it. No request may be outstanding, and nothing lent.
+    void (*close)(struct file *file);
+};
+
+struct file {
+    const struct file_ops *ops;
+    struct runq *runq; // borrowed, outlives the file
+    char *name;        // for messages; owned by the implementation
+    // Which file it is, whatever its name: no other one has the same pair. 0, 0: not known.
+    uint64_t device, inode;
+    bool read_only;       // writes must not be submitted
+    unsigned outstanding; // requests submitted whose done has not begun to run; kept by file.c
+    bool fresh_is_zero;   // space beyond the end reads as zeros once written past (regular files)
+};
+
+// Fills the private part and submits. kind, offset, length, iov, iovcnt and done are set by the
+// caller.
+void file_submit(struct file *file, struct file_io *io);
+
+// Used by implementations: records the result and posts the request, whose done then runs from the
+// run queue.
+void file_io_complete(struct file_io *io, int result);
+
+// Bytes, or a negative errno.
+int64_t file_size(struct file *file);
+
+// Waits until nothing is outstanding, running the queue meanwhile. Blocking.
+void file_drain(struct file *file);
+void file_close(struct file *file);
+
+// The blocking runner: submits, runs the queue and waits until it is done. For opening an image and
+// for the offline commands only. Return 0 or a negative errno.
+int file_read_blocking(struct file *file, void *buf, uint64_t offset, size_t length);
+int file_write_blocking(struct file *file, const void *buf, uint64_t offset, size_t length);
+// kind is any but FILE_READ and FILE_WRITE.
+int file_do_blocking(struct file *file, enum file_io_kind kind, uint64_t offset, uint64_t length);
+
+#endif

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// op.h: one request to an image, from start to done. This header and image.h are all that users of
+// the engine (the server, the simulator, the offline commands) need.
+#ifndef LAZYCOW_QCOW2_BASE_OP_H
+#define LAZYCOW_QCOW2_BASE_OP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/uio.h>
+
+#include "qcow2/base/file.h"
+#include "qcow2/base/runq.h"
+
+struct image;
+struct op;
+
+enum op_kind {
+    OP_READ,
+    OP_WRITE,
+    OP_DISCARD,      // whole clusters inside the range are given back; the rest is left as it is
+    OP_WRITE_ZEROES, // the whole range reads as zeros afterwards
+    OP_FLUSH, // every write whose done ran before op_start is durable; offset and length unused
+    OP_BLOCK_STATUS, // fills extents
+};
+
+// Flags of an op. FUA goes with OP_WRITE, OP_WRITE_ZEROES and OP_DISCARD.
+#define OP_FUA (1u << 0)       // done runs when the effect is durable
+#define OP_NO_HOLE (1u << 1)   // WRITE_ZEROES: later writes to the range need no new space
+#define OP_FAST_ZERO (1u << 2) // WRITE_ZEROES: -ENOTSUP at once where data would have to be written
+#define OP_REPORT_HOLES                                                                            \
+    (1u << 3) // READ: extents tell which parts are zeros; their buffer is not filled
+#define OP_LEND                                                                                    \
+    (1u << 4) // READ: bytes may be left where they are; extents tell; op_give_back() is due
+
+// A run of guest bytes. Extents of one op are in order and cover its range from the start without
+// gaps.
+struct extent {
+    uint64_t length; // bytes, > 0
+    bool hole;       // takes no space of its own (NBD_STATE_HOLE)
+    bool zero;       // reads as zeros (NBD_STATE_ZERO)
+    unsigned depth; // OP_BLOCK_STATUS: 1: the image itself has it, 2: its backing image, …; 0: none
+    const void *lent; // OP_LEND: where the bytes are; NULL: in buf, at their place
+};
+
+// How many extents the caller may ask for in one op: more than any protocol reply should carry is
+// waste.
+#define OP_EXTENTS_MAX 4096
+
+typedef void op_done(struct op *op);
+
+// Private to chain.c: how far a look down the backing chain had come when it had to wait.
+struct op_descent {
+    struct image *layer; // to go on with; NULL: from the top
+    unsigned depth;      // of that layer
+    uint64_t changes;    // of the image's mapping until then
+    uint64_t guest;      // what is asked for: the image itself has none of it,
+    uint64_t length;     // for so many bytes
+    uint64_t start;      // what is looked for in layer
+    uint64_t left;       // and for how many bytes
+};
+
+// Caller-owned; zero it before use and leave it alone from op_start until done runs. Any number of
+// ops may be in flight on an image, with overlapping ranges too; overlapping writes take effect in
+// some order.
+struct op {
+    // Set by the caller.
+    enum op_kind kind;
+    unsigned flags;
+    uint64_t offset; // guest bytes; offset + length <= image_size
+    uint64_t length; // guest bytes; OP_READ and OP_WRITE at most OP_PAYLOAD_MAX, the others any
+    void *buf;       // OP_READ, OP_WRITE: length bytes, kept until done
+    op_done *
+        done; // runs from the run queue, never inside op_start; the op may be reused or freed there
+    struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES, OP_LEND: room for max_extents
+    size_t max_extents;
+
+    // Set when done runs.
+    int result;          // 0 or a negative errno: EIO, ENOSPC, EPERM, EINVAL, ENOMEM, ENOTSUP
+    size_t extent_count; // READ: cover the whole range. OP_BLOCK_STATUS: may end early
+    struct file
+        *lender; // OP_LEND: extents have something lent; not NULL: the op must be left alone
+                 // until op_give_back()
+
+    // Private to the engine (engine.h).
+    struct image *image;
+    struct task task;
+    void (*step)(struct op *op); // runs in each of its turns until op_finish
+    int state;                   // of the step function
+    int wait_result;             // how the last wait or I/O ended
+    uint64_t pos;                // [offset, pos) is done
+    uint64_t step_length;        // bytes from pos that the I/O in flight is about
+    uint64_t begun;              // place in the order in which plans were made
+    bool active;                 // in the image's list of ops that may use host clusters
+    bool scanned;                // has loaded a refcount page to look for free clusters
+    unsigned char space_waits;   // how often it waited for what was given up to become free
+    TAILQ_ENTRY(op) active_link;
+    uint64_t leased; // begun, of the plan by which it first had something lent
+    TAILQ_ENTRY(op) lease_link;
+    TAILQ_ENTRY(op) wait_link;
+    struct op_descent descent;
+    struct op_work *work; // what is more than a read or a write in place
+    struct file_io io;
+    struct iovec iov;
+};
+
+// Largest payload of one read or write: what the NBD server admits, and the most a plan has to
+// hold.
+#define OP_PAYLOAD_MAX (32u << 20)
+
+// Starts the op. An invalid one (range, read-only image) is answered through done like any other
+// error.
+void op_start(struct image *image, struct op *op);
+
+// For a read that is done and has something lent (op->lender). Until it is given back, it is the
+// file's content at any time: a write that this read overlaps may show. Looking at it may end with
+// SIGBUS, or EFAULT of a system call, when the file was cut or cannot be read.
+//
+// Copies what is lent to its place in buf. Returns false when it cannot be had any more.
+bool op_copy_lent(struct op *op);
+// Nothing of what is lent is used any more.
+void op_give_back(struct op *op);
+
+#endif

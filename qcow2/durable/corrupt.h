@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// corrupt.h: an image that proved to contradict itself while it was served. Format: qcow2
+// specification, "Header", incompatible feature bit 1.
+#ifndef LAZYCOW_QCOW2_DURABLE_CORRUPT_H
+#define LAZYCOW_QCOW2_DURABLE_CORRUPT_H
+
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#include "qcow2/base/op.h"
+
+struct image;
+
+struct corrupt {
+    bool busy;    // the bit is being written
+    struct op op; // internal
+    struct iovec iov;
+    unsigned char bytes[8];
+};
+
+// Something in the image contradicts itself where it would be written: says what (a sentence),
+// refuses writes from now on, and sets the corrupt bit on disk soon, where the image has one.
+__attribute__((format(printf, 2, 3))) void corrupt_found(struct image *image, const char *format,
+                                                         ...);
+
+#endif

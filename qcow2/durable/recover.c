@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+//   walk (counts every reference) ──> keep the refcount blocks that are nobody else's
+//     ──> cut the file behind the last reference ──> clusters may be taken and freed again
+//
+// Nothing changes the mapping meanwhile, so that the tables on disk are the tables. What lies
+// behind the last reference was written by somebody who did not live to link it; once cut off, the
+// space reads as zeros again and the file does not grow from crash to crash. The first sync that
+// follows has a barrier before its tables, so that the cut is durable before anything refers to
+// that space.
+//
+// An entry that is no valid one may be a damaged reference, to a table even, and all behind it
+// seems unused. So where there is such a fault nothing is cut, taken from what seems free, or
+// marked clean: what 'lazycow check' or its user may save stays as it is.
+//
+// A power cut during all of this finds the tables untouched and the dirty bit set: the next start
+// does the same again.
+#include "qcow2/durable/recover.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/engine.h"
+
+enum { RECOVER_CUT, RECOVER_END };
+
+bool recover_done(const struct image *image)
+{
+    return !image->recovery.running && image->recovery.error == 0;
+}
+
+bool recover_complete(const struct image *image)
+{
+    return recover_done(image) && image->recovery.hidden == 0;
+}
+
+int recover_wait(struct op *op)
+{
+    struct recovery *recovery = &op->image->recovery;
+
+    if (recovery->running)
+        return waitq_park(&recovery->waiters, op);
+    return recovery->error;
+}
+
+void recover_free(struct recovery *recovery)
+{
+    bitmap_directory_free(&recovery->bitmaps);
+}
+
+static void tell_fault(struct image *image, const char *what, uint64_t guest, uint64_t host)
+{
+    if (++image->recovery.faults > RECOVER_FAULTS_TOLD)
+        return;
+    image_log(image, "%s (guest offset %llu, host offset %llu); run 'lazycow check'", what,
+              (unsigned long long)guest, (unsigned long long)host);
+}
+
+// ---- Counting
+
+// The references of a run of clusters that are in one page. The flag says something of the disk
+// only: a snapshot's L1 table keeps it as it was when the snapshot was taken.
+static int count_run(struct image *image, const struct walk_reference *ref, uint64_t first,
+                     uint64_t clusters)
+{
+    struct refcounts *rc = &image->refcounts;
+    unsigned bits = image->geometry.cluster_bits;
+    int result = refcounts_reach(rc, first);
+
+    if (result == 0 && ref->copied && ref->active > 0 && !refcounts_all_free(rc, first, clusters))
+        tell_fault(image, "two references to a cluster that says it has one", ref->guest,
+                   first << bits);
+    if (result == 0)
+        result = refcounts_add(rc, first, clusters, ref->count);
+    if (result == -ENOMEM)
+        return result;
+    if (result < 0) {
+        image->recovery.hidden++;
+        tell_fault(image,
+                   result == -ERANGE ? "a cluster has more references than can be counted"
+                                     : "a cluster lies farther out than can be counted",
+                   ref->guest, first << bits);
+    } else if (first + clusters > image->recovery.end) {
+        image->recovery.end = first + clusters;
+    }
+    return 0;
+}
+
+static int visit_reference(void *context, const struct walk_reference *ref)
+{
+    struct image *image = context;
+    unsigned block_bits = image->refcounts.geometry.block_bits;
+    uint64_t first = ref->cluster;
+    uint64_t end = ref->cluster + ref->clusters;
+
+    if (ref->copied && ref->active > 0 && ref->count > 1)
+        tell_fault(image, "a cluster that snapshots share says that it is not shared", ref->guest,
+                   ref->cluster << image->geometry.cluster_bits);
+    while (first < end) {
+        uint64_t page_end = ((first >> block_bits) + 1) << block_bits;
+        uint64_t stop = page_end < end ? page_end : end;
+        int result = count_run(image, ref, first, stop - first);
+
+        if (result < 0)
+            return result;
+        first = stop;
+    }
+    return 0;
+}
+
+static int visit_problem(void *context, const struct walk_problem *problem)
+{
+    struct image *image = context;
+
+    // A flag that means nothing hides nothing.
+    if (problem->fault != WALK_COPIED_NOTHING && problem->fault != WALK_COMPRESSED_FLAGS)
+        image->recovery.hidden++;
+    tell_fault(image, "an invalid table entry", problem->guest, problem->entry);
+    return 0;
+}
+
+static void visit_progress(void *context, uint64_t done, uint64_t total)
+{
+    struct image *image = context;
+    uint64_t percent = total ? done * 100 / total : 100;
+
+    if (total < RECOVER_TABLES_TOLD || percent < image->recovery.told_percent + 10 ||
+        percent >= 100)
+        return;
+    image->recovery.told_percent = percent;
+    image_log(image, "recovery: %llu %% of the tables counted", (unsigned long long)percent);
+}
+
+static const struct walk_visitor visitor = {
+    .reference = visit_reference, .problem = visit_problem, .progress = visit_progress};
+
+// ---- What is left of the old refcounts
+
+// Claims clusters that refcount structures have, unless something else turned out to be there.
+static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
+{
+    struct refcounts *rc = &image->refcounts;
+    uint64_t first = offset >> image->geometry.cluster_bits;
+
+    if (geometry_in_cluster(&image->geometry, offset) != 0 || offset >= HEADER_OFFSET_LIMIT)
+        return false;
+    for (uint64_t i = 0; i < clusters; i++) {
+        if (refcounts_reach(rc, first + i) < 0 || refcounts_get(rc, first + i) != 0)
+            return false;
+    }
+    for (uint64_t i = 0; i < clusters; i++) {
+        if (refcounts_set(rc, first + i, 1) < 0)
+            return false;
+    }
+    if (first + clusters > image->recovery.end)
+        image->recovery.end = first + clusters;
+    return true;
+}
+
+// Returns 0 or -ENOMEM.
+static int claim_refcounts(struct image *image)
+{
+    struct refcounts *rc = &image->refcounts;
+    const struct header *header = &image->header;
+
+    if (!claim(image, header->refcount_table_offset, header->refcount_table_clusters)) {
+        tell_fault(image, "the refcount table lies where something else does", 0,
+                   header->refcount_table_offset);
+        rc->table_moved = true;
+        rc->table_foreign = true;
+    }
+    for (uint64_t page = 0; page < rc->table_size; page++) {
+        if (rc->table[page] == 0)
+            continue;
+        if (!claim(image, rc->table[page], 1))
+            refcounts_set_block(rc, page, 0);
+    }
+    // None of the blocks on disk is known to be right.
+    for (uint64_t page = 0; page < rc->table_size; page++) {
+        for (uint64_t piece = 0; rc->table[page] != 0 && piece < refcounts_pieces(rc); piece++) {
+            if (refcounts_piece_again(rc, page, piece) < 0)
+                return -ENOMEM;
+        }
+    }
+    return 0;
+}
+
+// ---- The end
+
+static void end_recovery(struct image *image, int result)
+{
+    struct recovery *recovery = &image->recovery;
+
+    recovery->running = false;
+    recovery->error = result < 0 ? -EIO : 0;
+    if (result < 0)
+        image_log(image,
+                  "recovery failed (%s): no new clusters can be written; run 'lazycow check'",
+                  strerror(-result));
+    else
+        image_log(image, "recovery: done, %llu faults found", (unsigned long long)recovery->faults);
+    waitq_wake(&recovery->waiters, 0);
+}
+
+static void recover_step(struct op *op)
+{
+    struct image *image = op->image;
+    struct recovery *recovery = &image->recovery;
+    uint64_t cluster_size = image->geometry.cluster_size;
+    uint64_t end = recovery->end << image->geometry.cluster_bits;
+    int64_t size = file_size(image->file);
+
+    if (op->wait_result < 0 || size < 0) {
+        end_recovery(image, op->wait_result < 0 ? op->wait_result : (int)size);
+        return;
+    }
+    if (recovery->hidden > 0 && (uint64_t)size > end) {
+        recovery->end = ((uint64_t)size + cluster_size - 1) / cluster_size;
+        end = recovery->end << image->geometry.cluster_bits;
+    }
+    // A file that is too short gets its length, too: it may be closed cleanly without ever growing.
+    if (op->state == RECOVER_CUT && (uint64_t)size != end && image->file->fresh_is_zero) {
+        op->state = RECOVER_END;
+        op_submit(op, FILE_TRUNCATE, end, 0, NULL, 0);
+        return;
+    }
+    alloc_init(&image->alloc, image, recovery->end, (uint64_t)size < end ? (uint64_t)size : end);
+    image->alloc.reuse = recovery->hidden == 0;
+    image->sync.barrier_needed = true;
+    end_recovery(image, 0);
+}
+
+static void walk_ended(void *context, int result)
+{
+    struct image *image = context;
+    struct recovery *recovery = &image->recovery;
+
+    if (result == 0)
+        result = claim_refcounts(image);
+    op_init_internal(&recovery->op, image, recover_step);
+    recovery->op.state = RECOVER_CUT;
+    recovery->op.wait_result = result;
+    op_post(&recovery->op);
+}
+
+int recover_start(struct image *image, struct error *err)
+{
+    struct recovery *recovery = &image->recovery;
+    int result = bitmap_directory_read(image->file, &image->header, &recovery->bitmaps, err);
+
+    if (result < 0)
+        return result;
+    image_log(image, "was not closed cleanly: counting its clusters while serving");
+    refcounts_forget(&image->refcounts);
+    waitq_init(&recovery->waiters);
+    recovery->running = true;
+    recovery->walk = (struct walk){.file = image->file,
+                                   .header = &image->header,
+                                   .snapshots = &image->snapshots,
+                                   .bitmaps = &recovery->bitmaps,
+                                   .visitor = &visitor,
+                                   .context = image,
+                                   .parts = WALK_MAPPING | WALK_SNAPSHOTS | WALK_OTHER,
+                                   .done = walk_ended};
+    walk_start(&recovery->walk);
+    return 0;
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// recover.h: an image that was not closed cleanly, opened for writing. Its refcounts are counted
+// anew from the tables, in one pass while it is served: reads and writes in place go on, whatever
+// changes the mapping waits for the end of the pass.
+#ifndef LAZYCOW_QCOW2_DURABLE_RECOVER_H
+#define LAZYCOW_QCOW2_DURABLE_RECOVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/format/bitmap_directory.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/walk/walk.h"
+
+struct image;
+struct op;
+
+// Faults of one image that are told in the log; more are counted.
+#define RECOVER_FAULTS_TOLD 10
+// With fewer L2 tables (16 MiB of them at the most common cluster size) it is over before it is
+// read.
+#define RECOVER_TABLES_TOLD 256
+
+struct recovery {
+    bool running;
+    int error;             // the pass failed: the mapping cannot be changed
+    uint64_t faults;       // found in the tables
+    uint64_t hidden;       // of them: those that may hide references to any cluster
+    uint64_t end;          // one past the highest cluster that is referenced
+    uint64_t told_percent; // progress that was logged
+    struct walk walk;
+    struct bitmap_directory bitmaps;
+    struct op op; // internal; what comes after the walk
+    struct waitq waiters;
+};
+
+// Begins the pass. Returns 0 or a negative errno with a message.
+int recover_start(struct image *image, struct error *err);
+void recover_free(struct recovery *recovery);
+
+// Returns 0 when the mapping may be changed, OP_PARKED (plan again), or the error that forbids it.
+int recover_wait(struct op *op);
+bool recover_done(const struct image *image);
+// Whether the counts are all there is: the pass came to its end, and no fault hides references.
+bool recover_complete(const struct image *image);
+
+#endif

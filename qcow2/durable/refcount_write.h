@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// refcount_write.h: refcounts from memory to disk. Part of a sync; see sync.c for when.
+#ifndef LAZYCOW_QCOW2_DURABLE_REFCOUNT_WRITE_H
+#define LAZYCOW_QCOW2_DURABLE_REFCOUNT_WRITE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct op;
+
+enum refcount_write_state {
+    REFCOUNT_WRITE_PLACE,   // give blocks, and a table that grew, their clusters
+    REFCOUNT_WRITE_BLOCKS,  // write pieces of blocks, a batch at a time
+    REFCOUNT_WRITE_BARRIER, // no table entry before its block
+    REFCOUNT_WRITE_TABLE,   // write pieces of the table, or the whole of a new one
+    REFCOUNT_WRITE_POINTER, // a new table: barrier, then the header points at it, a barrier again
+    REFCOUNT_WRITE_POINTED,
+    REFCOUNT_WRITE_MOVED,
+    REFCOUNT_WRITE_DONE,
+};
+
+struct refcount_write {
+    enum refcount_write_state state;
+    bool moving;
+    uint64_t next_page;
+    uint64_t table_first; // clusters of the new table
+    uint64_t table_clusters;
+    unsigned char pointer[12];
+};
+
+// Runs on the sync's op: returns 0 when all refcounts are written (no barrier after the last
+// pieces), OP_PARKED when its next turn goes on, or a negative errno: nothing is lost, what was not
+// written is dirty still.
+int refcount_write_turn(struct op *op, struct refcount_write *rw);
+
+#endif

@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a disk keeps through a power cut: all that was written before the last completed barrier
+// (FILE_DATASYNC), and any part of what was written after it. Hence:
+//
+//  1. Durable means durable. Who waits for a sync is woken by a barrier that was submitted after the
+//     end of every write that it waits for, and after the end of the table writes that make them
+//     reachable.
+//  2. Old or new, never a third value. An L2 entry is written before its data is durable only where
+//     the cluster reads as zeros until then, and zeros are what the guest had there. In every other
+//     case barrier_needed is set when the entry changes in memory, and the sync puts a barrier
+//     between the data and the entry.
+//  3. The mapping is self-sufficient. A new L2 table lies in fresh space: an L1 entry that is durable
+//     before the table maps nothing, which is what the guest had. A copied one is behind a barrier.
+//  4. It always opens. The dirty bit is durable before any entry that the refcounts on disk do not
+//     cover. Without lazy refcounts the refcounts themselves are.
+//  5. A cluster that lost its last reference is not used again before the unlinking is durable:
+//     quarantine.c gives it back only after the sync that wrote the entry.
+//
+// One sync runs at a time; all who ask meanwhile share the next one (group commit). Tables are
+// copied when it begins, so what changes later belongs to the next one.
+//
+//   IDLE ── sync_request ──> BEGIN            copy dirty pieces of L2 and L1; quarantine moves along
+//        ──> HEADER          rule 4: dirty bit, and autoclear bits that are not ours
+//        ──> REFCOUNTS       only without lazy refcounts
+//        ──> PREPARED        rules 2, 3, 4: the first barrier, if anything needs it
+//        ──> TABLES          write the copies
+//        ──> WRITTEN         the barrier of rule 1
+//        ──> DURABLE         wake the waiters, release the quarantine
+//        ──> CLEAN_…         at shutdown and when idle: refcounts, barrier, dirty bit off, barrier
+//
+// What fails in BEGIN to WRITTEN goes on at DURABLE, which undoes and tells; in CLEAN it ends the
+// clean point, and the dirty bit counts as set.
+//
+// A barrier that failed leaves unknown what is on disk: the error is latched, writes and flushes
+// end with EIO from then on, the dirty bit stays. A table write without space loses nothing:
+// the copies that were not written are dirty again, and the waiters are told ENOSPC.
+#include "qcow2/durable/sync.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/engine.h"
+
+static void sync_step(struct op *op);
+
+void sync_init(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    op_init_internal(&sync->op, image, sync_step);
+    sync->op.state = SYNC_IDLE;
+    waitq_init(&sync->waiting);
+    waitq_init(&sync->current);
+    waitq_init(&sync->cleaning);
+    sync->dirty_bit = (image->header.incompatible & HEADER_INCOMPATIBLE_DIRTY) != 0;
+}
+
+void sync_free(struct sync *sync)
+{
+    writeback_free(&sync->writeback);
+    writeback_free(&sync->refcount_writeback);
+}
+
+// Without lazy refcounts the dirty bit is only set by whoever crashed before; until it is cleared
+// the refcounts on disk are of no use, and so need not be kept right.
+static bool lazy_now(const struct image *image)
+{
+    return image->lazy || image->sync.dirty_bit;
+}
+
+// Rule 4, as far as it can be seen from here.
+static void assert_dirty_before_tables(const struct image *image)
+{
+    assert(image->sync.dirty_bit || !image->lazy);
+}
+
+bool sync_needed(const struct image *image)
+{
+    return image->sync.unsynced || image->cache.dirty_count > 0 || image->l1.dirty_count > 0 ||
+           image->sync.drop_autoclear || !TAILQ_EMPTY(&image->quarantine.pending);
+}
+
+void sync_request(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    if (sync->op.state != SYNC_IDLE) {
+        sync->wanted = true;
+        return;
+    }
+    // Behind everything that is queued now: writes that end in this turn share the sync.
+    sync->op.state = SYNC_BEGIN;
+    sync->op.wait_result = 0;
+    op_post(&sync->op);
+}
+
+int sync_wait(struct op *op)
+{
+    sync_request(op->image);
+    return waitq_park(&op->image->sync.waiting, op);
+}
+
+int sync_flush(struct op *op)
+{
+    struct sync *sync = &op->image->sync;
+
+    if (sync_needed(op->image) || sync->op.state == SYNC_BEGIN)
+        return sync_wait(op);
+    if (sync->op.state != SYNC_IDLE && sync->op.state <= SYNC_DURABLE)
+        return waitq_park(&sync->current, op);
+    return 0;
+}
+
+int sync_clean(struct op *op)
+{
+    op->image->sync.clean_wanted = true;
+    sync_request(op->image);
+    return waitq_park(&op->image->sync.cleaning, op);
+}
+
+// ---- BEGIN
+
+static int copy_slices(struct image *image)
+{
+    struct writeback *wb = &image->sync.writeback;
+    size_t bytes = image->geometry.piece_bytes;
+    struct slice *slice;
+
+    while ((slice = TAILQ_FIRST(&image->cache.dirty)) != NULL) {
+        void *room = writeback_room(wb, bytes);
+
+        if (!room)
+            return -ENOMEM;
+        memcpy(room, slice->entries, bytes);
+        writeback_add(wb, &(struct writeback_piece){.kind = WRITEBACK_L2,
+                                                    .offset = slice->offset,
+                                                    .length = bytes,
+                                                    .slice = slice});
+        cache_write_begins(&image->cache, slice);
+    }
+    return 0;
+}
+
+static int copy_l1(struct image *image)
+{
+    struct writeback *wb = &image->sync.writeback;
+    struct l1 *l1 = &image->l1;
+
+    for (uint64_t piece = 0; l1->dirty_count > 0 && piece < l1_pieces(l1); piece++) {
+        if (!l1_piece_dirty(l1, piece))
+            continue;
+        void *room = writeback_room(wb, image->geometry.piece_bytes);
+
+        if (!room)
+            return -ENOMEM;
+        size_t length = l1_encode_piece(l1, piece, room);
+        writeback_add(wb, &(struct writeback_piece){.kind = WRITEBACK_L1,
+                                                    .offset = image->header.l1_offset +
+                                                              (piece << l1->piece_bits),
+                                                    .length = length,
+                                                    .page = piece});
+        l1_mark_piece(l1, piece, false);
+    }
+    return 0;
+}
+
+// The copies are on disk, or did not get there and are dirty again.
+static void settle_copies(struct image *image, bool failed)
+{
+    struct writeback *wb = &image->sync.writeback;
+
+    for (size_t i = 0; i < wb->count; i++) {
+        const struct writeback_piece *piece = &wb->pieces[i];
+
+        if (piece->kind == WRITEBACK_L2)
+            cache_write_ended(&image->cache, piece->slice, failed);
+        else if (piece->kind == WRITEBACK_L1 && failed)
+            l1_mark_piece(&image->l1, piece->page, true);
+    }
+    writeback_clear(wb);
+}
+
+static enum sync_state begin(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    waitq_move(&sync->current, &sync->waiting);
+    sync->wanted = false;
+    sync->has_data = sync->unsynced;
+    sync->needs_first = sync->barrier_needed;
+    sync->unsynced = false;
+    sync->barrier_needed = false;
+    quarantine_sync_begins(image);
+    writeback_clear(&sync->writeback);
+
+    // After a failed barrier no later one vouches for what was written before it.
+    int result = image->latched_error;
+    if (result == 0)
+        result = copy_slices(image);
+    if (result == 0)
+        result = copy_l1(image);
+    if (result < 0) {
+        sync->op.wait_result = result;
+        return SYNC_DURABLE;
+    }
+    sync->set_dirty =
+        lazy_now(image) && (!sync->dirty_bit || sync->dirty_unsure) && sync->writeback.count > 0;
+    return SYNC_HEADER;
+}
+
+// ---- HEADER
+
+// Writes incompatible, compatible and autoclear bits as the image has them now: 24 bytes in one
+// sector.
+static enum sync_state submit_header(struct image *image, enum sync_state next)
+{
+    struct sync *sync = &image->sync;
+    struct header *header = &image->header;
+
+    if (sync->dirty_bit)
+        header->incompatible |= HEADER_INCOMPATIBLE_DIRTY;
+    else
+        header->incompatible &= ~HEADER_INCOMPATIBLE_DIRTY;
+    format_put64(sync->header_bytes, header->incompatible);
+    format_put64(sync->header_bytes + 8, header->compatible);
+    format_put64(sync->header_bytes + 16, header->autoclear);
+    sync->iov =
+        (struct iovec){.iov_base = sync->header_bytes, .iov_len = sizeof(sync->header_bytes)};
+    sync->op.state = next;
+    op_submit(&sync->op, FILE_WRITE, HEADER_OFFSET_INCOMPATIBLE, sizeof(sync->header_bytes),
+              &sync->iov, 1);
+    return SYNC_PARKED;
+}
+
+void sync_submit_barrier(struct sync *sync)
+{
+    sync->barrier = true;
+    op_submit(&sync->op, FILE_DATASYNC, 0, 0, NULL, 0);
+}
+
+static enum sync_state submit_barrier(struct image *image, enum sync_state next)
+{
+    image->sync.op.state = next;
+    sync_submit_barrier(&image->sync);
+    return SYNC_PARKED;
+}
+
+static enum sync_state write_header(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    if (!sync->set_dirty && !sync->drop_autoclear)
+        return SYNC_REFCOUNTS;
+    sync->dirty_bit |= sync->set_dirty;
+    if (sync->drop_autoclear)
+        image->header.autoclear = 0;
+    sync->needs_first = true;
+    return submit_header(image, SYNC_REFCOUNTS);
+}
+
+// ---- REFCOUNTS to WRITTEN
+
+// Whether there is something to write, or to go on with.
+static bool refcounts_pending(const struct image *image)
+{
+    return image->sync.refcounts.state != REFCOUNT_WRITE_PLACE ||
+           image->refcounts.dirty_pages > 0 || image->refcounts.table_any_dirty ||
+           image->refcounts.table_moved;
+}
+
+static enum sync_state write_refcounts(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    if (lazy_now(image) || sync->writeback.count == 0 || !refcounts_pending(image))
+        return sync->op.wait_result < 0 ? SYNC_DURABLE : SYNC_PREPARED;
+
+    int result = refcount_write_turn(&sync->op, &sync->refcounts);
+    if (result == OP_PARKED)
+        return SYNC_PARKED;
+    sync->needs_first = true;
+    sync->op.wait_result = result;
+    return result < 0 ? SYNC_DURABLE : SYNC_PREPARED;
+}
+
+static enum sync_state first_barrier(struct image *image)
+{
+    if (!image->sync.needs_first)
+        return SYNC_TABLES;
+    return submit_barrier(image, SYNC_TABLES);
+}
+
+static enum sync_state write_tables(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    sync->drop_autoclear = false;
+    if (sync->set_dirty)
+        sync->dirty_unsure = false;
+    if (sync->writeback.count == 0)
+        // Without tables the first barrier has done what the second would.
+        return sync->has_data && !sync->needs_first ? SYNC_WRITTEN : SYNC_DURABLE;
+    assert_dirty_before_tables(image);
+    sync->op.state = SYNC_WRITTEN;
+    writeback_start(&sync->writeback, &sync->op);
+    return SYNC_PARKED;
+}
+
+static enum sync_state last_barrier(struct image *image)
+{
+    return submit_barrier(image, SYNC_DURABLE);
+}
+
+// ---- DURABLE
+
+static void latch(struct image *image, int error)
+{
+    if (image->latched_error < 0)
+        return;
+    image->latched_error = -EIO;
+    image_log(image,
+              "writing metadata or a barrier failed (%s): what is on disk is unknown, so writes "
+              "are refused "
+              "from now on; reads go on; restart when the disk is well",
+              strerror(-error));
+}
+
+static bool passes(int error)
+{
+    return error == -ENOSPC || error == -EDQUOT || error == -ENOMEM;
+}
+
+// Ops are over and so are their tables on disk: the refcounts in memory count what those refer to,
+// no more.
+static bool at_rest(const struct image *image)
+{
+    return image->sync.clean_final ||
+           (image->op_count == 0 && image->cache.dirty_count == 0 && image->l1.dirty_count == 0);
+}
+
+static bool may_clean(const struct image *image)
+{
+    return at_rest(image) && quarantine_empty(&image->quarantine) &&
+           LIST_EMPTY(&image->table_copies) && recover_complete(image);
+}
+
+static enum sync_state end(struct image *image, int clean_result)
+{
+    struct sync *sync = &image->sync;
+
+    if (clean_result < 0 && clean_result != -EBUSY && !passes(clean_result))
+        latch(image, clean_result);
+    sync->op.state = SYNC_IDLE;
+    sync->op.wait_result = 0;
+    waitq_wake(&sync->cleaning, clean_result);
+    if (sync->wanted)
+        sync_request(image);
+    return SYNC_PARKED;
+}
+
+static enum sync_state durable(struct image *image)
+{
+    struct sync *sync = &image->sync;
+    int result = sync->op.wait_result;
+
+    settle_copies(image, result < 0);
+    if (result < 0) {
+        sync->unsynced |= sync->has_data;
+        sync->barrier_needed |= sync->needs_first;
+        sync->dirty_unsure |= sync->set_dirty;
+        if (!passes(result))
+            latch(image, result);
+    }
+    quarantine_sync_ended(image, result < 0);
+    waitq_wake(&sync->current, result);
+    waitq_wake(&image->cache.room, 0);
+    waitq_wake(&image->cache.change_room, result);
+    waitq_wake(&image->quarantine.room, result);
+    if (!sync->clean_wanted)
+        return end(image, -EBUSY);
+    sync->clean_wanted = false;
+    if (result < 0)
+        return end(image, result);
+    if (!may_clean(image))
+        return end(image, -EBUSY);
+    return SYNC_CLEAN_REFCOUNTS;
+}
+
+// ---- CLEAN
+
+static enum sync_state clean_refcounts(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    if (!refcounts_pending(image) && !sync->dirty_bit)
+        return end(image, 0);
+
+    int result = refcount_write_turn(&sync->op, &sync->refcounts);
+    if (result == OP_PARKED)
+        return SYNC_PARKED;
+    return result < 0 ? end(image, result) : submit_barrier(image, SYNC_CLEAN_BARRIER);
+}
+
+static enum sync_state clean_header(struct image *image)
+{
+    struct sync *sync = &image->sync;
+
+    if (sync->op.wait_result < 0)
+        return end(image, sync->op.wait_result);
+    if (!sync->dirty_bit)
+        return end(image, 0);
+    // An op may have taken clusters meanwhile.
+    if (!at_rest(image) || image->refcounts.table_moved)
+        return end(image, -EBUSY);
+    sync->dirty_bit = false;
+    return submit_header(image, SYNC_CLEAN_WRITTEN);
+}
+
+// The dirty bit was to be cleared, and now may be set or not.
+static enum sync_state clean_failed(struct image *image)
+{
+    image->sync.dirty_bit = true;
+    image->sync.dirty_unsure = true;
+    return end(image, image->sync.op.wait_result);
+}
+
+static enum sync_state clean_written(struct image *image)
+{
+    if (image->sync.op.wait_result < 0)
+        return clean_failed(image);
+    return submit_barrier(image, SYNC_CLEAN_DURABLE);
+}
+
+static enum sync_state clean_durable(struct image *image)
+{
+    if (image->sync.op.wait_result < 0)
+        return clean_failed(image);
+    return end(image, 0);
+}
+
+// ---- The step function
+
+static enum sync_state (*const stages[])(struct image *image) = {
+    [SYNC_BEGIN] = begin,
+    [SYNC_HEADER] = write_header,
+    [SYNC_REFCOUNTS] = write_refcounts,
+    [SYNC_PREPARED] = first_barrier,
+    [SYNC_TABLES] = write_tables,
+    [SYNC_WRITTEN] = last_barrier,
+    [SYNC_DURABLE] = durable,
+    [SYNC_CLEAN_REFCOUNTS] = clean_refcounts,
+    [SYNC_CLEAN_BARRIER] = clean_header,
+    [SYNC_CLEAN_WRITTEN] = clean_written,
+    [SYNC_CLEAN_DURABLE] = clean_durable,
+};
+
+static void sync_step(struct op *op)
+{
+    struct image *image = op->image;
+    enum sync_state state = (enum sync_state)op->state;
+
+    // Whatever the reason: a host that reserves space late says ENOSPC here, and has dropped data.
+    if (image->sync.barrier && op->wait_result < 0)
+        op->wait_result = -EIO;
+    image->sync.barrier = false;
+    // What failed before DURABLE ends there; refcounts take back what they could not write
+    // themselves.
+    if (op->wait_result < 0 && state < SYNC_DURABLE && state != SYNC_REFCOUNTS)
+        state = SYNC_DURABLE;
+    while (state != SYNC_PARKED) {
+        op->state = state;
+        state = stages[state](image);
+    }
+}

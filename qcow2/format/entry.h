@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// entry.h: a raw L2 entry as a tagged struct. Format: qcow2 specification, "L2 table entry",
+// "Standard Cluster Descriptor", "Compressed Clusters Descriptor".
+#ifndef LAZYCOW_QCOW2_FORMAT_ENTRY_H
+#define LAZYCOW_QCOW2_FORMAT_ENTRY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
+
+enum entry_kind {
+    ENTRY_UNALLOCATED,    // the backing file shows through, or zeros
+    ENTRY_ZERO,           // zeros, no host cluster
+    ENTRY_ZERO_ALLOCATED, // zeros, with a host cluster in reserve whose content means nothing
+    ENTRY_DATA,
+    ENTRY_COMPRESSED,
+    ENTRY_INVALID, // breaks the format
+};
+
+struct entry {
+    enum entry_kind kind;
+    bool copied;          // DATA, ZERO_ALLOCATED: the refcount is one, write in place
+    uint64_t host_offset; // DATA, ZERO_ALLOCATED: of the cluster; COMPRESSED: of its first byte
+    uint64_t host_length; // COMPRESSED: most bytes that its data takes
+};
+
+// raw is in host byte order. Reserved bits are looked at by check only, as elsewhere.
+static inline struct entry entry_decode(uint64_t raw, unsigned version, unsigned cluster_bits)
+{
+    struct entry e = {.kind = ENTRY_INVALID};
+
+    if (raw & FORMAT_COMPRESSED) {
+        e.host_offset = format_compressed_offset(raw, cluster_bits);
+        e.host_length = format_compressed_length(raw, cluster_bits);
+        if (!(raw & FORMAT_COPIED) && e.host_offset < HEADER_OFFSET_LIMIT)
+            e.kind = ENTRY_COMPRESSED;
+        return e;
+    }
+    e.copied = (raw & FORMAT_COPIED) != 0;
+    e.host_offset = raw & FORMAT_L2_OFFSET_MASK;
+    if (e.host_offset & ((1ull << cluster_bits) - 1))
+        return e;
+    if (raw & FORMAT_L2_ZERO) {
+        if (version >= 3)
+            e.kind = e.host_offset ? ENTRY_ZERO_ALLOCATED : ENTRY_ZERO;
+    } else {
+        e.kind = e.host_offset ? ENTRY_DATA : ENTRY_UNALLOCATED;
+    }
+    return e;
+}
+
+static inline uint64_t entry_data(uint64_t host_offset)
+{
+    return host_offset | FORMAT_COPIED;
+}
+
+static inline uint64_t entry_zero_allocated(uint64_t host_offset)
+{
+    return host_offset | FORMAT_COPIED | FORMAT_L2_ZERO;
+}
+
+#endif

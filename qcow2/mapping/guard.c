@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/mapping/guard.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "qcow2/engine.h"
+
+// Header, active L1 table, snapshot table; snapshots come on top.
+#define FIXED_RANGES 3
+
+static int compare_ranges(const void *a, const void *b)
+{
+    const struct guard_range *x = a, *y = b;
+
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+static void put_range(struct image *image, uint64_t offset, uint64_t bytes, const char *what)
+{
+    struct guard *guard = &image->guard;
+    const struct geometry *g = &image->geometry;
+
+    if (bytes == 0)
+        return;
+    guard->ranges[guard->range_count++] =
+        (struct guard_range){.first = offset >> g->cluster_bits,
+                             .end = geometry_clusters(g, offset + bytes),
+                             .what = what};
+}
+
+static void put_ranges(struct image *image)
+{
+    const struct header *h = &image->header;
+
+    put_range(image, 0, image->geometry.cluster_size, "the header");
+    put_range(image, h->l1_offset, (uint64_t)h->l1_size * FORMAT_ENTRY_BYTES, "the L1 table");
+    put_range(image, h->snapshot_offset, image->snapshots.bytes, "the snapshot table");
+    for (size_t i = 0; i < image->snapshots.count; i++) {
+        const struct snapshot *snapshot = &image->snapshots.snapshots[i];
+
+        if (snapshot->l1_valid)
+            put_range(image, snapshot->l1_offset, (uint64_t)snapshot->l1_size * FORMAT_ENTRY_BYTES,
+                      "the L1 table of a snapshot");
+    }
+}
+
+// Sorts the ranges and makes one of those that overlap or touch, as snapshots' L1 tables do in a row
+// and in a broken image, so that an end is never behind a later one's.
+static void merge_ranges(struct guard *guard)
+{
+    struct guard_range *ranges = guard->ranges;
+    size_t last = 0;
+
+    qsort(ranges, guard->range_count, sizeof(*ranges), compare_ranges);
+    for (size_t i = 1; i < guard->range_count; i++) {
+        if (ranges[i].first > ranges[last].end)
+            ranges[++last] = ranges[i];
+        else if (ranges[i].end > ranges[last].end)
+            ranges[last].end = ranges[i].end;
+    }
+    guard->range_count = last + 1; // the header is always there
+}
+
+// Metadata that overlaps other metadata would be written over it.
+static int put_table(struct image *image, uint64_t offset, bool written)
+{
+    if (offset == 0)
+        return 0;
+    const char *what = written ? guard_hit(image, offset, image->geometry.cluster_size) : NULL;
+    if (what) {
+        corrupt_found(image, "the table at host offset %llu lies over %s",
+                      (unsigned long long)offset, what);
+        return -EIO;
+    }
+    return cluster_set_add(&image->guard.tables, offset >> image->geometry.cluster_bits);
+}
+
+int guard_init(struct image *image)
+{
+    const struct header *h = &image->header;
+    struct guard *guard = &image->guard;
+    int result = 0;
+
+    guard->ranges = calloc(FIXED_RANGES + image->snapshots.count, sizeof(*guard->ranges));
+    if (!guard->ranges)
+        return -ENOMEM;
+    put_ranges(image);
+    merge_ranges(guard);
+    guard->refcount_table = (struct guard_range){
+        .first = h->refcount_table_offset >> h->cluster_bits,
+        .end = (h->refcount_table_offset >> h->cluster_bits) + h->refcount_table_clusters,
+        .what = "the refcount table"};
+
+    for (uint64_t i = 0; i < image->refcounts.table_size && result == 0; i++)
+        result = put_table(image, image->refcounts.table[i], true);
+    // A table that is not ours alone is copied before it is written.
+    for (uint64_t i = 0; i < image->l1.size && result == 0; i++)
+        result = put_table(image, image->l1.entries[i] & FORMAT_L1_OFFSET_MASK,
+                           (image->l1.entries[i] & FORMAT_COPIED) != 0);
+    if (result < 0)
+        guard_free(guard);
+    else
+        guard->ready = true;
+    return result;
+}
+
+void guard_free(struct guard *guard)
+{
+    cluster_set_free(&guard->tables);
+    free(guard->ranges);
+    *guard = (struct guard){0};
+}
+
+static const char *range_hit(const struct guard *guard, uint64_t first, uint64_t end)
+{
+    const struct guard_range *table = &guard->refcount_table;
+    size_t low = 0, high = guard->range_count;
+
+    if (first < table->end && table->first < end)
+        return table->what;
+    // The first range that ends behind first.
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+
+        if (guard->ranges[middle].end > first)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low < guard->range_count && guard->ranges[low].first < end ? guard->ranges[low].what
+                                                                      : NULL;
+}
+
+const char *guard_hit(const struct image *image, uint64_t offset, uint64_t length)
+{
+    const struct guard *guard = &image->guard;
+    unsigned bits = image->geometry.cluster_bits;
+    uint64_t first = offset >> bits;
+    uint64_t end = ((offset + length - 1) >> bits) + 1;
+    const char *what = range_hit(guard, first, end);
+
+    for (uint64_t cluster = first; !what && cluster < end; cluster++) {
+        if (cluster_set_has(&guard->tables, cluster))
+            what = "an L2 table or refcount block";
+    }
+    return what;
+}
+
+int guard_add(struct image *image, uint64_t host_offset)
+{
+    if (!image->guard.ready)
+        return 0;
+    return cluster_set_add(&image->guard.tables, host_offset >> image->geometry.cluster_bits);
+}
+
+void guard_remove(struct image *image, uint64_t host_offset)
+{
+    cluster_set_remove(&image->guard.tables, host_offset >> image->geometry.cluster_bits);
+}
+
+void guard_move_refcount_table(struct image *image, uint64_t first, uint64_t count)
+{
+    image->guard.refcount_table.first = first;
+    image->guard.refcount_table.end = first + count;
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/mapping/l2_table.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qcow2/request/change.h"
+#include "qcow2/engine.h"
+
+// A table being copied (or zeroed, where fresh space does not read as zeros). Whoever needs it
+// waits.
+struct table_copy {
+    struct op op; // internal; runs the copy
+    uint64_t l1_index;
+    uint64_t old_offset; // 0: there is none
+    uint64_t new_cluster;
+    unsigned char *bytes; // one cluster
+    struct iovec iov;
+    struct waitq waiters;
+    LIST_ENTRY(table_copy) link;
+};
+
+static void link_table(struct image *image, uint64_t l1_index, uint64_t cluster)
+{
+    l1_set(&image->l1, l1_index, cluster << image->geometry.cluster_bits | FORMAT_COPIED);
+}
+
+static void end_copy(struct table_copy *copy, int result)
+{
+    LIST_REMOVE(copy, link);
+    waitq_wake(&copy->waiters, result);
+    free(copy->bytes);
+    free(copy);
+}
+
+enum { COPY_READ, COPY_WRITE, COPY_LINK };
+
+// read the old table -> write the new one -> link it, behind a barrier
+static void copy_step(struct op *op)
+{
+    struct table_copy *copy = (struct table_copy *)((char *)op - offsetof(struct table_copy, op));
+    struct image *image = op->image;
+    unsigned bits = image->geometry.cluster_bits;
+    uint64_t bytes = image->geometry.cluster_size;
+
+    if (op->wait_result < 0) {
+        guard_remove(image, copy->new_cluster << bits);
+        quarantine_add(image, copy->new_cluster, 1);
+        end_copy(copy, op->wait_result);
+        return;
+    }
+    switch (op->state) {
+    case COPY_READ:
+        op->state = COPY_WRITE;
+        op_submit(op, FILE_READ, copy->old_offset, bytes, &copy->iov, 1);
+        return;
+    case COPY_WRITE:
+        op->state = COPY_LINK;
+        op_submit(op, FILE_WRITE, copy->new_cluster << bits, bytes, &copy->iov, 1);
+        return;
+    default:
+        // The old table stays guarded: the snapshot has it still.
+        image->sync.barrier_needed = true;
+        link_table(image, copy->l1_index, copy->new_cluster);
+        if (copy->old_offset)
+            quarantine_add(image, copy->old_offset >> bits, 1);
+        end_copy(copy, 0);
+        return;
+    }
+}
+
+static int start_copy(struct op *op, uint64_t l1_index, uint64_t old_offset, uint64_t cluster)
+{
+    struct image *image = op->image;
+    struct table_copy *copy = calloc(1, sizeof(*copy));
+
+    if (!copy)
+        return -ENOMEM;
+    if (posix_memalign((void **)&copy->bytes, 4096, image->geometry.cluster_size) != 0) {
+        free(copy);
+        return -ENOMEM;
+    }
+    memset(copy->bytes, 0, image->geometry.cluster_size);
+    copy->l1_index = l1_index;
+    copy->old_offset = old_offset;
+    copy->new_cluster = cluster;
+    copy->iov = (struct iovec){.iov_base = copy->bytes, .iov_len = image->geometry.cluster_size};
+    waitq_init(&copy->waiters);
+    LIST_INSERT_HEAD(&image->table_copies, copy, link);
+    op_init_internal(&copy->op, image, copy_step);
+    copy->op.state = old_offset ? COPY_READ : COPY_WRITE;
+    op_post(&copy->op);
+    return waitq_park(&copy->waiters, op);
+}
+
+int l2_table_own(struct op *op, uint64_t l1_index)
+{
+    struct image *image = op->image;
+    uint64_t old_offset = image->l1.entries[l1_index] & FORMAT_L1_OFFSET_MASK;
+    struct table_copy *copy;
+
+    LIST_FOREACH (copy, &image->table_copies, link) {
+        if (copy->l1_index == l1_index)
+            return waitq_park(&copy->waiters, op);
+    }
+    if (geometry_in_cluster(&image->geometry, old_offset) != 0)
+        return -EIO;
+
+    struct alloc_run run;
+    // Space that is fresh but not zero is as good as any.
+    int result = alloc_clusters(op, 1, image->file->fresh_is_zero, &run);
+    if (result != 0)
+        return result;
+    if (change_hits_metadata(image, run.first << image->geometry.cluster_bits,
+                             image->geometry.cluster_size))
+        return -EIO;
+    result = guard_add(image, run.first << image->geometry.cluster_bits);
+    if (result == 0 && (old_offset || !run.zero))
+        result = start_copy(op, l1_index, old_offset, run.first);
+    else if (result == 0)
+        link_table(image, l1_index, run.first);
+    if (result < 0) {
+        guard_remove(image, run.first << image->geometry.cluster_bits);
+        quarantine_add(image, run.first, 1);
+    }
+    return result;
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+//   plan ── data ──────────> read the file ──┐
+//    │  ├── zeros: at once ──────────────────┤
+//    │  └── compressed: at once, if kept ────┤
+//    └────────────── advance ────────────────┘ ──> done
+//
+// What is not in memory (an L2 slice, an inflated cluster) parks the op; it then plans again.
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/engine.h"
+#include "qcow2/mapping/chain.h"
+
+enum { READ_PLAN, READ_DATA };
+
+// Notes a part for OP_REPORT_HOLES and OP_LEND.
+static void note_part(struct op *op, const struct extent *part)
+{
+    struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
+    const char *joint = last && last->lent ? (const char *)last->lent + last->length : NULL;
+
+    if (op->max_extents == 0)
+        return;
+    if (last && last->zero == part->zero && joint == part->lent)
+        last->length += part->length;
+    else
+        op->extents[op->extent_count++] = *part;
+}
+
+// Whether zeros may be noted as a hole; else they are data. The last place is for data.
+static bool may_be_hole(const struct op *op)
+{
+    return (op->flags & OP_REPORT_HOLES) &&
+           (op->extent_count + 1 < op->max_extents ||
+            (op->extent_count > 0 && op->extents[op->extent_count - 1].zero));
+}
+
+static void advance_zeros(struct op *op, uint64_t length)
+{
+    bool hole = may_be_hole(op);
+
+    if (!hole)
+        memset((char *)op->buf + (op->pos - op->offset), 0, length);
+    note_part(op, &(struct extent){.length = length, .hole = hole, .zero = hole});
+    op->pos += length;
+}
+
+// lent: where the bytes are; NULL: in the buffer.
+static void advance_data(struct op *op, uint64_t length, const void *lent)
+{
+    note_part(op, &(struct extent){.length = length, .lent = lent});
+    op->pos += length;
+}
+
+static int read_data(struct op *op, const struct location *location)
+{
+    const struct mapping *m = &location->mapping;
+
+    op->state = READ_DATA;
+    op->step_length = m->length;
+    op->iov =
+        (struct iovec){.iov_base = (char *)op->buf + (op->pos - op->offset), .iov_len = m->length};
+    op_submit_to(op, location->layer->file, FILE_READ, m->host_offset, m->length, &op->iov, 1);
+    return OP_PARKED;
+}
+
+// How far a sequential reader of compressed clusters is read ahead for.
+#define READ_AHEAD_BYTES (256u << 10)
+
+// Begins to inflate what this op will need next, and what a sequential reader will; as far as the
+// L2 slice goes that is in memory anyway.
+static void prefetch(struct op *op, struct image *layer)
+{
+    const struct geometry *g = &layer->geometry;
+    uint64_t slice_span = (uint64_t)map_slice_entries(layer) << g->cluster_bits;
+    uint64_t slice_end = (op->pos / slice_span + 1) * slice_span;
+    uint64_t end = op->offset + op->length;
+    struct mapping m;
+
+    // Where a cluster is may be remembered when the slice is gone; the op must not wait for it
+    // here, it may be waiting for its own cluster.
+    if (!map_in_memory(layer, op->pos))
+        return;
+    if (op->pos == layer->compress.sequential)
+        end += READ_AHEAD_BYTES;
+    if (end > layer->size)
+        end = layer->size;
+    if (end > slice_end)
+        end = slice_end;
+    for (uint64_t at = geometry_cluster_start(g, op->pos) + g->cluster_size; at < end;
+         at += m.length) {
+        if (map_lookup(op, layer, at, end - at, &m) != 0)
+            return;
+        if (m.kind == ENTRY_COMPRESSED)
+            compress_prefetch(layer, &m);
+    }
+}
+
+static int read_compressed(struct op *op, const struct location *location)
+{
+    struct image *layer = location->layer;
+    uint64_t in_cluster = geometry_in_cluster(&layer->geometry, op->pos);
+    const unsigned char *bytes;
+    int result = compress_get(op, layer, &location->mapping, &bytes);
+
+    if (result == OP_PARKED || in_cluster == 0)
+        prefetch(op, layer);
+    if (result != 0)
+        return result;
+    memcpy((char *)op->buf + (op->pos - op->offset), bytes + in_cluster, location->mapping.length);
+    advance_data(op, location->mapping.length, NULL);
+    layer->compress.sequential = op->pos;
+    return 0;
+}
+
+static int plan(struct op *op)
+{
+    struct location location;
+    int result = chain_lookup(op, &location);
+
+    if (result != 0)
+        return result;
+    if (location.layer && location.mapping.kind == ENTRY_DATA)
+        return read_data(op, &location);
+    if (location.layer && location.mapping.kind == ENTRY_COMPRESSED)
+        return read_compressed(op, &location);
+    advance_zeros(op, location.mapping.length);
+    return 0;
+}
+
+void read_step(struct op *op)
+{
+    int result = op->wait_result;
+
+    if (result == 0 && op->state == READ_DATA) {
+        if (op->io.lent)
+            lease_note(op, op->io.file);
+        advance_data(op, op->step_length, op->io.lent);
+        op->state = READ_PLAN;
+    }
+    while (result == 0 && op->pos < op->offset + op->length)
+        result = plan(op);
+    if (result != OP_PARKED)
+        op_finish(op, result);
+}

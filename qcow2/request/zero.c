@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+// zero.c: discard and write zeroes. Whole clusters change their mapping, a slice's worth in one
+// turn; parts of clusters are written as zeros, or left alone where the request is a discard.
+//
+//   plan ── part of a cluster ──> child write of zeros ────────────────────────┐
+//    ^  ├── whole clusters ─────> new entries ──> [wait for older ops] ────────┤
+//    │  └── to be provided for ─> take clusters ──> [make them zero] ──> link ─┤
+//    └────────────────────────────── advance <─────────────────────────────────┘
+//                                       └──> done, or with FUA: sync ──> done
+#include <errno.h>
+#include <stdlib.h>
+
+#include "qcow2/request/change.h"
+#include "qcow2/engine.h"
+#include "qcow2/mapping/map.h"
+
+enum { ZERO_PLAN, ZERO_DRAIN, ZERO_PROVIDED, ZERO_WRITTEN, ZERO_LINK, ZERO_SYNC };
+
+static uint64_t end_of(const struct op *op)
+{
+    return op->offset + op->length;
+}
+
+static void advance(struct op *op, uint64_t length)
+{
+    op->pos += length;
+    op->state = ZERO_PLAN;
+}
+
+// The range ends with the image, inside its last cluster: that counts as whole.
+static bool ends_whole(const struct op *op)
+{
+    return end_of(op) == op->image->size;
+}
+
+// Bytes from pos that are whole clusters; 0: pos is inside one, or only a part is asked for.
+static uint64_t whole_clusters(const struct op *op)
+{
+    const struct geometry *g = &op->image->geometry;
+
+    if (geometry_in_cluster(g, op->pos) != 0)
+        return 0;
+    if (ends_whole(op))
+        return end_of(op) - op->pos;
+    return geometry_cluster_start(g, end_of(op)) - op->pos;
+}
+
+// ---- Parts of clusters
+
+static int write_zeros(struct op *op, uint64_t length)
+{
+    if (op_need_work(op) < 0)
+        return -ENOMEM;
+    // Only read, and so no memory of its own.
+    op->work->bounce = calloc(1, length);
+    if (!op->work->bounce)
+        return -ENOMEM;
+    op->state = ZERO_WRITTEN;
+    op->step_length = length;
+    op_start_child(
+        op, op->image,
+        &(struct op){
+            .kind = OP_WRITE, .offset = op->pos, .length = length, .buf = op->work->bounce});
+    return OP_PARKED;
+}
+
+static void zeros_written(struct op *op)
+{
+    op_bounce_free(op);
+    advance(op, op->step_length);
+}
+
+// At most a cluster from pos. Only called where the mapping cannot say it.
+static int zero_part(struct op *op)
+{
+    const struct geometry *g = &op->image->geometry;
+    uint64_t length = g->cluster_size - geometry_in_cluster(g, op->pos);
+    struct mapping m;
+
+    if (length > end_of(op) - op->pos)
+        length = end_of(op) - op->pos;
+    if (op->kind == OP_DISCARD) {
+        advance(op, length);
+        return 0;
+    }
+    uint64_t cluster = op->pos >> g->cluster_bits;
+    int result = inflight_wait(&op->image->inflight, cluster, cluster + 1, op);
+    if (result == 0)
+        result = map_lookup(op, op->image, op->pos, length, &m);
+    if (result != 0)
+        return result;
+    bool zero = map_reads_as_zeros(op->image, &m, op->pos);
+    if (zero && (!(op->flags & OP_NO_HOLE) || m.kind == ENTRY_ZERO_ALLOCATED)) {
+        advance(op, length);
+        return 0;
+    }
+    return write_zeros(op, length);
+}
+
+// ---- Whole clusters
+
+// The entry that makes the cluster of guest read as zeros without a host cluster, or with the one
+// it has. False where the format has none.
+static bool wanted_entry(const struct op *op, const struct mapping *m, uint64_t *raw)
+{
+    const struct image *image = op->image;
+    bool behind = image->backing && op->pos < image->backing->size;
+
+    if ((op->flags & OP_NO_HOLE) && m->copied &&
+        (m->kind == ENTRY_DATA || m->kind == ENTRY_ZERO_ALLOCATED) && image->header.version >= 3) {
+        *raw = entry_zero_allocated(m->host_offset);
+        return true;
+    }
+    if (op->flags & OP_NO_HOLE)
+        return false;
+    if (!behind)
+        *raw = 0;
+    else if (image->header.version >= 3)
+        *raw = FORMAT_L2_ZERO;
+    else
+        return false;
+    return true;
+}
+
+// Nothing has to change.
+static bool satisfied(const struct op *op, const struct mapping *m)
+{
+    if (op->flags & OP_NO_HOLE)
+        return m->kind == ENTRY_ZERO_ALLOCATED && m->copied;
+    return (m->kind == ENTRY_UNALLOCATED || m->kind == ENTRY_ZERO) &&
+           map_reads_as_zeros(op->image, m, op->pos);
+}
+
+// Clusters from pos to the end of its slice.
+static uint64_t left_in_slice(const struct op *op)
+{
+    uint64_t entries = map_slice_entries(op->image);
+
+    return entries - (geometry_l2_index(&op->image->geometry, op->pos) & (entries - 1));
+}
+
+// The clusters keep their place in the file, where older writes may still be on their way: nobody
+// uses that place again before they have ended, or what they leave behind would come back.
+static int drain(struct op *op, uint64_t clusters)
+{
+    uint64_t first = op->pos >> op->image->geometry.cluster_bits;
+
+    inflight_lock(&op->image->inflight, &op->work->range, first, first + clusters);
+    op->state = ZERO_DRAIN;
+    return 0;
+}
+
+static int drained(struct op *op)
+{
+    int result = op_wait_for_older(op);
+
+    if (result != 0)
+        return result;
+    inflight_unlock(&op->image->inflight, &op->work->range);
+    advance(op, op->step_length);
+    return 0;
+}
+
+// Gives the clusters of m their new entries, those that are in the slice.
+static int replace_entries(struct op *op, const struct mapping *m, uint64_t raw)
+{
+    struct image *image = op->image;
+    const struct geometry *g = &image->geometry;
+    bool keeps = (raw & FORMAT_L2_OFFSET_MASK) != 0;
+    uint64_t clusters = geometry_clusters(g, m->length);
+    struct slice *slice;
+    unsigned index;
+    int result = keeps ? op_need_work(op) : 0;
+
+    if (clusters > left_in_slice(op))
+        clusters = left_in_slice(op);
+    if (result == 0)
+        result = map_own_table(op, op->pos);
+    if (result == 0)
+        result = map_slice_for_change(op, op->pos, &slice, &index);
+    if (result != 0)
+        return result;
+    for (uint64_t i = 0; i < clusters; i++)
+        map_replace(image, slice, index + (unsigned)i, keeps ? raw + (i << g->cluster_bits) : raw);
+    op->step_length = clusters << g->cluster_bits;
+    if (op->step_length > m->length)
+        op->step_length = m->length;
+    if (keeps)
+        return drain(op, clusters);
+    advance(op, op->step_length);
+    return 0;
+}
+
+// ---- Clusters that are provided for
+
+static int link_provided(struct op *op)
+{
+    int result = change_link(op, op->work->run.first, op->work->run.count);
+
+    if (result == 0)
+        advance(op, op->step_length);
+    return result;
+}
+
+// The host cannot make the clusters zero by itself: they go back, and zeros are written like any
+// data.
+static int give_back(struct op *op)
+{
+    struct op_work *work = op->work;
+
+    quarantine_add(op->image, work->run.first, work->run.count);
+    work->run.count = 0;
+    inflight_unlock(&op->image->inflight, &work->range);
+    op->state = ZERO_PLAN;
+    return op->flags & OP_FAST_ZERO ? -ENOTSUP : zero_part(op);
+}
+
+// Takes clusters for a run of guest clusters that have none of their own.
+static int provide(struct op *op, const struct mapping *m)
+{
+    struct image *image = op->image;
+    const struct geometry *g = &image->geometry;
+    uint64_t want = geometry_clusters(g, m->length);
+    int result = op_need_work(op);
+
+    if (want > left_in_slice(op))
+        want = left_in_slice(op);
+    if (result == 0)
+        result = map_own_table(op, op->pos);
+    if (result == 0)
+        result = alloc_clusters(op, want, false, &op->work->run);
+    if (result != 0)
+        return result;
+
+    struct alloc_run *run = &op->work->run;
+    uint64_t first = op->pos >> g->cluster_bits;
+    if (change_hits_metadata(image, run->first << g->cluster_bits, run->count << g->cluster_bits))
+        return -EIO;
+    inflight_lock(&image->inflight, &op->work->range, first, first + run->count);
+    op->step_length = run->count << g->cluster_bits;
+    if (op->step_length > m->length)
+        op->step_length = m->length;
+    op->work->needs_barrier = !run->zero;
+    if (run->zero) {
+        op->state = ZERO_LINK;
+        return 0;
+    }
+    op->state = ZERO_PROVIDED;
+    op_submit(op, FILE_ZERO, run->first << g->cluster_bits, run->count << g->cluster_bits, NULL, 0);
+    return OP_PARKED;
+}
+
+// ---- The step function
+
+static int zero_whole(struct op *op, uint64_t length)
+{
+    struct image *image = op->image;
+    unsigned bits = image->geometry.cluster_bits;
+    struct mapping m;
+    uint64_t raw;
+    int result = map_lookup(op, op->image, op->pos, length, &m);
+
+    if (result != 0)
+        return result;
+    result = inflight_wait(&image->inflight, op->pos >> bits,
+                           ((op->pos + m.length - 1) >> bits) + 1, op);
+    if (result != 0)
+        return result;
+    if (satisfied(op, &m)) {
+        advance(op, m.length);
+        return 0;
+    }
+    if (wanted_entry(op, &m, &raw))
+        return replace_entries(op, &m, raw);
+    if (op->kind == OP_WRITE_ZEROES && (op->flags & OP_NO_HOLE) &&
+        !(m.kind == ENTRY_DATA && m.copied))
+        return provide(op, &m);
+    return zero_part(op);
+}
+
+static int plan(struct op *op)
+{
+    op_replan(op);
+
+    int result = change_prepare(op);
+    if (result == 0)
+        result = change_mapping(op);
+    if (result != 0)
+        return result;
+
+    uint64_t whole = whole_clusters(op);
+    return whole > 0 ? zero_whole(op, whole) : zero_part(op);
+}
+
+static int turn(struct op *op)
+{
+    switch (op->state) {
+    case ZERO_PLAN:
+        return plan(op);
+    case ZERO_DRAIN:
+        return drained(op);
+    case ZERO_WRITTEN:
+        zeros_written(op);
+        return 0;
+    case ZERO_PROVIDED:
+        op->state = ZERO_LINK;
+        return 0;
+    default:
+        return link_provided(op);
+    }
+}
+
+// Whether data would have to be written: the range has parts of clusters, or the format no zero
+// clusters.
+static bool slow(const struct op *op)
+{
+    const struct image *image = op->image;
+
+    return geometry_in_cluster(&image->geometry, op->offset) != 0 ||
+           (geometry_in_cluster(&image->geometry, end_of(op)) != 0 && !ends_whole(op)) ||
+           (image->header.version < 3 && (image->backing || (op->flags & OP_NO_HOLE)));
+}
+
+void zero_step(struct op *op)
+{
+    int result = op->wait_result;
+
+    if (op->state == ZERO_SYNC) {
+        op_finish(op, result);
+        return;
+    }
+    if (op->state == ZERO_PROVIDED && result == -EOPNOTSUPP) {
+        op->wait_result = 0;
+        result = give_back(op);
+    }
+    if ((op->flags & OP_FAST_ZERO) && op->pos == op->offset && slow(op))
+        result = -ENOTSUP;
+    if (result == 0 && op->pos < end_of(op))
+        result = turn(op);
+    if (result == 0 && op->pos < end_of(op)) {
+        // One slice a turn: a large request lets others go in between.
+        op_post(op);
+        return;
+    }
+    if (result == 0 && (op->flags & OP_FUA)) {
+        op->state = ZERO_SYNC;
+        result = sync_wait(op);
+    }
+    if (result != OP_PARKED)
+        op_finish(op, result);
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/space/alloc.h"
+
+#include <errno.h>
+
+#include "qcow2/engine.h"
+
+void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes)
+{
+    *alloc = (struct alloc){.fresh = fresh,
+                            .reserved_end = file_bytes,
+                            .reserve = image->file->fresh_is_zero,
+                            .image = image};
+    waitq_init(&alloc->waiters);
+}
+
+static void reserve_ended(struct file_io *io)
+{
+    struct alloc *alloc = (struct alloc *)((char *)io - offsetof(struct alloc, io));
+    int result = io->result;
+
+    alloc->reserving = false;
+    if (result == 0) {
+        alloc->reserved_end = io->offset + io->length;
+        alloc->reserve_exact = false;
+    } else if (result == -EOPNOTSUPP || result == -EINVAL) {
+        // A host that cannot reserve space can make the file longer.
+        alloc->reserve = !alloc->grow_only;
+        alloc->grow_only = true;
+    } else if (!alloc->reserve_exact) {
+        // Perhaps there is room for what is needed, if not for the step.
+        alloc->reserve_exact = true;
+    } else {
+        alloc->reserve_exact = false;
+        alloc->reserve_error = result;
+    }
+    waitq_wake(&alloc->waiters, 0);
+}
+
+// Makes sure that the file reaches to end (bytes), with space from the host where it can promise
+// that: nothing refers to what is beyond the end of the file, even if nothing was written there.
+// Returns 0, OP_PARKED, or a negative errno.
+static int reserve_space(struct op *op, uint64_t end)
+{
+    struct image *image = op->image;
+    struct alloc *alloc = &image->alloc;
+
+    if (!alloc->reserve || end <= alloc->reserved_end)
+        return 0;
+    if (alloc->reserve_error < 0) {
+        // One is told, the next one tries again.
+        int result = alloc->reserve_error;
+
+        alloc->reserve_error = 0;
+        return result;
+    }
+    if (!alloc->reserving) {
+        uint64_t step = alloc->reserved_end / 8;
+
+        if (step < ALLOC_RESERVE_MIN)
+            step = ALLOC_RESERVE_MIN;
+        if (step > ALLOC_RESERVE_MAX)
+            step = ALLOC_RESERVE_MAX;
+        if (alloc->reserve_exact)
+            step = 0;
+        alloc->reserving = true;
+        if (alloc->grow_only)
+            alloc->io = (struct file_io){.kind = FILE_TRUNCATE, .offset = end + step};
+        else
+            alloc->io = (struct file_io){.kind = FILE_ALLOCATE,
+                                         .offset = alloc->reserved_end,
+                                         .length = end - alloc->reserved_end + step};
+        alloc->io.done = reserve_ended;
+        file_submit(image->file, &alloc->io);
+    }
+    return waitq_park(&alloc->waiters, op);
+}
+
+static int take(struct image *image, uint64_t first, uint64_t count)
+{
+    image->alloc.taken = true;
+    for (uint64_t i = 0; i < count; i++) {
+        int result = refcounts_set(&image->refcounts, first + i, 1);
+
+        if (result == 0)
+            continue;
+        while (i-- > 0)
+            refcounts_set(&image->refcounts, first + i, 0);
+        return result;
+    }
+    return 0;
+}
+
+void alloc_freed(struct alloc *alloc)
+{
+    alloc->may_find = true;
+}
+
+// Free clusters of known pages, a run as long as there is near the place of the last search.
+// Returns how many, 0 if there are none near; the next search goes on where this one ended.
+static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
+{
+    struct alloc *alloc = &image->alloc;
+    const struct refcounts *rc = &image->refcounts;
+    // A file may be longer than its refcount table can tell.
+    uint64_t covered = rc->table_size << rc->geometry.block_bits;
+    uint64_t end = alloc->fresh < covered ? alloc->fresh : covered;
+    uint64_t from = alloc->search < end ? alloc->search : 0;
+    uint64_t next;
+
+    if (!alloc->may_find)
+        return 0;
+    uint64_t found = refcounts_find_free(rc, from, end, want, first, &next);
+    bool all = from == 0 && next >= end;
+    if (found < want && next >= end && from > 0) {
+        uint64_t other;
+        uint64_t found_before = refcounts_find_free(rc, 0, from, want, &other, &next);
+
+        all = next >= from;
+        if (found_before > found) {
+            found = found_before;
+            *first = other;
+        }
+    }
+    alloc->search = found > 0 ? *first + found : next;
+    alloc->may_find = found > 0 || !all;
+    return found;
+}
+
+// Looks into one more page for free clusters. Returns 0 or OP_PARKED; a page that cannot be read is
+// passed over.
+static int learn_page(struct op *op)
+{
+    struct image *image = op->image;
+    struct alloc *alloc = &image->alloc;
+    struct refcounts *rc = &image->refcounts;
+
+    while (alloc->unknown_page << rc->geometry.block_bits < alloc->fresh) {
+        uint64_t page = alloc->unknown_page;
+
+        if (page >= rc->table_size)
+            return 0;
+        if (!rc->pages[page].ready && !rc->pages[page].failed) {
+            if (op->scanned)
+                return 0;
+            op->scanned = true;
+        }
+        int result = refcounts_load(op, page << rc->geometry.block_bits);
+        if (result == OP_PARKED)
+            return OP_PARKED;
+        if (result == 0 && rc->pages[page].free > 0)
+            alloc_freed(alloc);
+        alloc->unknown_page++;
+    }
+    return 0;
+}
+
+static int take_free(struct op *op, uint64_t want, struct alloc_run *run)
+{
+    struct image *image = op->image;
+    uint64_t first = 0;
+    uint64_t found = find_free(image, want, &first);
+
+    if (found == 0)
+        return 0;
+
+    int result = take(image, first, found);
+    if (result < 0)
+        return result;
+    *run = (struct alloc_run){.first = first, .count = found, .zero = false};
+    return 0;
+}
+
+// How many of the clusters from first on, at most want, are in one known page and free.
+static uint64_t fresh_run(const struct refcounts *rc, uint64_t first, uint64_t want)
+{
+    uint64_t in_page =
+        (1ull << rc->geometry.block_bits) - (first & ((1ull << rc->geometry.block_bits) - 1));
+    uint64_t count = 0;
+
+    while (count < want && count < in_page && refcounts_get(rc, first + count) == 0)
+        count++;
+    return count;
+}
+
+// Whether clusters up to end can be there: the format has a limit, and a device its size.
+static int check_limit(const struct image *image, uint64_t end)
+{
+    uint64_t limit = HEADER_OFFSET_LIMIT;
+
+    if (!image->file->fresh_is_zero) {
+        int64_t size = file_size(image->file);
+
+        if (size < 0)
+            return (int)size;
+        limit = (uint64_t)size;
+    }
+    return end > limit >> image->geometry.cluster_bits ? -ENOSPC : 0;
+}
+
+static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
+{
+    struct image *image = op->image;
+    struct alloc *alloc = &image->alloc;
+    uint64_t count = 0;
+    int result;
+
+    for (;;) {
+        result = refcounts_load(op, alloc->fresh);
+        if (result != 0)
+            return result == -EFBIG ? -ENOSPC : result;
+        count = fresh_run(&image->refcounts, alloc->fresh, want);
+        if (count > 0)
+            break;
+        // A refcount of something beyond the end of the file: a leak; passed over.
+        alloc->fresh++;
+    }
+    result = check_limit(image, alloc->fresh + count);
+    if (result == 0)
+        result = reserve_space(op, (alloc->fresh + count) << image->geometry.cluster_bits);
+    if (result == 0)
+        result = take(image, alloc->fresh, count);
+    if (result != 0)
+        return result;
+    *run = (struct alloc_run){
+        .first = alloc->fresh, .count = count, .zero = image->file->fresh_is_zero};
+    alloc->fresh += count;
+    return 0;
+}
+
+static int take_any(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
+{
+    if (op->image->alloc.reuse && !fresh_only) {
+        int result = learn_page(op);
+
+        if (result == 0)
+            result = take_free(op, want, run);
+        if (result != 0 || run->count > 0)
+            return result;
+    }
+    return take_fresh(op, want, run);
+}
+
+int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
+{
+    struct image *image = op->image;
+
+    run->count = 0;
+    int result = take_any(op, want, fresh_only, run);
+    if (result != -ENOSPC || op->space_waits == ALLOC_SPACE_WAITS ||
+        (quarantine_empty(&image->quarantine) && punch_idle(&image->punch)))
+        return result;
+    punch_all(image);
+    if (quarantine_waits_for_leases(image))
+        return waitq_park(&image->lease_ended, op);
+    op->space_waits++;
+    return sync_wait(op);
+}
+
+int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first)
+{
+    struct image *image = op->image;
+    struct alloc *alloc = &image->alloc;
+    uint64_t at = alloc->fresh;
+
+    for (uint64_t i = 0; i < count; i++) {
+        int result = refcounts_load(op, at + i);
+
+        if (result != 0)
+            return result == -EFBIG ? -ENOSPC : result;
+        if (refcounts_get(&image->refcounts, at + i) != 0) {
+            at += i + 1;
+            i = (uint64_t)-1;
+        }
+    }
+    int result = check_limit(image, at + count);
+    if (result == 0)
+        result = reserve_space(op, (at + count) << image->geometry.cluster_bits);
+    if (result == 0)
+        result = take(image, at, count);
+    if (result != 0)
+        return result;
+    alloc->fresh = at + count;
+    *first = at;
+    return 0;
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// alloc.h: where new clusters come from. Two sources: free clusters known from the refcounts,
+// longest runs first; and fresh space beyond every cluster that was ever used, which reads as zeros
+// and is reserved from the host file system ahead in large steps.
+#ifndef LAZYCOW_QCOW2_SPACE_ALLOC_H
+#define LAZYCOW_QCOW2_SPACE_ALLOC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2/base/file.h"
+#include "qcow2/base/waitq.h"
+
+struct image;
+struct op;
+
+// Host space is reserved in steps of an eighth of the file, between these: one extent instead of
+// thousands, and a reservation every few thousand requests; what is left over is given back at the
+// end.
+#define ALLOC_RESERVE_MIN (1u << 20)
+#define ALLOC_RESERVE_MAX (64u << 20)
+
+// How often an op that finds no space waits for a sync where clusters that were given up are on
+// their way: the first one frees them, and the next see their holes punched, which gives the host
+// room.
+#define ALLOC_SPACE_WAITS 3
+
+struct alloc {
+    // First cluster of the fresh space, which is also how far entries are trusted: one that names a
+    // cluster from here on names what was never handed out, and map.c does not believe its COPIED
+    // flag. Only grows; UINT64_MAX while recovery has not found the end.
+    uint64_t fresh;
+    uint64_t reserved_end; // bytes of the file that the host has space for
+    uint64_t search;       // where to look for free clusters next
+    bool may_find; // a search may find something: not all was searched since something was freed
+    uint64_t unknown_page; // pages below this are known
+    bool taken;            // any cluster, since the image was opened
+    bool reuse;            // refcounts are right: free clusters may be used
+    bool reserve;          // the host can reserve space, or at least make the file longer
+    bool grow_only;        // it cannot reserve
+    bool reserving;
+    bool reserve_exact; // the last large step failed
+    int reserve_error;  // and so did the exact one; nobody was told yet
+    struct image *image;
+    struct file_io io;
+    struct waitq waiters; // for the reservation
+};
+
+// Clusters that were taken: refcount 1, not referenced by any table yet.
+struct alloc_run {
+    uint64_t first;
+    uint64_t count;
+    bool zero; // they read as zeros, also after a power cut
+};
+
+// fresh: first cluster beyond everything that was ever used; file_bytes: size of the file now.
+void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes);
+
+// Takes one run of 1 to want clusters. Returns 0, OP_PARKED (plan again) or a negative errno
+// (-ENOSPC, -EFBIG as -ENOSPC, -EIO, -ENOMEM). fresh_only: for tables, which rely on reading as
+// zeros.
+int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run);
+
+// A cluster below the fresh space became free.
+void alloc_freed(struct alloc *alloc);
+
+// Exactly count contiguous clusters of fresh space, which may span pages.
+int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first);
+
+#endif

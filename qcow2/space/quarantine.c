@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/space/quarantine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "qcow2/engine.h"
+
+static void release_step(struct op *op);
+
+void quarantine_init(struct quarantine *q, struct image *image)
+{
+    TAILQ_INIT(&q->pending);
+    TAILQ_INIT(&q->syncing);
+    TAILQ_INIT(&q->durable);
+    waitq_init(&q->empty);
+    waitq_init(&q->room);
+    op_init_internal(&q->releaser, image, release_step);
+}
+
+static void free_list(struct quarantine_list *list)
+{
+    struct quarantined *extent;
+
+    while ((extent = TAILQ_FIRST(list)) != NULL) {
+        TAILQ_REMOVE(list, extent, link);
+        free(extent);
+    }
+}
+
+void quarantine_free(struct quarantine *q)
+{
+    free_list(&q->pending);
+    free_list(&q->syncing);
+    free_list(&q->durable);
+}
+
+bool quarantine_full(const struct quarantine *q)
+{
+    return q->count >= QUARANTINE_MAX;
+}
+
+bool quarantine_empty(const struct quarantine *q)
+{
+    return q->count == 0;
+}
+
+void quarantine_add(struct image *image, uint64_t first, uint64_t count)
+{
+    struct quarantine *q = &image->quarantine;
+    struct quarantined *last = TAILQ_LAST(&q->pending, quarantine_list);
+
+    // Who waits for the quarantine to empty found the image idle; it no longer is, and perhaps
+    // nobody asks for the sync that would release this.
+    waitq_wake(&q->empty, -EBUSY);
+    if (last && last->first + last->count == first) {
+        last->count += count;
+        last->stamp = image->next_begun;
+        return;
+    }
+    struct quarantined *extent = malloc(sizeof(*extent));
+    if (!extent) {
+        image_log(image, "out of memory: %llu freed clusters leak until the next check",
+                  (unsigned long long)count);
+        return;
+    }
+    *extent = (struct quarantined){.first = first, .count = count, .stamp = image->next_begun};
+    TAILQ_INSERT_TAIL(&q->pending, extent, link);
+    q->count++;
+}
+
+void quarantine_sync_begins(struct image *image)
+{
+    TAILQ_CONCAT(&image->quarantine.syncing, &image->quarantine.pending, link);
+}
+
+void quarantine_sync_ended(struct image *image, bool failed)
+{
+    struct quarantine *q = &image->quarantine;
+
+    if (failed) {
+        TAILQ_CONCAT(&q->syncing, &q->pending, link);
+        TAILQ_CONCAT(&q->pending, &q->syncing, link);
+    } else {
+        TAILQ_CONCAT(&q->durable, &q->syncing, link);
+        punch_age(image);
+        quarantine_kick(image);
+    }
+}
+
+// The first durable extent if no op is left that may use it.
+static struct quarantined *unused_extent(const struct image *image)
+{
+    struct quarantined *extent = TAILQ_FIRST(&image->quarantine.durable);
+    const struct op *oldest = TAILQ_FIRST(&image->active);
+
+    return extent && oldest && oldest->begun < extent->stamp ? NULL : extent;
+}
+
+bool quarantine_waits_for_leases(const struct image *image)
+{
+    const struct quarantined *extent = unused_extent(image);
+
+    return extent && lease_older_than(image, extent->stamp);
+}
+
+// The same, if nothing of it is lent.
+static struct quarantined *next_extent(const struct image *image)
+{
+    if (!quarantine_waits_for_leases(image))
+        return unused_extent(image);
+    image->host.recall(image->host.context);
+    return NULL;
+}
+
+void quarantine_kick(struct image *image)
+{
+    struct quarantine *q = &image->quarantine;
+
+    if (q->releasing || !next_extent(image))
+        return;
+    q->releasing = true;
+    q->releaser.wait_result = 0;
+    op_post(&q->releaser);
+}
+
+static void drop_front(struct quarantine *q, struct quarantined *extent, uint64_t count)
+{
+    extent->first += count;
+    extent->count -= count;
+    if (extent->count > 0)
+        return;
+    TAILQ_REMOVE(&q->durable, extent, link);
+    free(extent);
+    q->count--;
+    waitq_wake(&q->room, 0);
+    if (q->count == 0)
+        waitq_wake(&q->empty, 0);
+}
+
+static void leak(struct image *image, struct quarantined *extent, int error)
+{
+    image_log(image, "%llu freed clusters leak until the next check: error %d",
+              (unsigned long long)extent->count, -error);
+    drop_front(&image->quarantine, extent, extent->count);
+}
+
+// Lowers the refcounts of clusters that are in one page.
+static void lower(struct image *image, uint64_t first, uint64_t run)
+{
+    for (uint64_t i = 0; i < run; i++) {
+        uint64_t count = refcounts_get(&image->refcounts, first + i);
+
+        // A refcount of 0 under a reference: an inconsistent image; nothing to lower.
+        if (count > 0)
+            refcounts_set(&image->refcounts, first + i, count - 1);
+        // Damaged entries may hide references: then the last one that is known is not the last one.
+        if (count == 1 && image->alloc.reuse)
+            punch_add(image, first + i, 1);
+    }
+    alloc_freed(&image->alloc);
+}
+
+// One more step of the first extent: 0, or OP_PARKED when the releaser's next turn comes by itself.
+static int release_front(struct op *op, struct quarantined *extent)
+{
+    struct image *image = op->image;
+    const struct refcounts *rc = &image->refcounts;
+
+    // Beyond the fresh boundary nothing was ever counted: an entry of a broken image pointed there.
+    if (extent->first >= image->alloc.fresh) {
+        drop_front(&image->quarantine, extent, extent->count);
+        return 0;
+    }
+    int result = refcounts_load(op, extent->first);
+    if (result == OP_PARKED)
+        return OP_PARKED;
+    if (result < 0) {
+        leak(image, extent, result);
+        return 0;
+    }
+    uint64_t page_end = (refcounts_page_index(rc, extent->first) + 1) << rc->geometry.block_bits;
+    uint64_t run =
+        page_end - extent->first < extent->count ? page_end - extent->first : extent->count;
+    lower(image, extent->first, run);
+    drop_front(&image->quarantine, extent, run);
+    return 0;
+}
+
+static void release_step(struct op *op)
+{
+    struct image *image = op->image;
+    struct quarantined *extent;
+
+    // A page that could not be read.
+    if (op->wait_result < 0)
+        leak(image, TAILQ_FIRST(&image->quarantine.durable), op->wait_result);
+    op->wait_result = 0;
+    while ((extent = next_extent(image)) != NULL) {
+        if (release_front(op, extent) == OP_PARKED)
+            return;
+    }
+    image->quarantine.releasing = false;
+}

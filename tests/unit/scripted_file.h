@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// scripted_file.h: a file in memory whose requests end when the test says so, in the order that it
+// says, well or with an error. With it a test of an engine's module is a few lines.
+//
+//   struct scripted_file *disk = scripted_file_new();
+//   struct image *image = scripted_image_new(disk, &create, &options);
+//   op_start(image, &op);                     // the first turn
+//   scripted_file_turn(disk);                 // what is queued takes one turn each
+//   scripted_file_end(disk, 0, -EIO);         // the oldest request fails
+//   scripted_file_run(disk);                  // everything goes on until nothing is left
+#ifndef LAZYCOW_TESTS_UNIT_SCRIPTED_FILE_H
+#define LAZYCOW_TESTS_UNIT_SCRIPTED_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qcow2/base/file.h"
+#include "qcow2/image.h"
+#include "qcow2/offline/create.h"
+
+// Room for the bytes; memory is taken for those that are written only.
+#define SCRIPTED_BYTES_MAX (4ull << 30)
+// More requests at once than any module submits.
+#define SCRIPTED_QUEUE_MAX 256
+// Lines of the log that are kept.
+#define SCRIPTED_LINES_MAX 32
+
+struct scripted_file {
+    struct file file;
+    struct runq runq;
+    uint8_t *bytes; // SCRIPTED_BYTES_MAX; zeros where nothing was written
+    uint64_t size;
+    struct file_io *queue[SCRIPTED_QUEUE_MAX]; // submitted and not ended, the oldest first
+    size_t queued;
+    // Every request of this kind that touches [fail_offset, fail_offset + fail_length) fails with
+    // this error, where fail_length is not 0.
+    enum file_io_kind fail_kind;
+    uint64_t fail_offset, fail_length;
+    int fail_error;                        // negative
+    unsigned submitted[FILE_TRUNCATE + 1]; // by kind, since the start
+    // What the image logged, from the first line on.
+    char *lines[SCRIPTED_LINES_MAX];
+    size_t line_count;
+};
+
+// An empty file; fails the test without memory.
+struct scripted_file *scripted_file_new(void);
+void scripted_file_free(struct scripted_file *s);
+
+// Ends the request at an index of the queue: 0 carries it out, a negative errno does not.
+void scripted_file_end(struct scripted_file *s, size_t index, int result);
+// Runs what is in the run queue now, once each. Returns false where nothing was.
+bool scripted_file_turn(struct scripted_file *s);
+// Runs until the run queue is empty; requests stay in the queue. Returns how many turns that took.
+size_t scripted_file_turns(struct scripted_file *s);
+// Runs and ends requests in order until nothing is left of either.
+void scripted_file_run(struct scripted_file *s);
+// Index of the oldest request of a kind; s->queued: there is none.
+size_t scripted_file_find(const struct scripted_file *s, enum file_io_kind kind);
+
+// Makes an image in the file, as lazycow create does, and opens it: scripted_file_run() has ended
+// what that takes. The image owns the file then; image_close() leaves the scripted_file alone.
+void scripted_file_create(struct scripted_file *s, const struct create_options *create);
+struct image *scripted_image_open(struct scripted_file *s, const struct image_options *options);
+struct image *scripted_image_new(struct scripted_file *s, const struct create_options *create,
+                                 const struct image_options *options);
+
+// Runs an op from start to done, with all that it waits for. Returns its result.
+int scripted_op(struct scripted_file *s, struct image *image, struct op *op);
+int scripted_read(struct scripted_file *s, struct image *image, void *buf, uint64_t offset,
+                  uint64_t length);
+int scripted_write(struct scripted_file *s, struct image *image, const void *buf, uint64_t offset,
+                   uint64_t length);
+
+#endif

@@ -64,13 +64,15 @@ const struct session_export *option_find_export(const struct session *s, const u
                                                 size_t length)
 {
     size_t count = s->host->export_count(s->host->context);
-    if (length == 0)
-        return count > 0 ? s->host->export_at(s->host->context, 0) : NULL;
     for (size_t i = 0; i < count; i++) {
         const struct session_export *export = s->host->export_at(s->host->context, i);
         if (strlen(export->name) == length && memcmp(export->name, name, length) == 0)
             return export;
     }
+    // The empty name stands for the first export, unless one is called so, seen by this client or
+    // not: who may not use that one does not expect another disk instead.
+    if (length == 0 && count > 0 && !s->host->empty_name_hidden)
+        return s->host->export_at(s->host->context, 0);
     return NULL;
 }
 

@@ -60,6 +60,7 @@ struct session_host {
     const struct session_export *(*export_at)(void *context, size_t index);
     bool shutting_down; // options other than ABORT get ERR_SHUTDOWN
     enum session_tls tls;
+    bool empty_name_hidden; // an export is named "", but not among those of this client
 };
 
 // Metadata contexts: bits in a set of them.

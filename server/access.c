@@ -137,9 +137,12 @@ int access_view_identify(struct access_view *view, const char *identity)
         }
     }
     view->count = 0;
+    view->host.empty_name_hidden = false;
     for (size_t i = 0; i < exports->count; i++) {
         if (may_use(view->access, &exports->list[i], identity)) {
             view->visible[view->count++] = &exports->list[i];
+        } else if (exports->list[i].name[0] == '\0') {
+            view->host.empty_name_hidden = true;
         }
     }
     return 0;

@@ -24,6 +24,12 @@ __attribute__((format(printf, 1, 2))) int cmd_fail(const char *format, ...);
 // --help` and returns 1.
 int cmd_hint(const char *command);
 
+// Reports the option that getopt_long has refused with answer, '?' or ':' (opterr is 0, the list of
+// letters begins with ':', maybe behind a '-'). Returns 1.
+struct option;
+int cmd_wrong_option(const char *command, int answer, int argc, char **argv,
+                     const struct option *options);
+
 // A size in bytes as qemu-img takes it: a number, decimal with an optional fraction or hexadecimal,
 // with an optional suffix b, k, M, G, T, P or E (powers of 1024, either case). Returns false for
 // anything else, and above INT64_MAX.

@@ -10,6 +10,7 @@
 #include "protocol/session.h"
 #include "qcow2/base/error.h"
 #include "qcow2/image.h"
+#include "server/export_argument.h"
 #include "server/log.h"
 
 // How many images one server takes: more than anybody names on a command line, and few enough for a
@@ -65,13 +66,11 @@ struct exports {
     bool recalled;           // an image wants back what it has lent (qcow2/image.h)
 };
 
-// Opens the images, in order. Each argument is IMAGE or NAME=IMAGE; what stands before the first
-// `=` is a name if it has no slash in it. A name that is not given is the file's name without its
-// extension. Nothing is written. backend, workers and log are borrowed and outlive exports. Returns
+// Opens the images, in order, under the names that their arguments give. Nothing is written. backend, workers and log are borrowed and outlive exports. Returns
 // 0, or a negative errno with a message; nothing is open then.
 int exports_open(struct exports *exports, const struct export_options *options,
                  struct backend *backend, struct workers *workers, struct log *log,
-                 char *const *arguments, size_t count, struct error *err);
+                 const struct export_argument *arguments, size_t count, struct error *err);
 
 // Makes an export of an open image, which it owns from then on; exports and name are set. What
 // exports_open does for each of them once its image is there.

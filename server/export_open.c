@@ -44,83 +44,6 @@ static void recall(void *context)
     export->exports->recalled = true;
 }
 
-// Whether the text is well-formed UTF-8 ("Syntax of UTF-8 Byte Sequences" in RFC 3629).
-static bool utf8_valid(const char *text)
-{
-    // For each length of a sequence: the lead byte's mask and value, the least code point.
-    static const struct {
-        unsigned char mask, lead;
-        uint32_t least;
-    } forms[] = {{0x80, 0x00, 0}, {0xe0, 0xc0, 0x80}, {0xf0, 0xe0, 0x800}, {0xf8, 0xf0, 0x10000}};
-    const unsigned char *p = (const unsigned char *)text;
-
-    while (*p != '\0') {
-        uint32_t point;
-        size_t more = 0; // continuation bytes
-
-        while (more < 4 && (*p & forms[more].mask) != forms[more].lead) {
-            more++;
-        }
-        if (more == 4) {
-            return false;
-        }
-        point = *p & (unsigned char)~forms[more].mask;
-        for (size_t i = 1; i <= more; i++) {
-            if ((p[i] & 0xc0) != 0x80) {
-                return false;
-            }
-            point = point << 6 | (p[i] & 0x3f);
-        }
-        if (point < forms[more].least || point > 0x10ffff || (point >= 0xd800 && point < 0xe000)) {
-            return false;
-        }
-        p += more + 1;
-    }
-    return true;
-}
-
-// The name for an image that was given without one: the last part of its path without its
-// extension. Returns NULL when there is no memory.
-static char *name_from_path(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    const char *base = slash != NULL ? slash + 1 : path;
-    const char *dot = strrchr(base, '.');
-
-    // A leading dot begins a hidden file's name, not an extension.
-    return dot != NULL && dot != base ? strndup(base, (size_t)(dot - base)) : strdup(base);
-}
-
-// Splits [NAME=]IMAGE. *name is allocated, *path points into the argument.
-static int parse_argument(const char *argument, const char *default_name, char **name,
-                          const char **path, struct error *err)
-{
-    const char *equals = strchr(argument, '=');
-    const char *slash = strchr(argument, '/');
-
-    if (equals != NULL && (slash == NULL || equals < slash)) {
-        *name = strndup(argument, (size_t)(equals - argument));
-        *path = equals + 1;
-    } else {
-        *name = default_name != NULL ? strdup(default_name) : name_from_path(argument);
-        *path = argument;
-    }
-    if (*name == NULL) {
-        return error_set(err, ENOMEM, "out of memory");
-    }
-    if (**path == '\0') {
-        return error_set(err, EINVAL, "'%s' names no image; write NAME=IMAGE or IMAGE", argument);
-    }
-    // Protocol, "Conventions": strings are UTF-8 of at most 4096 bytes.
-    if (strlen(*name) > SESSION_STRING_MAX || !utf8_valid(*name)) {
-        return error_set(err, EINVAL,
-                         "'%s': an export's name must be UTF-8 of at most %d bytes; give another "
-                         "with NAME=IMAGE",
-                         *path, SESSION_STRING_MAX);
-    }
-    return 0;
-}
-
 static int open_image(struct exports *exports, struct export *export, const char *path,
                       struct error *err)
 {
@@ -164,24 +87,29 @@ static int open_image(struct exports *exports, struct export *export, const char
     return 0;
 }
 
-static int open_export(struct exports *exports, const char *argument, struct error *err)
+static int open_export(struct exports *exports, const struct export_argument *argument,
+                       struct error *err)
 {
     struct export *export = &exports->list[exports->count];
     const char *path;
     int result;
 
     *export = (struct export){.exports = exports};
-    result = parse_argument(argument, exports->options.default_name, &export->name, &path, err);
+    result =
+        export_argument_split(argument, exports->options.default_name, &export->name, &path, err);
     for (size_t i = 0; result == 0 && i < exports->count; i++) {
         if (strcmp(exports->list[i].name, export->name) == 0) {
             result = error_set(err, EINVAL,
                                "'%s': there is an export '%s' already; give another name with "
-                               "NAME=IMAGE",
+                               "NAME=IMAGE or --export NAME=IMAGE",
                                path, export->name);
         }
     }
     if (result == 0) {
         result = open_image(exports, export, path, err);
+        if (result == -ENOENT) {
+            export_argument_advise(argument, path, err);
+        }
     }
     if (result < 0) {
         free(export->name);
@@ -193,7 +121,7 @@ static int open_export(struct exports *exports, const char *argument, struct err
 
 int exports_open(struct exports *exports, const struct export_options *options,
                  struct backend *backend, struct workers *workers, struct log *log,
-                 char *const *arguments, size_t count, struct error *err)
+                 const struct export_argument *arguments, size_t count, struct error *err)
 {
     assert(count > 0 && count <= EXPORTS_MAX);
     *exports =
@@ -203,7 +131,7 @@ int exports_open(struct exports *exports, const struct export_options *options,
         return error_set(err, ENOMEM, "out of memory");
     }
     for (size_t i = 0; i < count; i++) {
-        int result = open_export(exports, arguments[i], err);
+        int result = open_export(exports, &arguments[i], err);
 
         if (result < 0) {
             exports_close(exports);

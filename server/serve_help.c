@@ -3,8 +3,11 @@
 
 const char serve_help[] =
     "Usage: lazycow serve [OPTION...] [NAME=]IMAGE...\n"
+    "       lazycow serve [OPTION...] --export=NAME=IMAGE...\n"
     "Serves qcow2 images over NBD until SIGTERM or SIGINT. NAME is the export's name; without it,\n"
-    "the file's name without its extension. Clients that ask for no name get the first image.\n"
+    "the file's name without its extension. Clients that ask for no name get the export whose "
+    "name\n"
+    "is empty (=IMAGE), else the first.\n"
     "\n"
     "Where to listen (default: localhost port 10809; or the sockets of systemd):\n"
     "  -k, --socket=PATH           listen on a Unix socket\n"
@@ -14,6 +17,8 @@ const char serve_help[] =
     "\n"
     "How to serve:\n"
     "  -r, --read-only             refuse writes\n"
+    "      --export=NAME=IMAGE     serve one more image; NAME may contain slashes, IMAGE is what\n"
+    "                              stands behind the last '=' that leaves an existing file\n"
     "  -x, --export-name=NAME      name of a single image, as NAME=\n"
     "  -D, --description=TEXT      a description for clients that ask\n"
     "      --cache=MODE            writeback (default), writethrough, none, directsync, unsafe\n"

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/serve_options.h"
 
-#include <getopt.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -105,6 +103,12 @@ static bool set_read_only(struct serve_options *o, const char *value)
 {
     (void)value;
     o->exports.read_only = true;
+    return true;
+}
+
+static bool set_export(struct serve_options *o, const char *value)
+{
+    serve_options_add_image(o, EXPORT_ARGUMENT_OPTION, value);
     return true;
 }
 
@@ -319,20 +323,16 @@ static bool set_verbose(struct serve_options *o, const char *value)
     return true;
 }
 
-// ---- Parsing ------------------------------------------------------------------------------------
+// ---- The table ----------------------------------------------------------------------------------
 
-static const struct setting {
-    const char *name;
-    char letter; // 0: none
-    bool (*set)(struct serve_options *options, const char *value);
-    const char *allowed; // what the value may be; NULL: the option takes none
-} settings[] = {
+const struct serve_setting serve_settings[] = {
     {"socket", 'k', set_socket, "a path"},
     {"bind", 'b', set_bind, "an address or host name"},
     {"port", 'p', set_port, "0 to 65535"},
     {"max-connections", 'e', set_max_connections, "1 to 16384"},
     {"shared", 0, set_max_connections, "1 to 16384"}, // qemu-nbd's name for it
     {"read-only", 'r', set_read_only, NULL},
+    {"export", 0, set_export, "NAME=IMAGE"},
     {"export-name", 'x', set_export_name, "a name"},
     {"description", 'D', set_description, "a text of at most 4096 bytes"},
     {"cache", 0, set_cache, "writeback, writethrough, none, directsync or unsafe"},
@@ -360,68 +360,11 @@ static const struct setting {
     {"pid-file", 0, set_pid_file, "a path"},
     {"log-level", 0, set_log_level, "error, warning, info or debug"},
     {"verbose", 'v', set_verbose, NULL},
+    {0},
 };
 
-#define SETTINGS (sizeof(settings) / sizeof(settings[0]))
-// What getopt_long returns: an index into settings, away from the letters and its own '?' and ':'.
-#define VALUE_SETTING 1000
-#define VALUE_HELP 'h'
-#define VALUE_VERSION 'V'
-
-// The table as getopt_long wants it. Room: every option, help, version, and the end.
-static void make_getopt_tables(struct option long_options[SETTINGS + 3],
-                               char short_options[2 * SETTINGS + 4])
+void serve_options_init(struct serve_options *options)
 {
-    char *letter = short_options;
-    size_t i;
-
-    *letter++ = ':'; // a missing value is told from an unknown option
-    *letter++ = 'h';
-    *letter++ = 'V';
-    for (i = 0; i < SETTINGS; i++) {
-        int argument = settings[i].allowed != NULL ? required_argument : no_argument;
-
-        long_options[i] = (struct option){settings[i].name, argument, NULL, VALUE_SETTING + (int)i};
-        if (settings[i].letter != 0) {
-            *letter++ = settings[i].letter;
-            if (argument == required_argument) {
-                *letter++ = ':';
-            }
-        }
-    }
-    *letter = '\0';
-    long_options[i++] = (struct option){"help", no_argument, NULL, VALUE_HELP};
-    long_options[i++] = (struct option){"version", no_argument, NULL, VALUE_VERSION};
-    long_options[i] = (struct option){0};
-}
-
-// The setting that getopt_long's value stands for.
-static const struct setting *setting_of(int value)
-{
-    if (value >= VALUE_SETTING) {
-        return &settings[value - VALUE_SETTING];
-    }
-    for (size_t i = 0; i < SETTINGS; i++) {
-        if (settings[i].letter == value) {
-            return &settings[i];
-        }
-    }
-    return NULL;
-}
-
-static enum serve_parse wrong_option(int value, char **argv)
-{
-    cmd_fail("serve: %s '%s'; see 'lazycow serve --help'",
-             value == ':' ? "a value is missing after" : "unknown option", argv[optind - 1]);
-    return SERVE_PARSE_WRONG;
-}
-
-enum serve_parse serve_options_parse(struct serve_options *options, int argc, char **argv)
-{
-    struct option long_options[SETTINGS + 3];
-    char short_options[2 * SETTINGS + 4];
-    int value;
-
     *options = (struct serve_options){
         .exports = {.unmap = true,
                     .format = IMAGE_FORMAT_QCOW2,
@@ -432,29 +375,4 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
         .mmap_bytes = mmap_size_default(),
         .log_level = LOG_LEVEL_INFO,
     };
-    make_getopt_tables(long_options, short_options);
-    opterr = 0;
-    while ((value = getopt_long(argc, argv, short_options, long_options, NULL)) != -1) {
-        const struct setting *setting;
-
-        if (value == VALUE_HELP) {
-            fputs(serve_help, stdout);
-            return SERVE_PARSE_DONE;
-        }
-        if (value == VALUE_VERSION) {
-            printf("lazycow %s\n", PACKAGE_VERSION);
-            return SERVE_PARSE_DONE;
-        }
-        if (value == '?' || value == ':') {
-            return wrong_option(value, argv);
-        }
-        setting = setting_of(value);
-        if (!setting->set(options, optarg)) {
-            cmd_fail("serve: --%s: '%s' is not %s", setting->name, optarg, setting->allowed);
-            return SERVE_PARSE_WRONG;
-        }
-    }
-    options->images = argv + optind;
-    options->image_count = (size_t)(argc - optind);
-    return serve_options_check(options) ? SERVE_PARSE_RUN : SERVE_PARSE_WRONG;
 }

@@ -37,9 +37,26 @@ struct serve_options {
     const char *group;    // or NULL
     const char *pid_file; // or NULL
     enum log_level log_level;
-    char *const *images; // [NAME=]IMAGE
+    // In the order of the command line; those beyond the room are counted only.
+    struct export_argument images[EXPORTS_MAX];
     size_t image_count;
 };
+
+// One option of the command line.
+struct serve_setting {
+    const char *name; // NULL ends the table
+    char letter;      // 0: none
+    bool (*set)(struct serve_options *options, const char *value);
+    const char *allowed; // the values it takes, for messages; NULL: the option takes none
+};
+
+extern const struct serve_setting serve_settings[];
+
+// The defaults.
+void serve_options_init(struct serve_options *options);
+
+void serve_options_add_image(struct serve_options *options, enum export_argument_kind kind,
+                             const char *text);
 
 // What --help prints (serve_help.c).
 extern const char serve_help[];

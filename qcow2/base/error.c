@@ -28,3 +28,13 @@ void error_prefix(struct error *err, const char *format, ...)
     size_t used = strlen(err->text);
     snprintf(err->text + used, sizeof(err->text) - used, ": %s", old);
 }
+
+void error_append(struct error *err, const char *format, ...)
+{
+    size_t used = strlen(err->text);
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(err->text + used, sizeof(err->text) - used, format, args);
+    va_end(args);
+}

@@ -21,4 +21,7 @@ __attribute__((format(printf, 3, 4))) int error_set(struct error *err, int code,
 // Puts "prefix: " before the message that is there.
 __attribute__((format(printf, 2, 3))) void error_prefix(struct error *err, const char *format, ...);
 
+// Puts more text behind the message that is there.
+__attribute__((format(printf, 2, 3))) void error_append(struct error *err, const char *format, ...);
+
 #endif

@@ -114,6 +114,34 @@ static void a_view_follows_the_identity(void **state)
     access_destroy(&access);
 }
 
+// The empty name of a hidden export is unknown, not the name of the first visible one.
+static void a_hidden_empty_name_is_said_to_the_session(void **state)
+{
+    static const char *const rules[] = {":CN=alice,*"};
+    static char empty[] = "";
+    static struct export two[] = {
+        {.name = names[0], .session = {.name = names[0]}},
+        {.name = empty, .session = {.name = empty}},
+    };
+    static struct exports with_empty = {.list = two, .count = 2};
+    struct access access;
+    struct access_view view;
+    struct error err;
+
+    (void)state;
+    assert_int_equal(access_init(&access, &with_empty, rules, 1, &err), 0);
+    assert_int_equal(access_view_init(&view, &access, SESSION_TLS_REQUIRED), 0);
+    assert_true(view.host.empty_name_hidden);
+    assert_int_equal(access_view_identify(&view, BOB), 0);
+    assert_true(view.host.empty_name_hidden);
+    assert_int_equal(view.host.export_count(view.host.context), 1);
+    assert_int_equal(access_view_identify(&view, ALICE), 0);
+    assert_false(view.host.empty_name_hidden);
+    assert_int_equal(view.host.export_count(view.host.context), 2);
+    access_view_destroy(&view);
+    access_destroy(&access);
+}
+
 static void mistakes_are_told(void **state)
 {
     static const char *const wrong[] = {"dtaa:CN=alice", "data:", ":*"};
@@ -148,6 +176,7 @@ int main(void)
         cmocka_unit_test(rules_of_an_export_add_up),
         cmocka_unit_test(a_rule_for_all_adds_to_those_of_an_export),
         cmocka_unit_test(a_view_follows_the_identity),
+        cmocka_unit_test(a_hidden_empty_name_is_said_to_the_session),
         cmocka_unit_test(mistakes_are_told),
         cmocka_unit_test(colons_in_a_name_are_no_export),
     };

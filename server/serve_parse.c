@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// serve_parse.c: takes the words of the command line one by one.
+#include <getopt.h>
+#include <stdio.h>
+
+#include "server/cmd.h"
+#include "server/serve_options.h"
+
+// Options that the table may have: more than a help text can explain.
+#define SETTINGS_MAX 128
+// The results of getopt_long: an index into the settings, away from the letters and its own '?', ':'
+// and 1.
+#define VALUE_SETTING 1000
+#define VALUE_HELP 'h'
+#define VALUE_VERSION 'V'
+#define VALUE_IMAGE 1
+
+struct getopt_tables {
+    // With help, version, and the end.
+    struct option long_options[SETTINGS_MAX + 3];
+    char short_options[2 * SETTINGS_MAX + 8];
+};
+
+static void make_getopt_tables(struct getopt_tables *tables)
+{
+    struct option *option = tables->long_options;
+    char *letter = tables->short_options;
+
+    *letter++ = '-'; // images are reported in their place among the options
+    *letter++ = ':'; // a missing value is told from an unknown option
+    *letter++ = VALUE_HELP;
+    *letter++ = VALUE_VERSION;
+    for (int i = 0; serve_settings[i].name != NULL && i < SETTINGS_MAX; i++) {
+        const struct serve_setting *setting = &serve_settings[i];
+        int argument = setting->allowed != NULL ? required_argument : no_argument;
+
+        *option++ = (struct option){setting->name, argument, NULL, VALUE_SETTING + i};
+        if (setting->letter != 0) {
+            *letter++ = setting->letter;
+            if (argument == required_argument) {
+                *letter++ = ':';
+            }
+        }
+    }
+    *letter = '\0';
+    *option++ = (struct option){"help", no_argument, NULL, VALUE_HELP};
+    *option++ = (struct option){"version", no_argument, NULL, VALUE_VERSION};
+    *option = (struct option){0};
+}
+
+// The setting that getopt_long's value stands for.
+static const struct serve_setting *setting_of(int value)
+{
+    const struct serve_setting *setting = serve_settings;
+
+    if (value >= VALUE_SETTING) {
+        return &serve_settings[value - VALUE_SETTING];
+    }
+    while (setting->letter != value) {
+        setting++;
+    }
+    return setting;
+}
+
+void serve_options_add_image(struct serve_options *options, enum export_argument_kind kind,
+                             const char *text)
+{
+    if (options->image_count < EXPORTS_MAX) {
+        options->images[options->image_count] = (struct export_argument){kind, text};
+    }
+    // serve_options_check() tells the user about those beyond.
+    options->image_count++;
+}
+
+static enum serve_parse take(struct serve_options *options, int value)
+{
+    const struct serve_setting *setting;
+
+    switch (value) {
+    case VALUE_HELP:
+        fputs(serve_help, stdout);
+        return SERVE_PARSE_DONE;
+    case VALUE_VERSION:
+        printf("lazycow %s\n", PACKAGE_VERSION);
+        return SERVE_PARSE_DONE;
+    case VALUE_IMAGE:
+        serve_options_add_image(options, EXPORT_ARGUMENT_PLAIN, optarg);
+        return SERVE_PARSE_RUN;
+    default:
+        break;
+    }
+    setting = setting_of(value);
+    if (!setting->set(options, optarg)) {
+        cmd_fail("serve: --%s: '%s' is not %s", setting->name, optarg, setting->allowed);
+        return SERVE_PARSE_WRONG;
+    }
+    return SERVE_PARSE_RUN;
+}
+
+enum serve_parse serve_options_parse(struct serve_options *options, int argc, char **argv)
+{
+    struct getopt_tables tables;
+    int value;
+
+    serve_options_init(options);
+    make_getopt_tables(&tables);
+    opterr = 0;
+    while ((value = getopt_long(argc, argv, tables.short_options, tables.long_options, NULL)) !=
+           -1) {
+        enum serve_parse result;
+
+        if (value == '?' || value == ':') {
+            cmd_wrong_option("serve", value, argc, argv, tables.long_options);
+            return SERVE_PARSE_WRONG;
+        }
+        result = take(options, value);
+        if (result != SERVE_PARSE_RUN) {
+            return result;
+        }
+    }
+    // Behind "--" there are images only.
+    for (; optind < argc; optind++) {
+        serve_options_add_image(options, EXPORT_ARGUMENT_PLAIN, argv[optind]);
+    }
+    return serve_options_check(options) ? SERVE_PARSE_RUN : SERVE_PARSE_WRONG;
+}

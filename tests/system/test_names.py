@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names: of exports on the command line, and what a client that asks for no name gets."""
+import json
+import os
+
+import pytest
+
+import lib_tools
+from lib_server import Server, refused
+from lib_tools import run
+from lib_wire import OPT_GO, OPT_INFO, Wire, go_data
+
+pytestmark = pytest.mark.lazycow_only
+
+MEBI = 1 << 20
+
+
+def image(workdir, name, size):
+    return lib_tools.create(f"{workdir}/{name}", size)
+
+
+def exports(server):
+    """The exports in the order of the list: (name, size)."""
+    text = run("nbdinfo", "--list", "--json", "--no-content",
+               f"nbd+unix:///?socket={server.socket}")
+    return [(export["export-name"], export["export-size"])
+            for export in json.loads(text)["exports"]]
+
+
+def size_of(server, name):
+    handle = server.connect(name)
+    size = handle.get_size()
+    handle.shutdown()
+    return size
+
+
+def test_the_export_named_empty_is_the_default(workdir):
+    first = image(workdir, "a.qcow2", MEBI)
+    second = image(workdir, "b.qcow2", 2 * MEBI)
+    with Server(workdir, ("data", first), options=[f"={second}"]) as server:
+        assert exports(server) == [("", 2 * MEBI), ("data", MEBI)]
+        assert size_of(server, "") == 2 * MEBI
+        assert size_of(server, "data") == MEBI
+        for option in (OPT_INFO, OPT_GO):
+            with Wire(server) as wire:
+                wire.greet()
+                replies = wire.option(option, go_data(""))
+                size = (2 * MEBI).to_bytes(8, "big")
+                assert size in b"".join(data for _, data in replies)
+
+
+@pytest.mark.parametrize("name", ["/opt/ltsp/i386", "a=b", "", "ein größerer Name/=", "x/y=z",
+                                  "n" * 4096])
+def test_export_takes_any_name(workdir, name):
+    path = image(workdir, "a=1.qcow2", MEBI)
+    other = image(workdir, "b.qcow2", 2 * MEBI)
+    with Server(workdir, options=["--export", f"{name}={path}", f"--export=o={other}"]) as server:
+        assert exports(server) == [(name, MEBI), ("o", 2 * MEBI)]
+        assert size_of(server, name) == MEBI
+
+
+def test_exports_keep_the_order_of_the_command_line(workdir):
+    paths = [image(workdir, f"i{n}.qcow2", MEBI) for n in range(4)]
+    with Server(workdir, options=[paths[0], "--export", f"one={paths[1]}", "-v", f"two={paths[2]}",
+                                  "--", paths[3]]) as server:
+        assert [name for name, _ in exports(server)] == ["i0", "one", "two", "i3"]
+
+
+def test_messages(workdir):
+    path = image(workdir, "a.qcow2", MEBI)
+    image(workdir, "c=d.qcow2", MEBI)
+    socket = f"--socket={workdir}/s"
+    directory = os.path.dirname(path)
+    for arguments, expected in [
+            ([f"--export={path}"], "has no '='; write --export NAME=IMAGE"),
+            (["--export", "x="], "names no image"),
+            (["--export", "x=/nowhere/y"], "there is no file '/nowhere/y'; check"),
+            (["--export", "x=/nowhere/y=z"], "nor one behind any of the other '='"),
+            (["--export", f"x={directory}"], "Is a directory"),
+            (["--export", f"a={path}", "--export", f"a={path}"], "there is an export 'a' already"),
+            (["--export", f"{'n' * 4097}={path}"], "at most 4096 bytes"),
+            (["--export", os.fsdecode(b"\xff=") + path], "must be UTF-8"),
+            (["-x", "y", "--export", f"x={path}"], "the name is given twice"),
+            (["-x", "y", f"x={path}"], "the name is given twice"),
+            ([f"/opt/ltsp={path}"], "a name with a slash is given with --export"),
+            ([f"--export={n}={path}" for n in range(1025)], "1025 images are too many"),
+    ]:
+        assert expected in refused(workdir, socket, *arguments)
+
+
+def test_a_file_with_an_equals_sign(workdir, monkeypatch):
+    image(workdir, "c=d.qcow2", MEBI)
+    monkeypatch.chdir(workdir)
+    assert "write './c=d.qcow2'" in refused(workdir, f"--socket={workdir}/s", "c=d.qcow2")
+    with Server(workdir, options=["./c=d.qcow2"]) as server:
+        assert exports(server) == [("c=d", MEBI)]

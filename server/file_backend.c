@@ -20,6 +20,9 @@
 #define PROBE_ALIGNMENT_MIN 512
 #define PROBE_ALIGNMENT_MAX 4096u
 
+// Seals of a memfd that an image cannot be written under: its file grows, and shrinks at the end.
+#define SEALS_AGAINST_WRITING (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK)
+
 static struct backend *backend_make(enum backend_kind kind, struct runq *runq, struct error *err)
 {
     if (kind != BACKEND_THREADS) {
@@ -92,9 +95,11 @@ static int explain_open(const char *path, const struct file_open_options *option
                         struct error *err)
 {
     const char *advice = "";
+    // EPERM: the file is immutable or append-only (chattr). ETXTBSY: it runs as a program.
+    bool maybe_readable = code == EROFS || code == EACCES || code == EPERM || code == ETXTBSY;
 
-    if (code == EROFS || (code == EACCES && !options->read_only && access(path, R_OK) == 0))
-        advice = "; it can be opened read-only";
+    if (maybe_readable && !options->read_only && access(path, R_OK) == 0)
+        advice = "; it can be opened read-only: 'serve --read-only' (-r), 'check' without -r";
     else if (code == EISDIR)
         advice = "; name an image file or a block device";
     return error_set(err, code, "%s: cannot open: %s%s", path, strerror(code), advice);
@@ -104,6 +109,19 @@ static int no_direct_io(const char *path, int code, struct error *err)
 {
     return error_set(err, code, "%s: its file system has no direct I/O; use --cache=writeback",
                      path);
+}
+
+// What opens for writing although each write would fail: a device that is set read-only (blockdev
+// --setro, losetup -r, a write-protected card), memory that is sealed. Returns 0 or a positive errno.
+static int find_write_protection(int fd, bool block_device)
+{
+    int read_only = 0;
+
+    if (block_device)
+        return ioctl(fd, BLKROGET, &read_only) == 0 && read_only ? EROFS : 0;
+    int seals = fcntl(fd, F_GET_SEALS);
+
+    return seals >= 0 && (seals & SEALS_AGAINST_WRITING) ? EPERM : 0;
 }
 
 // Refuses what is neither a file nor a block device, and sets up how the descriptor works.
@@ -117,6 +135,10 @@ static int set_up_descriptor(int fd, const char *path, const struct file_open_op
     if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
         return error_set(err, EINVAL, "%s: is %s; name an image file or a block device", path,
                          S_ISDIR(st.st_mode) ? "a directory" : "neither a file nor a block device");
+    int protection = options->read_only ? 0 : find_write_protection(fd, S_ISBLK(st.st_mode));
+
+    if (protection != 0)
+        return explain_open(path, options, protection, err);
     // The descriptor may wait again: io_uring would answer EAGAIN for one that may not.
     if (fcntl(fd, F_SETFL, options->direct ? O_DIRECT : 0) != 0) {
         int code = errno;

@@ -5,6 +5,7 @@
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,6 +28,35 @@ int cmd_hint(const char *command)
 {
     fprintf(stderr, "Try 'lazycow %s --help'.\n", command);
     return 1;
+}
+
+int cmd_flush_output(void)
+{
+    // The error of an earlier write stays in the stream; its errno is gone, so EIO stands for it.
+    int result = ferror(stdout) ? -EIO : 0;
+
+    if (fflush(stdout) != 0)
+        result = -errno;
+    if (result < 0)
+        cmd_fail("cannot write to standard output: %s", strerror(-result));
+    // Reported once: what is left would fail again at exit.
+    __fpurge(stdout);
+    clearerr(stdout);
+    return result;
+}
+
+int cmd_print_json(const json_t *json)
+{
+    // Dumped to memory first: jansson tells apart neither what failed nor why.
+    char *text = json_dumps(json, JSON_INDENT(4));
+
+    if (text == NULL) {
+        cmd_fail("no memory for the output");
+        return -ENOMEM;
+    }
+    puts(text);
+    free(text);
+    return cmd_flush_output();
 }
 
 // 1, or the power of 1024 that the suffix stands for; 0 if there is no such suffix.

@@ -30,6 +30,13 @@ struct option;
 int cmd_wrong_option(const char *command, int answer, int argc, char **argv,
                      const struct option *options);
 
+// Writes out what was printed on standard output. Returns 0, or a negative errno with a message if
+// any of it could not be written.
+int cmd_flush_output(void);
+
+// Prints indented JSON and a line's end on standard output. Returns as cmd_flush_output().
+int cmd_print_json(const json_t *json);
+
 // A size in bytes as qemu-img takes it: a number, decimal with an optional fraction or hexadecimal,
 // with an optional suffix b, k, M, G, T, P or E (powers of 1024, either case). Returns false for
 // anything else, and above INT64_MAX.

@@ -82,7 +82,8 @@ static void show_progress(void *context, uint64_t done, uint64_t total)
 
 // ---- The result ---------------------------------------------------------------------------------
 
-static void print_json(const struct check_command *c, const struct check_result *r)
+// Returns as cmd_flush_output().
+static int print_json(const struct check_command *c, const struct check_result *r)
 {
     json_t *object = json_object();
 
@@ -109,9 +110,9 @@ static void print_json(const struct check_command *c, const struct check_result 
     }
     json_object_set_new(object, "filename", cmd_json_text(c->path));
     json_object_set_new(object, "format", json_string("qcow2"));
-    json_dumpf(object, stdout, JSON_INDENT(4));
-    putchar('\n');
+    int ret = cmd_print_json(object);
     json_decref(object);
+    return ret;
 }
 
 static void print_human(const struct check_result *r)
@@ -169,14 +170,10 @@ static int run(struct check_command *c)
         cmd_fail("%s", err.text);
         return ret == -ENOTSUP ? EXIT_NO_CHECKS : EXIT_NOT_CHECKED;
     }
-    if (c->json)
-        print_json(c, &result);
-    else if (!c->quiet)
+    if (!c->json && !c->quiet)
         print_human(&result);
-    if (fflush(stdout) != 0) {
-        cmd_fail("cannot write the result: %s", strerror(errno));
+    if ((c->json ? print_json(c, &result) : cmd_flush_output()) < 0)
         return EXIT_NOT_CHECKED;
-    }
     return result.corruptions > 0 ? EXIT_CORRUPT : result.leaks > 0 ? EXIT_LEAKS : EXIT_CLEAN;
 }
 

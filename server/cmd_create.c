@@ -321,8 +321,8 @@ static int use_backing(struct create_command *c)
     return 0;
 }
 
-// The line that qemu-img prints.
-static void print_formatting(const struct create_command *c)
+// The line that qemu-img prints. Returns as cmd_flush_output().
+static int print_formatting(const struct create_command *c)
 {
     const struct create_options *o = &c->options;
 
@@ -341,7 +341,7 @@ static void print_formatting(const struct create_command *c)
     if (c->nocow != NULL)
         printf(" nocow=%s", c->nocow);
     putchar('\n');
-    fflush(stdout);
+    return cmd_flush_output();
 }
 
 static void show_progress(void *context, uint64_t done, uint64_t total)
@@ -391,7 +391,9 @@ static int run(struct create_command *c)
     if (create_check(o, c->path, &err) < 0)
         return cmd_fail("%s", err.text);
     if (!c->quiet) {
-        print_formatting(c);
+        // Before anything is made: an error here leaves nothing behind.
+        if (print_formatting(c) < 0)
+            return 1;
         if (isatty(STDERR_FILENO))
             o->progress = show_progress;
     }

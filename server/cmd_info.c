@@ -73,8 +73,7 @@ static int run(const struct info_command *c)
     int ret = read_chain(c, list);
 
     if (ret == 0 && c->json) {
-        json_dumpf(c->chain ? list : json_array_get(list, 0), stdout, JSON_INDENT(4));
-        putchar('\n');
+        ret = cmd_print_json(c->chain ? list : json_array_get(list, 0)) < 0;
     } else if (ret == 0) {
         for (size_t i = 0; i < json_array_size(list); i++) {
             if (i > 0)
@@ -83,9 +82,7 @@ static int run(const struct info_command *c)
         }
     }
     json_decref(list);
-    if (ret == 0 && fflush(stdout) != 0)
-        ret = cmd_fail("cannot write the result: %s", strerror(errno));
-    return ret;
+    return ret != 0 || cmd_flush_output() < 0;
 }
 
 int cmd_info(int argc, char **argv)

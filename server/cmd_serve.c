@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -81,8 +82,8 @@ static int write_pid_file(const char *path, struct error *err)
     return 0;
 }
 
-// Prints the URIs.
-static void announce(const struct serve *serve)
+// Prints the URIs. They may be what a script waits for, but clients know other ways to us.
+static void announce(struct serve *serve)
 {
     for (size_t i = 0; i < serve->listeners.count; i++) {
         const struct listener *listener = &serve->listeners.list[i];
@@ -100,7 +101,13 @@ static void announce(const struct serve *serve)
         }
         free(uri);
     }
-    fflush(stdout);
+    if (fflush(stdout) != 0) {
+        log_line(&serve->log, LOG_LEVEL_WARNING,
+                 "standard output takes no 'listening on' line: %s; serving without",
+                 strerror(errno));
+        __fpurge(stdout);
+        clearerr(stdout);
+    }
 }
 
 // Tells the world that connections are answered from now on.
@@ -248,8 +255,6 @@ int cmd_serve(int argc, char **argv)
     if (signal_fd < 0) {
         return cmd_fail("cannot receive signals: %s", strerror(-signal_fd));
     }
-    // A client that goes away is noticed by what send and write return.
-    signal(SIGPIPE, SIG_IGN);
     switch (serve_options_parse(&options, argc, argv)) {
     case SERVE_PARSE_RUN:
         raise_descriptor_limit();

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // main.c: finds the subcommand.
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "server/cmd.h"
+#include "server/standard_files.h"
 
 static const struct command {
     const char *name;
@@ -46,7 +48,8 @@ static int print_version(void)
     return 0;
 }
 
-int main(int argc, char **argv)
+// Runs what the command line asks for. Returns the exit code.
+static int run(int argc, char **argv)
 {
     if (argc < 2) {
         print_help(stderr);
@@ -69,4 +72,22 @@ int main(int argc, char **argv)
     }
     return cmd_fail("unknown %s '%s'; see 'lazycow --help'",
                     argv[1][0] == '-' ? "option" : "command", argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    int result = standard_files_open();
+    int code;
+
+    if (result < 0) {
+        // Standard error may be what is missing: then the exit code alone tells.
+        return cmd_fail("cannot open /dev/null in place of a closed standard descriptor: %s",
+                        strerror(-result));
+    }
+    // A reader that goes away, of what is printed or of a socket, must not end a repair half way.
+    signal(SIGPIPE, SIG_IGN);
+    // The host's limit of a file's size (ulimit -f) is an error of the write, too.
+    signal(SIGXFSZ, SIG_IGN);
+    code = run(argc, argv);
+    return code == 0 && cmd_flush_output() < 0 ? 1 : code;
 }

@@ -432,6 +432,7 @@ void connection_flush(struct connection *connection)
     if (!connection_send(connection)) {
         return;
     }
+    connection->set->told |= connection->peeked > 0 ? LOOP_PEEKED : 0;
     error = take_peeked(connection);
     if (error != 0) {
         connection_close(connection, strerror(error));

@@ -4,10 +4,10 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -120,12 +120,12 @@ static void on_again(uv_idle_t *handle)
     }
 }
 
-// Whether the poll would find something.
-static bool anything_waits(struct loop *loop)
+// How many descriptors the poll would find ready; no more than two are counted.
+static int count_ready(struct loop *loop)
 {
-    struct pollfd pollfd = {.fd = uv_backend_fd(&loop->uv), .events = POLLIN};
+    struct epoll_event events[2];
 
-    return poll(&pollfd, 1, 0) > 0;
+    return epoll_wait(uv_backend_fd(&loop->uv), events, 2, 0);
 }
 
 // Returns bits of enum loop_turn; LOOP_MORE: not everything is done.
@@ -135,10 +135,12 @@ static unsigned take_turns(struct loop *loop, uint64_t begin)
 
     for (int i = 0; i < LOOP_TURN_ROUNDS; i++) {
         bool quiet = drain(loop, begin + LOOP_DRAIN_NS);
-        bool late = backend_has_blocked(loop->backend) && anything_waits(loop);
+        int ready = backend_has_blocked(loop->backend) ? count_ready(loop) : 0;
         unsigned turn = loop->owner.turn(loop->owner.context);
+        // A request whose bytes stay in the socket until its reply has left is not another one.
+        int answered = turn & LOOP_PEEKED ? 1 : 0;
 
-        told |= late ? LOOP_OVERLAPPED : 0;
+        told |= ready > answered ? LOOP_OVERLAPPED : 0;
         told |= turn & ~(unsigned)LOOP_MORE;
         if (!quiet) {
             break;

@@ -24,6 +24,7 @@ enum loop_turn {
     LOOP_RECEIVED = 2,   // something came from a client since the last turn
     LOOP_OVERLAPPED = 4, // and that while requests were in flight
     LOOP_SENT = 8,       // something was sent to one
+    LOOP_PEEKED = 16,    // bytes of a request were taken from its socket only now
 };
 
 struct loop_owner {

@@ -116,7 +116,8 @@ def test_qemu_with_certificates(workdir, pki, image):
                 options=certificates(pki, "--tls-verify-peer")) as server:
         credentials = ("tls-creds-x509,id=t,endpoint=client,verify-peer=on,"
                        f"dir={pki[0] / 'client'}")
-        where = (f"driver=nbd,host=localhost,port={server.port},export=disk,tls-creds=t,"
+        # An address: not every machine resolves localhost. The name is that of the certificate.
+        where = (f"driver=nbd,host=127.0.0.1,port={server.port},export=disk,tls-creds=t,"
                  "tls-hostname=localhost")
         run("qemu-io", "--object", credentials, "-c", "read -P 5 1M 64k", "-c",
             "write -P 6 2M 1M", "-c", "flush", "-c", "read -P 6 2M 1M", "--image-opts", where)

@@ -20,12 +20,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "server/file_backend.h"
-#include "server/file_pace.h"
 
 #define KIB 1024u
 #define MIB (1024u * KIB)
@@ -554,7 +554,33 @@ static void test_cold_edges(void **state)
     read_equals(x, 0, data, sizeof(data));
 }
 
-// Whether a barrier was over when submit returned. It is waited for in any case.
+// ---- Which barriers the submitting thread makes itself ---------------------------------------------
+
+// The clock of pace_now() in this program: every look at it costs step_ns, so that how long a barrier
+// seems to take is the test's to say, and not the disk's or the machine's.
+static struct {
+    uint64_t now_ns;
+    uint64_t step_ns;
+} test_clock = {.now_ns = 1000000000, .step_ns = 1000};
+
+#define QUICK_STEP_NS 1000u         // a barrier takes a microsecond
+#define SLOW_STEP_NS 50000000u      // and now 50 ms
+#define PENALTY_OVER_NS 3000000000u // longer than any slow barrier is remembered
+
+int __real_clock_gettime(clockid_t clock, struct timespec *now);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    if (clock != CLOCK_MONOTONIC)
+        return __real_clock_gettime(clock, now);
+    test_clock.now_ns += test_clock.step_ns;
+    now->tv_sec = (time_t)(test_clock.now_ns / 1000000000u);
+    now->tv_nsec = (long)(test_clock.now_ns % 1000000000u);
+    return 0;
+}
+
+// Returns true if a barrier is over when submit returns. Waits for the barrier in any case.
 static bool sync_inline(struct fixture *x)
 {
     struct flight flight;
@@ -569,53 +595,85 @@ static bool sync_inline(struct fixture *x)
     return over;
 }
 
-// After a barrier that other work on the machine made slow, none is for a while.
-static bool sync_inline_soon(struct fixture *x)
+static int setup_clock(void **state)
 {
-    uint64_t end = pace_now() + PATIENCE_MS * 1000000ull;
+    struct fixture *x;
+    int result = setup(state);
 
-    while (pace_now() < end) {
-        if (sync_inline(x))
-            return true;
-    }
-    return false;
-}
-
-// Of barriers that take no time, none is made on this thread but those of a client that is alone.
-// The disk is memory.
-static void test_barriers_of_one_client(void **state)
-{
-    const int attempts = 1000;
-    struct fixture *x = *state;
-    unsigned char *buf = calloc(1, MIB);
-    unsigned left = 0;
-    struct flight flight;
-    char path[64];
-    int fd = memfd_create("lazycow-test", MFD_CLOEXEC);
-
-    assert_true(fd >= 0);
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    x = *state;
     file_close(x->file);
     x->options.direct = false;
-    assert_int_equal(backend_open_file(x->backend, path, &x->options, &x->file, &x->err), 0);
-    for (int i = 0; i < attempts; i++)
+    if (backend_open_file(x->backend, x->path, &x->options, &x->file, &x->err) != 0)
+        fail_msg("%s", x->err.text);
+    test_clock.step_ns = QUICK_STEP_NS;
+    return result;
+}
+
+static void test_barriers_of_many_clients(void **state)
+{
+    struct fixture *x = *state;
+
+    for (int i = 0; i < 100; i++)
         assert_false(sync_inline(x));
+}
+
+static void test_barriers_of_one_client(void **state)
+{
+    struct fixture *x = *state;
 
     backend_set_alone(x->backend, true);
-    assert_true(sync_inline_soon(x));
+    assert_false(sync_inline(x)); // nothing is known about this disk
+    for (int i = 0; i < 100; i++)
+        assert_true(sync_inline(x));
+    backend_set_alone(x->backend, false);
+    assert_false(sync_inline(x));
+}
 
-    // There is much to write first: it may take long.
+static void test_barriers_with_much_to_write(void **state)
+{
+    struct fixture *x = *state;
+    unsigned char *buf = calloc(1, MIB);
+
+    backend_set_alone(x->backend, true);
+    assert_false(sync_inline(x));
+    assert_true(sync_inline(x));
+    assert_int_equal(file_write_blocking(x->file, buf, 0, 4096), 0);
+    assert_true(sync_inline(x));
     assert_int_equal(file_write_blocking(x->file, buf, 0, MIB), 0);
     assert_false(sync_inline(x));
-    assert_true(sync_inline_soon(x));
+    assert_true(sync_inline(x));
+    free(buf);
+}
 
-    // Something else is under way.
+static void test_barriers_beside_other_work(void **state)
+{
+    struct fixture *x = *state;
+    struct flight flight;
+    unsigned left = 0;
+
+    backend_set_alone(x->backend, true);
+    assert_false(sync_inline(x));
+    assert_true(sync_inline(x));
     start(x, &flight, &left, FILE_ALLOCATE, 0, MIB, NULL);
     assert_false(sync_inline(x));
     run_loop(x, &left);
     assert_int_equal(flight.io.result, 0);
-    close(fd);
-    free(buf);
+}
+
+static void test_barriers_that_are_slow(void **state)
+{
+    struct fixture *x = *state;
+
+    backend_set_alone(x->backend, true);
+    assert_false(sync_inline(x));
+    assert_true(sync_inline(x));
+    test_clock.step_ns = SLOW_STEP_NS;
+    assert_true(sync_inline(x)); // nobody could know
+    test_clock.step_ns = QUICK_STEP_NS;
+    assert_false(sync_inline(x));
+    assert_false(sync_inline(x)); // a quick one by a worker does not make up for it
+    test_clock.now_ns += PENALTY_OVER_NS;
+    assert_true(sync_inline(x));
 }
 
 static void test_auto(void **state)
@@ -681,6 +739,13 @@ static void test_io_uring_forbidden(void **state)
     }
 #define CASES(function) CASE(function, 0), CASE(function, 1), CASE(function, 2), CASE(function, 3)
 
+// Through the page cache only, on the driven clock.
+#define CLOCK_CASE(function, n)                                                                    \
+    {                                                                                              \
+#function " " #n, function, setup_clock, teardown, &variants[n]                            \
+    }
+#define CLOCK_CASES(function) CLOCK_CASE(function, 0), CLOCK_CASE(function, 2)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -700,7 +765,11 @@ int main(void)
         CASES(test_open_errors),
         CASES(test_open_locks),
         CASES(test_cold_edges),
-        CASES(test_barriers_of_one_client),
+        CLOCK_CASES(test_barriers_of_many_clients),
+        CLOCK_CASES(test_barriers_of_one_client),
+        CLOCK_CASES(test_barriers_with_much_to_write),
+        CLOCK_CASES(test_barriers_beside_other_work),
+        CLOCK_CASES(test_barriers_that_are_slow),
         cmocka_unit_test(test_auto),
         cmocka_unit_test(test_io_uring_forbidden),
     };

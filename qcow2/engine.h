@@ -12,8 +12,9 @@
 #include "qcow2/space/alloc.h"
 #include "qcow2/mapping/cache.h"
 #include "qcow2/mapping/chain.h"
-#include "qcow2/request/compress.h"
+#include "qcow2/request/inflated_cache.h"
 #include "qcow2/durable/corrupt.h"
+#include "qcow2/format/entry.h"
 #include "qcow2/format/format.h"
 #include "qcow2/format/geometry.h"
 #include "qcow2/mapping/guard.h"
@@ -62,6 +63,7 @@ struct image {
     // Below: qcow2 only.
     struct header header;
     struct geometry geometry;
+    struct entry_context entry_context;
     struct snapshot_table snapshots;
     struct l1 l1;
     LIST_HEAD(, table_copy) table_copies;
@@ -75,7 +77,7 @@ struct image {
     struct sync sync;
     struct corrupt corrupt;
     struct recovery recovery;
-    struct compress compress;
+    struct inflated_cache inflated;
     struct chain chain;
 };
 

@@ -128,15 +128,21 @@ static int open_backing(struct image *image, struct error *err)
 
 static int open_qcow2(struct image *image, struct error *err)
 {
-    int result = header_read(image->file, &image->header, err);
+    int64_t size = file_size(image->file);
+    int result = size < 0 ? error_set(err, (int)-size, "'%s': cannot tell its size: %s",
+                                      image->file->name, strerror((int)-size))
+                          : header_read(image->file, &image->header, err);
 
     if (result < 0)
         return result;
     image->geometry = geometry_from_header(&image->header);
+    image->entry_context = (struct entry_context){.version = image->header.version,
+                                                  .cluster_bits = image->header.cluster_bits,
+                                                  .file_bytes = (uint64_t)size};
     image->size = image->header.size;
     inflight_init(&image->inflight);
     LIST_INIT(&image->table_copies);
-    compress_init(&image->compress);
+    inflated_cache_init(&image->inflated);
     sync_init(image);
     quarantine_init(&image->quarantine, image);
     punch_init(&image->punch, image);
@@ -193,7 +199,7 @@ static void release(struct image *image)
         guard_free(&image->guard);
         sync_free(&image->sync);
         recover_free(&image->recovery);
-        compress_free(&image->compress);
+        inflated_cache_free(&image->inflated);
         chain_free(&image->chain);
     }
     free(image);

@@ -26,15 +26,32 @@ struct entry {
     uint64_t host_length; // COMPRESSED: most bytes that its data takes
 };
 
-// raw is in host byte order. Reserved bits are looked at by check only, as elsewhere.
-static inline struct entry entry_decode(uint64_t raw, unsigned version, unsigned cluster_bits)
+// The image that an entry is of, as far as it decides what is valid.
+struct entry_context {
+    unsigned version;
+    unsigned cluster_bits;
+    // Of the file when it was opened. Nobody adds compressed data to an image that is served.
+    uint64_t file_bytes;
+};
+
+// Compressed data begins neither in the header nor where the file has no bytes.
+static inline bool entry_compressed_placed(uint64_t host_offset,
+                                           const struct entry_context *context)
 {
+    return host_offset >> context->cluster_bits != 0 && host_offset < context->file_bytes &&
+           host_offset < HEADER_OFFSET_LIMIT;
+}
+
+// raw is in host byte order. Reserved bits are looked at by check only, as elsewhere.
+static inline struct entry entry_decode(uint64_t raw, const struct entry_context *context)
+{
+    unsigned cluster_bits = context->cluster_bits;
     struct entry e = {.kind = ENTRY_INVALID};
 
     if (raw & FORMAT_COMPRESSED) {
         e.host_offset = format_compressed_offset(raw, cluster_bits);
         e.host_length = format_compressed_length(raw, cluster_bits);
-        if (!(raw & FORMAT_COPIED) && e.host_offset < HEADER_OFFSET_LIMIT)
+        if (!(raw & FORMAT_COPIED) && entry_compressed_placed(e.host_offset, context))
             e.kind = ENTRY_COMPRESSED;
         return e;
     }
@@ -43,7 +60,7 @@ static inline struct entry entry_decode(uint64_t raw, unsigned version, unsigned
     if (e.host_offset & ((1ull << cluster_bits) - 1))
         return e;
     if (raw & FORMAT_L2_ZERO) {
-        if (version >= 3)
+        if (context->version >= 3)
             e.kind = e.host_offset ? ENTRY_ZERO_ALLOCATED : ENTRY_ZERO;
     } else {
         e.kind = e.host_offset ? ENTRY_DATA : ENTRY_UNALLOCATED;

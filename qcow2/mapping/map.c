@@ -38,8 +38,7 @@ static int slice_offset(struct image *image, uint64_t guest, uint64_t *offset)
 static struct entry slice_entry(const struct image *image, const struct slice *slice,
                                 unsigned index)
 {
-    return entry_decode(be64toh(slice->entries[index]), image->header.version,
-                        image->header.cluster_bits);
+    return entry_decode(be64toh(slice->entries[index]), &image->entry_context);
 }
 
 // Whether next continues a run of clusters that began with first, as its n-th.
@@ -195,7 +194,7 @@ static void drop_reference(struct image *image, const struct entry *old)
 void map_replace(struct image *image, struct slice *slice, unsigned index, uint64_t raw)
 {
     struct entry old = slice_entry(image, slice, index);
-    struct entry new = entry_decode(raw, image->header.version, image->header.cluster_bits);
+    struct entry new = entry_decode(raw, &image->entry_context);
 
     if (be64toh(slice->entries[index]) == raw)
         return;

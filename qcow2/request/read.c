@@ -82,7 +82,7 @@ static void prefetch(struct op *op, struct image *layer)
     // here, it may be waiting for its own cluster.
     if (!map_in_memory(layer, op->pos))
         return;
-    if (op->pos == layer->compress.sequential)
+    if (op->pos == layer->inflated.sequential)
         end += READ_AHEAD_BYTES;
     if (end > layer->size)
         end = layer->size;
@@ -93,7 +93,7 @@ static void prefetch(struct op *op, struct image *layer)
         if (map_lookup(op, layer, at, end - at, &m) != 0)
             return;
         if (m.kind == ENTRY_COMPRESSED)
-            compress_prefetch(layer, &m);
+            inflated_cache_prefetch(layer, &m);
     }
 }
 
@@ -102,7 +102,7 @@ static int read_compressed(struct op *op, const struct location *location)
     struct image *layer = location->layer;
     uint64_t in_cluster = geometry_in_cluster(&layer->geometry, op->pos);
     const unsigned char *bytes;
-    int result = compress_get(op, layer, &location->mapping, &bytes);
+    int result = inflated_cache_get(op, layer, &location->mapping, &bytes);
 
     if (result == OP_PARKED || in_cluster == 0)
         prefetch(op, layer);
@@ -110,7 +110,7 @@ static int read_compressed(struct op *op, const struct location *location)
         return result;
     memcpy((char *)op->buf + (op->pos - op->offset), bytes + in_cluster, location->mapping.length);
     advance_data(op, location->mapping.length, NULL);
-    layer->compress.sequential = op->pos;
+    layer->inflated.sequential = op->pos;
     return 0;
 }
 

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// inflated_cache.h: compressed clusters, inflated once and kept for the reads that follow. Format:
+// qcow2 specification, "Compressed Clusters Descriptor".
+//
+// The life of an entry. Only a READY one has bytes that a reader may see: all of them were written
+// by inflating the data that its key names.
+//
+//   EMPTY ── start_load ──> READING ── read ──> INFLATING ── a whole cluster came out ──> READY
+//     ^                        │                    │                                       │
+//     └──── the file failed ───┴── the data is bad ─┘      READING <── start_load, when it is the
+//                                                                      oldest and room is needed
+#ifndef LAZYCOW_QCOW2_REQUEST_INFLATED_CACHE_H
+#define LAZYCOW_QCOW2_REQUEST_INFLATED_CACHE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qcow2/base/file.h"
+#include "qcow2/base/offload.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+
+struct image;
+struct mapping;
+
+// Memory for the clusters that are kept: a few sequential readers' worth.
+#define INFLATED_KEPT_BYTES (8u << 20)
+#define INFLATED_KEPT_MIN 4
+#define INFLATED_KEPT_MAX 128
+
+enum inflated_state {
+    INFLATED_EMPTY,     // has no key
+    INFLATED_READING,   // the compressed data is being read
+    INFLATED_INFLATING, // and inflated, perhaps by another thread
+    INFLATED_READY,     // bytes is the cluster
+};
+
+struct inflated {
+    struct image *image;
+    enum inflated_state state;
+    // The key: where the compressed data is in the file. Not looked at where the state is EMPTY.
+    uint64_t host_offset;
+    uint64_t host_length;
+    uint64_t used;         // when it was last asked for, counted in lookups
+    unsigned char *bytes;  // one cluster
+    unsigned char *packed; // host_length bytes while READING and INFLATING, else NULL
+    struct waitq waiters;  // ops that wait for the end of loading
+    int result;            // of inflating
+    struct op op;          // internal: keeps the host clusters from being used again while READING
+    struct file_io io;
+    struct iovec iov;
+    struct offload_job job;
+};
+
+struct inflated_cache {
+    struct inflated *kept; // count of them; NULL before the first lookup
+    size_t count;
+    size_t loading;      // entries that are READING or INFLATING
+    uint64_t lookups;    // the clock of struct inflated, used
+    uint64_t sequential; // guest offset where a sequential reader would go on
+    struct waitq room;   // ops that found every entry loading
+};
+
+void inflated_cache_init(struct inflated_cache *cache);
+// No entry may be loading.
+void inflated_cache_free(struct inflated_cache *cache);
+
+// Clusters that may be on their way for nobody yet: enough for a few cores to inflate at once.
+#define INFLATED_AHEAD 8
+
+// Begins to read and inflate the cluster, if it is not kept and little else is on its way.
+void inflated_cache_prefetch(struct image *image, const struct mapping *m);
+
+// Returns 0 and the cluster's bytes (until the op returns to the run queue), OP_PARKED (plan
+// again), or a negative errno: -EIO where the data is broken.
+int inflated_cache_get(struct op *op, struct image *image, const struct mapping *m,
+                       const unsigned char **bytes);
+
+#endif

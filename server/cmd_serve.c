@@ -53,17 +53,14 @@ static int open_listeners(struct serve *serve, unsigned activated, struct error 
 
     serve->activated = activated > 0;
     if (activated > 0) {
-        if (options->socket != NULL || options->bind != NULL || options->port_given) {
+        if (serve_listen_given(&options->listen)) {
             return error_set(err, EINVAL,
-                             "--socket, --bind and --port do not go with socket activation; "
-                             "remove them");
+                             "--socket, --bind, --port and --vsock do not go with socket "
+                             "activation; remove them");
         }
         return listen_take(&serve->listeners, activated, err);
     }
-    if (options->socket != NULL) {
-        return listen_unix(&serve->listeners, options->socket, err);
-    }
-    return listen_tcp(&serve->listeners, options->bind, options->port, err);
+    return serve_listen_open(&options->listen, &serve->listeners, err);
 }
 
 static int write_pid_file(const char *path, struct error *err)
@@ -141,16 +138,18 @@ static int open_tls(struct serve *serve, struct error *err)
 static int drop_privileges(struct serve *serve, struct error *err)
 {
     struct privileges privileges;
+    gid_t gid;
     int result;
 
     result = privileges_find(&privileges, serve->options->user, serve->options->group, err);
     if (result < 0 || privileges.user == NULL) {
         return result;
     }
+    gid = serve->options->listen.socket_group != NULL ? (gid_t)-1 : privileges.gid;
     for (size_t i = 0; i < serve->listeners.count; i++) {
         const struct listener *listener = &serve->listeners.list[i];
 
-        if (listener->unlink && lchown(listener->path, privileges.uid, privileges.gid) < 0) {
+        if (listener->unlink && lchown(listener->path, privileges.uid, gid) < 0) {
             return error_set(err, errno, "'%s': cannot give the socket to '%s': %s", listener->path,
                              privileges.user, strerror(errno));
         }
@@ -173,6 +172,7 @@ static int run(struct serve *serve, int signal_fd)
         .log = &serve->log,
         .signal_fd = signal_fd,
         .connections_max = serve->options->connections_max,
+        .keepalive = serve->options->keepalive,
         .poll_max_ns = serve->options->poll_max_ns,
         .ready = on_ready,
         .context = serve,

@@ -153,7 +153,7 @@ static void on_client_changed(void *context)
 }
 
 // Returns whether it is a Unix socket.
-static bool tune_socket(int fd)
+static bool tune_socket(const struct connection_set *set, int fd)
 {
     const int on = 1;
     const int bytes = CONNECTION_UNIX_SEND_BUFFER;
@@ -163,11 +163,10 @@ static bool tune_socket(int fd)
     (void)getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
     if (domain == AF_UNIX) {
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
-    } else {
+    } else if (domain == AF_INET || domain == AF_INET6) {
         // "Protocol phases": no waiting for more to put into a packet.
         (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-        // So that a peer that vanished does not keep its place for ever.
-        (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+        keepalive_set(fd, &set->keepalive);
     }
     return domain == AF_UNIX;
 }
@@ -194,7 +193,7 @@ void connection_open(struct connection_set *set, int fd)
         close(fd);
         return;
     }
-    connection->local = tune_socket(fd);
+    connection->local = tune_socket(set, fd);
     connection->set = set;
     connection->fd = fd;
     connection->poll.data = connection;

@@ -11,6 +11,7 @@
 
 #include "qcow2/base/offload.h"
 #include "server/client.h"
+#include "server/keepalive.h"
 #include "server/log.h"
 #include "server/tls.h"
 
@@ -26,6 +27,7 @@ struct connection_set {
     struct client_shared *shared;
     const struct tls_server *tls; // or NULL
     struct log *log;
+    struct keepalive keepalive;  // of TCP sockets; the system's unless set
     unsigned negotiated_max;     // connections that are past negotiation
     struct connection_list open; // in the order of arrival
     unsigned negotiated;         // of these

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE // asprintf
 #include "server/listen.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -18,32 +19,33 @@
 // With port 0 the kernel picks a port for the first address, which may be taken on the second.
 #define LISTEN_PORT_TRIES 16
 
-static struct listener *listener_add(struct listeners *listeners, int fd)
+struct listener *listen_add(struct listeners *listeners, int fd)
 {
-    struct listener *listener = &listeners->list[listeners->count++];
+    struct listener *listener = &listeners->list[listeners->count];
 
+    assert(listeners->count < LISTEN_MAX);
+    listeners->count++;
     *listener = (struct listener){.fd = fd, .announce = true};
     return listener;
 }
 
-void listen_close(struct listeners *listeners)
+void listen_truncate(struct listeners *listeners, size_t count)
 {
-    for (size_t i = 0; i < listeners->count; i++) {
-        struct listener *listener = &listeners->list[i];
+    while (listeners->count > count) {
+        struct listener *listener = &listeners->list[--listeners->count];
 
-        if (listener->fd >= 0) {
-            if (listener->unlink) {
-                listen_unix_remove(listener);
-            }
-            close(listener->fd);
-            listener->fd = -1;
+        if (listener->unlink) {
+            listen_unix_remove(listener);
         }
+        close(listener->fd);
         free(listener->authority);
         free(listener->path);
-        listener->authority = NULL;
-        listener->path = NULL;
     }
-    listeners->count = 0;
+}
+
+void listen_close(struct listeners *listeners)
+{
+    listen_truncate(listeners, 0);
 }
 
 // ---- Socket activation --------------------------------------------------------------------------
@@ -83,10 +85,14 @@ static int name_from_socket(struct listener *listener, struct error *err)
     if (address.any.sa_family == AF_UNIX) {
         return listen_unix_name(listener, err);
     }
+    if (address.any.sa_family == AF_VSOCK) {
+        return listen_vsock_name(listener, err);
+    }
     if (getnameinfo(&address.any, length, host, sizeof(host), port, sizeof(port),
                     NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
         return 0; // some other family: it can be served, but no URI names it
     }
+    listener->family = LISTENER_TCP;
     if (asprintf(&listener->authority, address.any.sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s",
                  host, port) < 0) {
         listener->authority = NULL;
@@ -121,7 +127,7 @@ int listen_take(struct listeners *listeners, unsigned count, struct error *err)
             listen_close(listeners);
             return error_set(err, -result, "descriptor %d: %s", fd, strerror(-result));
         }
-        result = name_from_socket(listener_add(listeners, fd), err);
+        result = name_from_socket(listen_add(listeners, fd), err);
         if (result < 0) {
             listen_close(listeners);
             return result;
@@ -187,8 +193,10 @@ static int open_address(const struct addrinfo *info, bool alone)
 
 // Opens each address. Addresses of families that this host does not speak are left out, unless none
 // is left. Returns 0 or a negative errno.
-static int open_addresses(struct listeners *listeners, struct addrinfo *addresses, uint16_t port)
+static int open_addresses(struct listeners *listeners, struct addrinfo *addresses, uint16_t port,
+                          bool alone)
 {
+    size_t before = listeners->count;
     int last = -EADDRNOTAVAIL;
 
     for (struct addrinfo *info = addresses; info != NULL; info = info->ai_next) {
@@ -200,26 +208,26 @@ static int open_addresses(struct listeners *listeners, struct addrinfo *addresse
             continue;
         }
         address_set_port(info->ai_addr, port);
-        fd = open_address(info, addresses->ai_next == NULL);
+        fd = open_address(info, alone && addresses->ai_next == NULL);
         if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) {
             last = fd;
             continue;
         }
         if (fd < 0) {
-            listen_close(listeners);
+            listen_truncate(listeners, before);
             return fd;
         }
-        listener = listener_add(listeners, fd);
-        listener->announce = listeners->count == 1;
+        listener = listen_add(listeners, fd);
+        listener->family = LISTENER_TCP;
+        listener->announce = listeners->count == before + 1;
         port = bound_port(fd);
     }
-    return listeners->count > 0 ? 0 : last;
+    return listeners->count > before ? 0 : last;
 }
 
 // The name that clients on this host use.
-static int name_tcp(struct listeners *listeners, const char *host, struct error *err)
+static int name_tcp(struct listener *first, const char *host, struct error *err)
 {
-    struct listener *first = &listeners->list[0];
     uint16_t port = bound_port(first->fd);
     bool any = strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
     bool numeric6 = strchr(host, ':') != NULL && !any;
@@ -227,19 +235,19 @@ static int name_tcp(struct listeners *listeners, const char *host, struct error 
     if (asprintf(&first->authority, numeric6 ? "[%s]:%u" : "%s:%u", any ? "localhost" : host,
                  (unsigned)port) < 0) {
         first->authority = NULL;
-        listen_close(listeners);
         return error_set(err, ENOMEM, "out of memory");
     }
     return 0;
 }
 
-int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, struct error *err)
+int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, bool alone,
+               struct error *err)
 {
     const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    size_t before = listeners->count;
     struct addrinfo *addresses;
     int result;
 
-    listeners->count = 0;
     host = host != NULL ? host : "localhost";
     // Without a name the resolver gives the loopback addresses, also where there is no hosts file.
     result = getaddrinfo(strcmp(host, "localhost") == 0 ? NULL : host, "0", &hints, &addresses);
@@ -248,7 +256,7 @@ int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, str
                          host, gai_strerror(result));
     }
     for (int i = 0; i < LISTEN_PORT_TRIES; i++) {
-        result = open_addresses(listeners, addresses, port);
+        result = open_addresses(listeners, addresses, port, alone);
         if (result != -EADDRINUSE || port != 0) {
             break;
         }
@@ -264,7 +272,11 @@ int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, str
         return error_set(err, -result, "'%s' port %u: %s; choose others with --bind and --port",
                          host, (unsigned)port, strerror(-result));
     }
-    return name_tcp(listeners, host, err);
+    result = name_tcp(&listeners->list[before], host, err);
+    if (result < 0) {
+        listen_truncate(listeners, before);
+    }
+    return result;
 }
 
 // ---- URI ----------------------------------------------------------------------------------------
@@ -289,6 +301,8 @@ static char *append_encoded(char *to, const char *text, const char *also)
 
 char *listen_uri(const struct listener *listener, const char *export_name, bool tls)
 {
+    static const char *const schemes[] = {
+        [LISTENER_TCP] = "://", [LISTENER_UNIX] = "+unix:///", [LISTENER_VSOCK] = "+vsock://"};
     const char *where = listener->authority != NULL ? listener->authority : listener->path;
     char *uri;
     char *to;
@@ -300,14 +314,15 @@ char *listen_uri(const struct listener *listener, const char *export_name, bool 
     if (uri == NULL) {
         return NULL;
     }
-    if (listener->authority != NULL) {
+    to = stpcpy(stpcpy(uri, tls ? "nbds" : "nbd"), schemes[listener->family]);
+    if (listener->family == LISTENER_UNIX) {
+        to = append_encoded(to, export_name, "");
+        append_encoded(stpcpy(to, "?socket="), where, "/");
+    } else {
         // The brackets of an IPv6 address and the colon before the port belong to the syntax.
-        to = append_encoded(stpcpy(uri, tls ? "nbds://" : "nbd://"), where, "[]:");
+        to = append_encoded(to, where, "[]:");
         *to++ = '/';
         append_encoded(to, export_name, "");
-    } else {
-        to = append_encoded(stpcpy(uri, tls ? "nbds+unix:///" : "nbd+unix:///"), export_name, "");
-        append_encoded(stpcpy(to, "?socket="), where, "/");
     }
     return uri;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/listen_unix.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stddef.h>
@@ -35,6 +36,7 @@ int listen_unix_name(struct listener *listener, struct error *err)
     if (length <= offsetof(struct sockaddr_un, sun_path) || address.sun_path[0] != '/') {
         return 0; // abstract or relative: no URI names it
     }
+    listener->family = LISTENER_UNIX;
     path_length = strnlen(address.sun_path, length - offsetof(struct sockaddr_un, sun_path));
     listener->path = strndup(address.sun_path, path_length);
     return listener->path != NULL ? 0 : error_set(err, ENOMEM, "out of memory");
@@ -105,7 +107,7 @@ static bool is_stale(const struct sockaddr_un *address)
     return stale;
 }
 
-// Binds and listens. Returns 0 or a negative errno.
+// Binds, replacing a stale socket. Returns 0 or a negative errno.
 static int bind_path(int fd, const struct sockaddr_un *address)
 {
     const struct sockaddr *any = (const struct sockaddr *)address;
@@ -117,19 +119,64 @@ static int bind_path(int fd, const struct sockaddr_un *address)
         }
         result = bind(fd, any, sizeof(*address));
     }
-    if (result < 0) {
-        return -errno;
+    return result < 0 ? -errno : 0;
+}
+
+// Binds so that the path is there with its mode from the first moment on. Returns 0 or a negative
+// errno.
+static int bind_with_mode(int fd, const struct sockaddr_un *address, mode_t mode)
+{
+    mode_t before;
+    int result;
+
+    if (mode == LISTEN_UNIX_AS_IS) {
+        return bind_path(fd, address);
     }
-    if (listen(fd, SOMAXCONN) < 0) {
-        result = -errno;
-        unlink(address->sun_path);
+    before = umask(0777 & ~mode);
+    result = bind_path(fd, address);
+    umask(before);
+    return result;
+}
+
+// Gives the path, which nobody can connect to yet, its group and its mode where that is not what it
+// was bound with: a directory's default ACL goes before the umask. Returns 0, or a negative errno
+// with a message.
+static int set_access(const char *path, const struct listen_unix_access *access, struct error *err)
+{
+    struct stat st;
+
+    if (access->group != LISTEN_UNIX_AS_IS && lchown(path, (uid_t)-1, access->group) < 0) {
+        return error_set(err, errno,
+                         "'%s': cannot give the socket to group %u: %s; that needs root, or to be "
+                         "one of the group",
+                         path, access->group, strerror(errno));
+    }
+    if (access->mode != LISTEN_UNIX_AS_IS &&
+        (lstat(path, &st) < 0 ||
+         ((st.st_mode & 0777) != access->mode &&
+          fchmodat(AT_FDCWD, path, access->mode, AT_SYMLINK_NOFOLLOW) < 0))) {
+        return error_set(err, errno, "'%s': cannot set the socket's mode: %s", path,
+                         strerror(errno));
+    }
+    return 0;
+}
+
+// With the path bound: lets clients connect. Returns 0, or a negative errno with a message.
+static int begin_listening(int fd, const char *path, const struct listen_unix_access *access,
+                           struct error *err)
+{
+    int result = set_access(path, access, err);
+
+    if (result == 0 && listen(fd, SOMAXCONN) < 0) {
+        result = error_set(err, errno, "'%s': cannot listen: %s", path, strerror(errno));
     }
     return result;
 }
 
 // Fills the listener for a path whose directory is locked. The path is tried as it was given, too:
 // a relative one may be short enough where the absolute one is not.
-static int open_path(struct listener *listener, const char *path, struct error *err)
+static int open_path(struct listener *listener, const char *path,
+                     const struct listen_unix_access *access, struct error *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct stat st;
@@ -147,7 +194,7 @@ static int open_path(struct listener *listener, const char *path, struct error *
     if (fd < 0) {
         return error_set(err, errno, "'%s': %s", path, strerror(errno));
     }
-    result = bind_path(fd, &address);
+    result = bind_with_mode(fd, &address, access->mode);
     if (result < 0) {
         close(fd);
         if (result == -EADDRINUSE) {
@@ -158,6 +205,12 @@ static int open_path(struct listener *listener, const char *path, struct error *
         }
         return error_set(err, -result, "'%s': cannot make the socket: %s", path, strerror(-result));
     }
+    result = begin_listening(fd, path, access, err);
+    if (result < 0) {
+        unlink(path);
+        close(fd);
+        return result;
+    }
     listener->fd = fd;
     if (lstat(path, &st) == 0) {
         listener->unlink = true;
@@ -167,29 +220,27 @@ static int open_path(struct listener *listener, const char *path, struct error *
     return 0;
 }
 
-int listen_unix(struct listeners *listeners, const char *path, struct error *err)
+int listen_unix(struct listeners *listeners, const char *path,
+                const struct listen_unix_access *access, struct error *err)
 {
-    struct listener *listener = &listeners->list[0];
-    char *absolute;
-    int directory = lock_directory(path, &absolute);
+    struct listener listener = {.fd = -1, .family = LISTENER_UNIX, .announce = true};
+    int directory = lock_directory(path, &listener.path);
     int result;
 
-    *listener = (struct listener){.fd = -1, .announce = true};
-    listeners->count = 0;
-    if (absolute == NULL) {
+    assert(listeners->count < LISTEN_MAX);
+    if (listener.path == NULL) {
         result = error_set(err, ENOENT, "'%s': the socket's directory cannot be found: %s", path,
                            strerror(errno));
     } else {
-        result = open_path(listener, path, err);
+        result = open_path(&listener, path, access, err);
     }
     if (directory >= 0) {
         close(directory);
     }
     if (result < 0) {
-        free(absolute);
+        free(listener.path);
         return result;
     }
-    listener->path = absolute;
-    listeners->count = 1;
+    listeners->list[listeners->count++] = listener;
     return 0;
 }

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <sys/socket.h>
 
+#include "server/listen_vsock.h"
+
 void peer_name(int fd, char *name, size_t size)
 {
     union {
@@ -13,6 +15,7 @@ void peer_name(int fd, char *name, size_t size)
         struct sockaddr_storage storage;
     } address;
     socklen_t length = sizeof(address);
+    struct vsock_address vsock;
     struct ucred peer;
     char host[NI_MAXHOST];
     char port[8];
@@ -28,6 +31,10 @@ void peer_name(int fd, char *name, size_t size)
         } else {
             snprintf(name, size, "unix");
         }
+        return;
+    }
+    if (vsock_address_peer(fd, &vsock)) {
+        snprintf(name, size, "vsock:%u:%u", vsock.cid, vsock.port);
         return;
     }
     if (getnameinfo(&address.any, length, host, sizeof(host), port, sizeof(port),

@@ -29,6 +29,18 @@ static bool parse_id(const char *text, unsigned *id)
     return true;
 }
 
+int privileges_group(const char *option, const char *group, gid_t *gid, struct error *err)
+{
+    const struct group *entry = getgrnam(group);
+
+    if (entry != NULL) {
+        *gid = entry->gr_gid;
+    } else if (!parse_id(group, gid)) {
+        return error_set(err, EINVAL, "%s '%s': there is no such group", option, group);
+    }
+    return 0;
+}
+
 int privileges_find(struct privileges *privileges, const char *user, const char *group,
                     struct error *err)
 {
@@ -49,14 +61,8 @@ int privileges_find(struct privileges *privileges, const char *user, const char 
         }
     }
     if (group != NULL) {
-        const struct group *entry = getgrnam(group);
-
         privileges->user = user != NULL ? user : group;
-        if (entry != NULL) {
-            privileges->gid = entry->gr_gid;
-        } else if (!parse_id(group, &privileges->gid)) {
-            return error_set(err, EINVAL, "--group '%s': there is no such group", group);
-        }
+        return privileges_group("--group", group, &privileges->gid, err);
     }
     return 0;
 }

@@ -18,6 +18,10 @@ struct privileges {
 int privileges_find(struct privileges *privileges, const char *user, const char *group,
                     struct error *err);
 
+// Looks up a group, a name or a number, that the option gives. Returns 0, or a negative errno with a
+// message.
+int privileges_group(const char *option, const char *group, gid_t *gid, struct error *err);
+
 // Becomes that user and group, for good, in all threads. Returns 0, or a negative errno with a
 // message.
 int privileges_drop(const struct privileges *privileges, struct error *err);

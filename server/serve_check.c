@@ -31,13 +31,15 @@ static bool check_tls(const struct serve_options *options)
 bool serve_options_check(const struct serve_options *options)
 {
     const struct export_options *exports = &options->exports;
+    const struct serve_listen *listen = &options->listen;
 
     if (options->image_count == 0) {
         cmd_fail("serve: no image; say which, or see 'lazycow serve --help'");
     } else if (options->image_count > EXPORTS_MAX) {
         cmd_fail("serve: %zu images are too many, at most %d", options->image_count, EXPORTS_MAX);
-    } else if (options->socket != NULL && (options->bind != NULL || options->port_given)) {
-        cmd_fail("serve: --socket goes with neither --bind nor --port; choose one");
+    } else if (listen->socket_count == 0 &&
+               (listen->socket_mode != NULL || listen->socket_group != NULL)) {
+        cmd_fail("serve: --socket-mode and --socket-group are for --socket");
     } else if (exports->default_name != NULL && options->image_count > 1) {
         cmd_fail("serve: --export-name is for a single image; write NAME=IMAGE for each");
     } else if (exports->force_share && !exports->read_only) {

@@ -7,7 +7,7 @@
 
 #include "server/cmd.h"
 #include "server/file_map.h"
-#include "server/listen.h"
+#include "server/serve_settings.h"
 #include "server/spin.h"
 
 // qemu-nbd's default is one, which leaves a client that opens several to wait for ever; this is
@@ -28,54 +28,7 @@
 #define MMAP_SIZE_MAX ((uint64_t)MAP_WINDOWS_MAX * MAP_WINDOW_BYTES)
 #define MMAP_SIZE_SHARE 8
 
-// Finds a value in a list of names, which ends with NULL. Returns its index, or -1.
-static int choice(const char *value, const char *const names[])
-{
-    for (int i = 0; names[i] != NULL; i++) {
-        if (strcmp(value, names[i]) == 0) {
-            return i;
-        }
-    }
-    return -1;
-}
-
-// A decimal number from least to most.
-static bool number(const char *value, unsigned long least, unsigned long most, unsigned long *out)
-{
-    char *end;
-
-    if (value[0] < '0' || value[0] > '9') {
-        return false;
-    }
-    *out = strtoul(value, &end, 10);
-    return *end == '\0' && *out >= least && *out <= most;
-}
-
 // ---- One function an option: false for a value that is not among those allowed ------------------
-
-static bool set_socket(struct serve_options *o, const char *value)
-{
-    o->socket = value;
-    return value[0] != '\0';
-}
-
-static bool set_bind(struct serve_options *o, const char *value)
-{
-    o->bind = value;
-    return value[0] != '\0';
-}
-
-static bool set_port(struct serve_options *o, const char *value)
-{
-    unsigned long port;
-
-    o->port_given = true;
-    if (!number(value, 0, UINT16_MAX, &port)) {
-        return false;
-    }
-    o->port = (uint16_t)port;
-    return true;
-}
 
 static bool set_max_connections(struct serve_options *o, const char *value)
 {
@@ -326,9 +279,13 @@ static bool set_verbose(struct serve_options *o, const char *value)
 // ---- The table ----------------------------------------------------------------------------------
 
 const struct serve_setting serve_settings[] = {
-    {"socket", 'k', set_socket, "a path"},
-    {"bind", 'b', set_bind, "an address or host name"},
-    {"port", 'p', set_port, "0 to 65535"},
+    {"socket", 'k', serve_set_socket, "one of at most 16 paths"},
+    {"socket-mode", 0, serve_set_socket_mode, "an octal number from 0 to 0777"},
+    {"socket-group", 0, serve_set_socket_group, "a group"},
+    {"bind", 'b', serve_set_bind, "one of at most 16 addresses or host names"},
+    {"port", 'p', serve_set_port, "0 to 65535"},
+    {"vsock", 0, serve_set_vsock, "one of at most 16 addresses [CID:]PORT"},
+    {"tcp-keepalive", 0, serve_set_tcp_keepalive, "on, off or 1 to 32767 seconds"},
     {"max-connections", 'e', set_max_connections, "1 to 16384"},
     {"shared", 0, set_max_connections, "1 to 16384"}, // qemu-nbd's name for it
     {"read-only", 'r', set_read_only, NULL},
@@ -369,7 +326,7 @@ void serve_options_init(struct serve_options *options)
         .exports = {.unmap = true,
                     .format = IMAGE_FORMAT_QCOW2,
                     .clean_after = CLEAN_AFTER_DEFAULT},
-        .port = LISTEN_PORT_DEFAULT,
+        .listen = {.port = LISTEN_PORT_DEFAULT},
         .connections_max = CONNECTIONS_MAX_DEFAULT,
         .poll_max_ns = SPIN_DEFAULT_NS,
         .mmap_bytes = mmap_size_default(),

@@ -9,7 +9,9 @@
 
 #include "server/export.h"
 #include "server/file_backend.h"
+#include "server/keepalive.h"
 #include "server/log.h"
+#include "server/serve_listen.h"
 #include "server/tls.h"
 
 // Patterns of --tls-allow; more than fit in a command line that someone understands.
@@ -19,10 +21,8 @@ enum serve_tls { SERVE_TLS_REQUIRE, SERVE_TLS_ON, SERVE_TLS_OFF };
 
 struct serve_options {
     struct export_options exports;
-    const char *socket; // path, or NULL for TCP
-    const char *bind;   // host, or NULL for localhost
-    uint16_t port;
-    bool port_given;
+    struct serve_listen listen;
+    struct keepalive keepalive;
     enum backend_kind aio;
     unsigned connections_max;
     uint64_t poll_max_ns;

@@ -236,6 +236,7 @@ static int begin(struct server *server, struct error *err)
     }
     connection_set_init(&server->connections, &server->loop.uv, &server->shared, options->tls,
                         options->log, options->connections_max, on_connections_emptied, server);
+    server->connections.keepalive = options->keepalive;
     uv_timer_init(&server->loop.uv, &server->room_timer);
     for (size_t i = 0; i < listeners->count; i++) {
         result = uv_poll_init(&server->loop.uv, &server->accept_polls[i], listeners->list[i].fd);

@@ -10,6 +10,7 @@
 #include "server/access.h"
 #include "server/export.h"
 #include "server/file_backend.h"
+#include "server/keepalive.h"
 #include "server/listen.h"
 #include "server/log.h"
 #include "server/tls.h"
@@ -26,6 +27,7 @@ struct server_options {
     struct log *log;
     int signal_fd;                // of loop_block_signals()
     unsigned connections_max;     // past negotiation
+    struct keepalive keepalive;   // of TCP connections
     uint64_t poll_max_ns;         // for loop_init()
     void (*ready)(void *context); // runs once, when connections will be answered
     void *context;

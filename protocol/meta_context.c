@@ -114,7 +114,7 @@ void meta_context_take(struct session *s, uint32_t option, struct cursor data)
     }
     const struct session_export *export = option_find_export(s, name, name_length);
     if (export == NULL) {
-        option_error(s, option, NBD_REP_ERR_UNKNOWN, "no export of this name");
+        option_error(s, option, NBD_REP_ERR_UNKNOWN, option_why_unknown(s, name, name_length));
         return;
     }
     contexts &= SESSION_CONTEXT_BASE_ALLOCATION | export->contexts;

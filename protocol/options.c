@@ -76,6 +76,15 @@ const struct session_export *option_find_export(const struct session *s, const u
     return NULL;
 }
 
+const char *option_why_unknown(const struct session *s, const uint8_t *name, size_t length)
+{
+    const char *why = NULL;
+
+    if (s->host->why_unknown != NULL)
+        why = s->host->why_unknown(s->host->context, name, length);
+    return why != NULL ? why : "no export of this name";
+}
+
 static uint16_t transmission_flags(const struct session *s, const struct session_export *export)
 {
     uint16_t flags = export->flags | NBD_FLAG_HAS_FLAGS;
@@ -230,7 +239,8 @@ static enum step take_info_or_go(struct session *s, uint32_t option, struct curs
     if (export == NULL) {
         if (option == NBD_OPT_GO)
             set_obstacle(s, OBSTACLE_UNKNOWN, request.name, request.name_length);
-        option_error(s, option, NBD_REP_ERR_UNKNOWN, "no export of this name");
+        option_error(s, option, NBD_REP_ERR_UNKNOWN,
+                     option_why_unknown(s, request.name, request.name_length));
         return STEP_AGAIN;
     }
     info_export(s, option, export);

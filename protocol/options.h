@@ -39,6 +39,7 @@ void option_error(struct session *s, uint32_t option, uint32_t type, const char 
 bool option_string(struct cursor *c, const uint8_t **string, uint32_t *length);
 
 // The export of that name, the first one for the empty name; NULL where there is none.
+const char *option_why_unknown(const struct session *s, const uint8_t *name, size_t length);
 const struct session_export *option_find_export(const struct session *s, const uint8_t *name,
                                                 size_t length);
 

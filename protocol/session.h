@@ -60,7 +60,11 @@ struct session_host {
     const struct session_export *(*export_at)(void *context, size_t index);
     bool shutting_down; // options other than ABORT get ERR_SHUTDOWN
     enum session_tls tls;
-    bool empty_name_hidden; // an export is named "", but not among those of this client
+    bool empty_name_hidden; // the empty name does not stand for the first of these exports: another
+                            // is named "", or an image that should have come first is not served
+    // Why there is no export of this name, for the client; NULL: nothing is known of it. May be
+    // NULL itself. The text outlives the call.
+    const char *(*why_unknown)(void *context, const uint8_t *name, size_t length);
 };
 
 // Metadata contexts: bits in a set of them.

@@ -25,6 +25,19 @@ static struct export *named_export(const struct exports *exports, const char *ar
     return found;
 }
 
+// As named_export, for an image that was left out: its rules hold for nothing.
+static bool names_skipped(const struct exports *exports, const char *argument)
+{
+    for (size_t i = 0; i < exports->skipped_count; i++) {
+        size_t length = strlen(exports->skipped[i].name);
+
+        if (strncmp(argument, exports->skipped[i].name, length) == 0 && argument[length] == ':') {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int parse_rule(const struct exports *exports, const char *argument, struct access_rule *rule,
                       struct error *err)
 {
@@ -32,7 +45,9 @@ static int parse_rule(const struct exports *exports, const char *argument, struc
 
     rule->export = named_export(exports, argument);
     rule->pattern = argument;
-    if (rule->export != NULL) {
+    if (rule->export == NULL && names_skipped(exports, argument)) {
+        rule->skipped = true;
+    } else if (rule->export != NULL) {
         rule->pattern = argument + strlen(rule->export->name) + 1;
     } else if (colon != NULL && strcspn(argument, "=*?[") > (size_t)(colon - argument)) {
         // No part of a distinguished name, nor of a pattern for one: a name that is mistyped.
@@ -82,7 +97,7 @@ static bool may_use(const struct access *access, const struct export *export, co
     for (size_t i = 0; i < access->count; i++) {
         const struct access_rule *rule = &access->rules[i];
 
-        if (rule->export == NULL || rule->export == export) {
+        if (!rule->skipped && (rule->export == NULL || rule->export == export)) {
             ruled = true;
             if (identity != NULL && fnmatch(rule->pattern, identity, 0) == 0) {
                 return true;
@@ -108,6 +123,18 @@ static const struct session_export *visible_at(void *context, size_t index)
                                  : &view->access->exports->list[index].session;
 }
 
+// Rules hide what there is and what there should be from those that they do not name.
+static const char *why_unknown(void *context, const uint8_t *name, size_t length)
+{
+    const struct access_view *view = context;
+    const struct skipped_export *skipped = NULL;
+
+    if (view->access->count == 0) {
+        skipped = exports_skipped(view->access->exports, name, length);
+    }
+    return skipped != NULL ? skipped->reason : NULL;
+}
+
 int access_view_init(struct access_view *view, const struct access *access, enum session_tls tls)
 {
     *view = (struct access_view){
@@ -116,6 +143,8 @@ int access_view_init(struct access_view *view, const struct access *access, enum
                 .context = view,
                 .export_count = visible_count,
                 .export_at = visible_at,
+                .why_unknown = why_unknown,
+                .empty_name_hidden = access->exports->first_skipped,
                 .tls = tls,
             },
         .access = access,
@@ -137,7 +166,7 @@ int access_view_identify(struct access_view *view, const char *identity)
         }
     }
     view->count = 0;
-    view->host.empty_name_hidden = false;
+    view->host.empty_name_hidden = exports->first_skipped;
     for (size_t i = 0; i < exports->count; i++) {
         if (may_use(view->access, &exports->list[i], identity)) {
             view->visible[view->count++] = &exports->list[i];

@@ -15,6 +15,7 @@
 
 struct access_rule {
     const struct export *export; // NULL: for all
+    bool skipped;                // for an image that is not served, so for nothing
     const char *pattern;         // fnmatch(3), of an identity
 };
 

@@ -22,6 +22,9 @@
 #include "server/tls.h"
 #include "server/workers.h"
 
+// The exit code after a stop in good order where --skip-broken has left images out.
+#define EXIT_SKIPPED 3
+
 // What is open while serving, in the order of opening.
 struct serve {
     const struct serve_options *options;
@@ -120,6 +123,13 @@ static void on_ready(void *context)
         announce(serve);
     }
     notify("READY=1");
+    if (serve->exports.skipped_count > 0) {
+        char status[64];
+
+        snprintf(status, sizeof(status), "STATUS=%zu images served, %zu skipped",
+                 serve->exports.count, serve->exports.skipped_count);
+        notify(status);
+    }
 }
 
 // The keys and certificates, where there is to be TLS.
@@ -157,6 +167,18 @@ static int drop_privileges(struct serve *serve, struct error *err)
     return privileges_drop(&privileges, err);
 }
 
+// Recalls at the end which images were not served. Returns the exit code of a stop in good order.
+static int account_for_skipped(struct serve *serve)
+{
+    const struct exports *exports = &serve->exports;
+
+    for (size_t i = 0; i < exports->skipped_count; i++) {
+        log_line(&serve->log, LOG_LEVEL_ERROR, "export '%s': %s", exports->skipped[i].name,
+                 exports->skipped[i].reason);
+    }
+    return exports->skipped_count > 0 ? EXIT_SKIPPED : 0;
+}
+
 // Serves with everything open. Returns the exit code.
 static int run(struct serve *serve, int signal_fd)
 {
@@ -189,6 +211,9 @@ static int run(struct serve *serve, int signal_fd)
     }
     if (exports_finish(&serve->exports) < 0) {
         code = 1; // the log has said why
+    }
+    if (code == 0) {
+        code = account_for_skipped(serve);
     }
     if (pid_file != NULL) {
         unlink(pid_file);

@@ -69,6 +69,26 @@ void exports_close(struct exports *exports)
     free(exports->list);
     exports->list = NULL;
     exports->count = 0;
+    for (size_t i = 0; i < exports->skipped_count; i++) {
+        free(exports->skipped[i].name);
+        free(exports->skipped[i].reason);
+    }
+    free(exports->skipped);
+    exports->skipped = NULL;
+    exports->skipped_count = 0;
+}
+
+const struct skipped_export *exports_skipped(const struct exports *exports, const void *name,
+                                             size_t length)
+{
+    for (size_t i = 0; i < exports->skipped_count; i++) {
+        const struct skipped_export *skipped = &exports->skipped[i];
+
+        if (strlen(skipped->name) == length && memcmp(skipped->name, name, length) == 0) {
+            return skipped;
+        }
+    }
+    return length == 0 && exports->first_skipped ? &exports->skipped[0] : NULL;
 }
 
 struct export *exports_chosen(struct exports *exports, const struct session_export *chosen)

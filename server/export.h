@@ -36,6 +36,7 @@ struct export_options {
     enum lazy_refcounts lazy_refcounts;
     size_t cache_bytes;       // 0: the engine's default
     unsigned clean_after;     // seconds without a write until an image is made clean; 0: never
+    bool skip_broken;         // an image that cannot be opened does not keep the others from it
     const char *description;  // of all exports, may be NULL; borrowed
     const char *default_name; // of a single image given without a name, may be NULL; borrowed
 };
@@ -56,9 +57,18 @@ struct export
     bool clean_failed;    // not tried again before the next write
 };
 
+// An image that could not be opened, and is left out (--skip-broken).
+struct skipped_export {
+    char *name;
+    char *reason; // one line, for its clients
+};
+
 struct exports {
     struct export *list;
     size_t count;
+    struct skipped_export *skipped;
+    size_t skipped_count;
+    bool first_skipped; // the empty name would have been that one's
     struct export_options options;
     struct backend *backend; // borrowed
     struct log *log;         // borrowed
@@ -66,7 +76,9 @@ struct exports {
     bool recalled;           // an image wants back what it has lent (qcow2/image.h)
 };
 
-// Opens the images, in order, under the names that their arguments give. Nothing is written. backend, workers and log are borrowed and outlive exports. Returns
+// Opens the images, in order, under the names that their arguments give. Nothing is written. With
+// skip_broken an image that cannot be opened is left out with a line in the log, as long as one can be
+// served. backend, workers and log are borrowed and outlive exports. Returns
 // 0, or a negative errno with a message; nothing is open then.
 int exports_open(struct exports *exports, const struct export_options *options,
                  struct backend *backend, struct workers *workers, struct log *log,
@@ -79,6 +91,10 @@ void export_init(struct export *export, struct image *image);
 // Makes everything durable and the images clean, after the last op. Blocking. Tries each image;
 // logs each failure and returns the first, or 0.
 int exports_finish(struct exports *exports);
+
+// The image of this name that was left out, or NULL; the empty name may be the first one's.
+const struct skipped_export *exports_skipped(const struct exports *exports, const void *name,
+                                             size_t length);
 
 // Closes the images. After exports_finish, or when no op was ever started.
 void exports_close(struct exports *exports);

@@ -87,8 +87,55 @@ static int open_image(struct exports *exports, struct export *export, const char
     return 0;
 }
 
+// Whether the name is taken already, by an export or by one that was left out.
+static bool name_taken(const struct exports *exports, const char *name)
+{
+    for (size_t i = 0; i < exports->count; i++) {
+        if (strcmp(exports->list[i].name, name) == 0) {
+            return true;
+        }
+    }
+    for (size_t i = 0; i < exports->skipped_count; i++) {
+        if (strcmp(exports->skipped[i].name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Leaves out an image that could not be opened, for the reason in err. Takes the name over.
+static int skip_export(struct exports *exports, char *name, struct error *err)
+{
+    struct skipped_export *skipped = &exports->skipped[exports->skipped_count];
+    struct error reason;
+
+    // An export that is named "" answers to the empty name itself, wherever it stands.
+    exports->first_skipped |= exports->count + exports->skipped_count == 0;
+    error_set(&reason, 0, "this image is not served");
+    error_append(&reason, ": %s", err->text);
+    skipped->name = name;
+    skipped->reason = strdup(reason.text);
+    exports->skipped_count++;
+    if (skipped->reason == NULL) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    log_line(exports->log, LOG_LEVEL_ERROR, "export '%s': skipped: %s", name, err->text);
+    return 0;
+}
+
+// Says what an image that cannot be opened means for the others.
+static void advise_skipping(const struct exports *exports, size_t others, struct error *err)
+{
+    if (others > 0 && exports->options.skip_broken) {
+        error_append(err, "; nothing is served: none of the images can be");
+    } else if (others > 0) {
+        error_append(err, "; nothing is served; --skip-broken serves the other images");
+    }
+}
+
+// others: how many more the command line names.
 static int open_export(struct exports *exports, const struct export_argument *argument,
-                       struct error *err)
+                       size_t others, struct error *err)
 {
     struct export *export = &exports->list[exports->count];
     const char *path;
@@ -97,26 +144,31 @@ static int open_export(struct exports *exports, const struct export_argument *ar
     *export = (struct export){.exports = exports};
     result =
         export_argument_split(argument, exports->options.default_name, &export->name, &path, err);
-    for (size_t i = 0; result == 0 && i < exports->count; i++) {
-        if (strcmp(exports->list[i].name, export->name) == 0) {
-            result = error_set(err, EINVAL,
-                               "'%s': there is an export '%s' already; give another name with "
-                               "NAME=IMAGE or --export NAME=IMAGE",
-                               path, export->name);
-        }
-    }
-    if (result == 0) {
-        result = open_image(exports, export, path, err);
-        if (result == -ENOENT) {
-            export_argument_advise(argument, path, err);
-        }
+    if (result == 0 && name_taken(exports, export->name)) {
+        result = error_set(err, EINVAL,
+                           "'%s': there is an export '%s' already; give another name with "
+                           "NAME=IMAGE or --export NAME=IMAGE",
+                           path, export->name);
     }
     if (result < 0) {
         free(export->name);
         return result;
     }
-    exports->count++;
-    return 0;
+    result = open_image(exports, export, path, err);
+    if (result == 0) {
+        exports->count++;
+        return 0;
+    }
+    if (result == -ENOENT) {
+        export_argument_advise(argument, path, err);
+    }
+    // The last one that could have been served is no exception.
+    if (exports->options.skip_broken && exports->skipped_count < others) {
+        return skip_export(exports, export->name, err);
+    }
+    free(export->name);
+    advise_skipping(exports, others, err);
+    return result;
 }
 
 int exports_open(struct exports *exports, const struct export_options *options,
@@ -127,11 +179,13 @@ int exports_open(struct exports *exports, const struct export_options *options,
     *exports =
         (struct exports){.options = *options, .backend = backend, .workers = workers, .log = log};
     exports->list = calloc(count, sizeof(*exports->list));
-    if (exports->list == NULL) {
+    exports->skipped = calloc(count, sizeof(*exports->skipped));
+    if (exports->list == NULL || exports->skipped == NULL) {
+        exports_close(exports);
         return error_set(err, ENOMEM, "out of memory");
     }
     for (size_t i = 0; i < count; i++) {
-        int result = open_export(exports, &arguments[i], err);
+        int result = open_export(exports, &arguments[i], count - 1, err);
 
         if (result < 0) {
             exports_close(exports);

@@ -186,6 +186,13 @@ static bool set_backing_format(struct serve_options *o, const char *value)
     return o->exports.backing_format != IMAGE_FORMAT_UNKNOWN;
 }
 
+static bool set_skip_broken(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->exports.skip_broken = true;
+    return true;
+}
+
 static bool set_force_share(struct serve_options *o, const char *value)
 {
     (void)value;
@@ -305,6 +312,7 @@ const struct serve_setting serve_settings[] = {
     {"format", 'f', set_format, "qcow2 or raw"},
     {"backing-format", 0, set_backing_format, "qcow2 or raw"},
     {"force-share", 'U', set_force_share, NULL},
+    {"skip-broken", 0, set_skip_broken, NULL},
     {"persistent", 't', set_persistent, NULL},
     {"exit-with-last-client", 0, set_exit_with_last_client, NULL},
     {"tls", 0, set_tls, "require, on or off"},

@@ -114,6 +114,37 @@ static void a_view_follows_the_identity(void **state)
     access_destroy(&access);
 }
 
+// The rules of an image that was left out are no mistake, let nobody in elsewhere, and what became of
+// it is told only where there are no rules.
+static void an_image_that_was_left_out(void **state)
+{
+    static const char *const rules[] = {"gone:CN=alice,*"};
+    static char name[] = "gone", reason[] = "this image is not served";
+    struct skipped_export skipped = {.name = name, .reason = reason};
+    struct exports some = {
+        .list = list, .count = 1, .skipped = &skipped, .skipped_count = 1, .first_skipped = true};
+    struct access access;
+    struct access_view view;
+    struct error err;
+
+    (void)state;
+    for (size_t count = 0; count <= 1; count++) {
+        const char *expected = count == 0 ? reason : NULL;
+
+        assert_int_equal(access_init(&access, &some, rules, count, &err), 0);
+        assert_int_equal(access_view_init(&view, &access, SESSION_TLS_OFF), 0);
+        assert_int_equal(view.host.export_count(view.host.context), 1);
+        assert_true(view.host.empty_name_hidden);
+        assert_ptr_equal(view.host.why_unknown(view.host.context, (const uint8_t *)"gone", 4),
+                         expected);
+        assert_ptr_equal(view.host.why_unknown(view.host.context, (const uint8_t *)"", 0),
+                         expected);
+        assert_null(view.host.why_unknown(view.host.context, (const uint8_t *)"gon", 3));
+        access_view_destroy(&view);
+        access_destroy(&access);
+    }
+}
+
 // The empty name of a hidden export is unknown, not the name of the first visible one.
 static void a_hidden_empty_name_is_said_to_the_session(void **state)
 {
@@ -176,6 +207,7 @@ int main(void)
         cmocka_unit_test(rules_of_an_export_add_up),
         cmocka_unit_test(a_rule_for_all_adds_to_those_of_an_export),
         cmocka_unit_test(a_view_follows_the_identity),
+        cmocka_unit_test(an_image_that_was_left_out),
         cmocka_unit_test(a_hidden_empty_name_is_said_to_the_session),
         cmocka_unit_test(mistakes_are_told),
         cmocka_unit_test(colons_in_a_name_are_no_export),

@@ -119,9 +119,9 @@ static int check(const struct session *s, const struct session_request *request,
                                     : "not a list of metadata contexts that were negotiated";
         return EINVAL;
     }
-    // "Request types" leave a length of zero open; these two have no answer without content.
-    if ((request->type == NBD_CMD_READ || request->type == NBD_CMD_BLOCK_STATUS) &&
-        request->length == 0) {
+    // "Request types" leave a length of zero open. A block status of nothing would need at least one
+    // extent of at least one byte.
+    if (request->type == NBD_CMD_BLOCK_STATUS && request->length == 0) {
         *message = "length is zero";
         return EINVAL;
     }
@@ -287,7 +287,7 @@ enum step request_take(struct session *s, struct session_request *request,
         request->offset = 0;
         request->length = 0;
     } else if (request->length == 0) {
-        // Unspecified by the protocol: nothing is done, successfully.
+        // Unspecified by the protocol: nothing is done, successfully, as QEMU and nbdkit have it.
         session_reply(s, request, 0, NULL);
         return STEP_AGAIN;
     }

@@ -161,6 +161,13 @@ static void row_59_every_reply_is_a_chunk(void **state)
     hear_none(&t, 4, 6);
     say_extended(&t, 0, NBD_CMD_READ, 5, 1 << 20, 1);
     hear_extended_error(&t, NBD_EINVAL, 5, 1 << 20, "the range ends beyond the export");
+    // Nothing is asked for.
+    say_extended(&t, 0, NBD_CMD_READ, 6, 1 << 20, 0);
+    hear_none(&t, 6, 1 << 20);
+    say_extended(&t, 0, NBD_CMD_READ, 7, (1 << 20) + 1, 0);
+    hear_extended_error(&t, NBD_EINVAL, 7, (1 << 20) + 1, "the range ends beyond the export");
+    say_write(&t, PAYLOAD, 8, 9, 0);
+    hear_none(&t, 8, 9);
     see_request(&t, NBD_CMD_FLUSH, 0, 0, 0);
     see_request(&t, NBD_CMD_TRIM, NBD_CMD_FLAG_FUA, 512, 1024);
     see_request(&t, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 1, 5);

@@ -586,31 +586,49 @@ static void row_50_asking_for_nothing(void **state)
 
 // ---- Lengths ------------------------------------------------------------------------------------
 
+// Nothing is asked for: success, from the first byte to the end of the export, and an error behind it.
 static void row_52_zero_length(void **state)
 {
     (void)state;
-    static const uint16_t commands[] = {NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_CACHE,
-                                        NBD_CMD_WRITE_ZEROES};
+    static const struct {
+        uint16_t command;
+        uint32_t beyond;
+    } rows[] = {{NBD_CMD_READ, NBD_EINVAL},
+                {NBD_CMD_WRITE, NBD_ENOSPC},
+                {NBD_CMD_TRIM, NBD_EINVAL},
+                {NBD_CMD_CACHE, NBD_EINVAL},
+                {NBD_CMD_WRITE_ZEROES, NBD_ENOSPC}};
     struct talk t;
     talk_init(&t);
     talk_transmission(&t, DISK, false);
-    for (size_t i = 0; i < 4; i++) {
-        say_request(&t, 0, commands[i], i, 1 << 20, 0);
-        hear_simple(&t, 0, i);
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        say_request(&t, 0, rows[i].command, 3 * i, 77, 0);
+        hear_simple(&t, 0, 3 * i);
+        say_request(&t, 0, rows[i].command, 3 * i + 1, DISK->size, 0);
+        hear_simple(&t, 0, 3 * i + 1);
+        say_request(&t, 0, rows[i].command, 3 * i + 2, DISK->size + 1, 0);
+        hear_simple(&t, rows[i].beyond, 3 * i + 2);
     }
-    say_request(&t, 0, NBD_CMD_READ, 9, 1 << 20, 0);
-    hear_simple(&t, NBD_EINVAL, 9);
     still_alive(&t);
     talk_check(&t);
+}
 
+// With structured replies a read is answered by a chunk, even where there is no content.
+static void row_52_zero_length_structured(void **state)
+{
+    (void)state;
+    static const uint16_t flags[] = {0, NBD_CMD_FLAG_DF, NBD_CMD_FLAG_FUA};
+    struct talk t;
     talk_init(&t);
     talk_transmission(&t, DISK, true);
-    say_request(&t, 0, NBD_CMD_READ, 1, 77, 0);
-    hear_error_chunk(&t, NBD_EINVAL, 1, "length is zero");
-    say_request(&t, NBD_CMD_FLAG_DF, NBD_CMD_READ, 2, 77, 0);
-    hear_error_chunk(&t, NBD_EINVAL, 2, "length is zero");
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+        say_request(&t, flags[i], NBD_CMD_READ, i, i * (DISK->size / 2), 0);
+        hear_chunk(&t, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, i, 0);
+    }
     say_request(&t, 0, NBD_CMD_WRITE, 3, 77, 0);
     hear_simple(&t, 0, 3);
+    say_request(&t, 0, NBD_CMD_READ, 4, DISK->size + 1, 0);
+    hear_error_chunk(&t, NBD_EINVAL, 4, "the range ends beyond the export");
     still_alive(&t);
     talk_check(&t);
 }
@@ -917,6 +935,7 @@ int main(void)
         cmocka_unit_test(row_50_too_many_extents),
         cmocka_unit_test(row_50_asking_for_nothing),
         cmocka_unit_test(row_52_zero_length),
+        cmocka_unit_test(row_52_zero_length_structured),
         cmocka_unit_test(row_53_no_memory_for_a_payload),
         cmocka_unit_test(row_55_payloads_up_to_32_mib),
         cmocka_unit_test(row_55_larger_payloads),

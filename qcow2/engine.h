@@ -97,7 +97,8 @@ struct op_work {
     unsigned char *bounce; // malloc
     size_t bounce_bytes;   // what of it counts in the image's bounce_bytes
     struct iovec iov[3];
-    struct op child; // a read for copy on write, or zeros that are written
+    struct op child;      // a read for copy on write, zeros that are written, or a block status
+    struct extent extent; // of that status
     struct op *parent;
 };
 

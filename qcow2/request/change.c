@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "qcow2/engine.h"
+#include "qcow2/mapping/map.h"
 
 int change_prepare(struct op *op)
 {
@@ -35,7 +36,7 @@ int change_mapping(struct op *op)
     return waitq_park(&image->quarantine.room, op);
 }
 
-int change_link(struct op *op, uint64_t first, uint64_t count)
+int change_link(struct op *op, uint64_t first, uint64_t count, enum entry_kind kind)
 {
     struct image *image = op->image;
     struct op_work *work = op->work;
@@ -48,11 +49,30 @@ int change_link(struct op *op, uint64_t first, uint64_t count)
         return result;
     image->sync.unsynced = true;
     image->sync.barrier_needed |= work->needs_barrier;
-    for (uint64_t i = 0; i < count; i++)
-        map_replace(image, slice, index + (unsigned)i, entry_data((first + i) << bits));
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t host = (first + i) << bits;
+
+        map_replace(image, slice, index + (unsigned)i,
+                    kind == ENTRY_DATA ? entry_data(host) : entry_zero_allocated(host));
+    }
     work->run.count = 0;
     inflight_unlock(&image->inflight, &work->range);
     return 0;
+}
+
+bool change_contradicted(const struct image *image, const struct mapping *m)
+{
+    uint64_t first = m->host_offset >> image->geometry.cluster_bits;
+    uint64_t last = (m->host_offset + m->length - 1) >> image->geometry.cluster_bits;
+
+    // While they are being counted they say nothing yet.
+    if (!recover_done(image))
+        return false;
+    for (uint64_t cluster = first; cluster <= last; cluster++) {
+        if (!refcounts_may_be_one(&image->refcounts, cluster))
+            return true;
+    }
+    return false;
 }
 
 bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length)

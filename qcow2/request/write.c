@@ -200,20 +200,6 @@ static int plan_allocating(struct op *op, const struct mapping *m)
     return has_own_way(m) ? use_reserved(op, m) : take_clusters(op, m);
 }
 
-// Whether the refcounts, as far as they are known, say that the clusters are not the guest's alone:
-// then its flag is wrong, and they are not written.
-static bool contradicted(const struct image *image, const struct mapping *m)
-{
-    uint64_t first = m->host_offset >> image->geometry.cluster_bits;
-    uint64_t last = (m->host_offset + m->length - 1) >> image->geometry.cluster_bits;
-
-    for (uint64_t cluster = first; cluster <= last; cluster++) {
-        if (!refcounts_may_be_one(&image->refcounts, cluster))
-            return true;
-    }
-    return false;
-}
-
 static int plan(struct op *op)
 {
     struct mapping m;
@@ -224,8 +210,7 @@ static int plan(struct op *op)
         result = map_lookup(op, op->image, op->pos, end_of(op) - op->pos, &m);
     if (result != 0)
         return result;
-    // While they are being counted they say nothing yet.
-    if (m.copied && recover_done(op->image) && contradicted(op->image, &m))
+    if (m.copied && change_contradicted(op->image, &m))
         m.copied = false;
     if (m.kind == ENTRY_DATA && m.copied)
         return write_in_place(op, &m);
@@ -300,7 +285,7 @@ static int link_clusters(struct op *op)
     struct op_work *work = op->work;
     unsigned bits = op->image->geometry.cluster_bits;
     uint64_t last = (op->pos + op->step_length - 1) >> bits;
-    int result = change_link(op, work->target, last - (op->pos >> bits) + 1);
+    int result = change_link(op, work->target, last - (op->pos >> bits) + 1, ENTRY_DATA);
 
     if (result != 0)
         return result;

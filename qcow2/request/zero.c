@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // zero.c: discard and write zeroes. Whole clusters change their mapping, a slice's worth in one
-// turn; parts of clusters are written as zeros, or left alone where the request is a discard.
+// turn. A part of a cluster is left alone where the request is a discard; it makes the cluster a
+// zero cluster where the rest of it reads as zeros, too, and is written as zeros elsewhere.
 //
-//   plan ── part of a cluster ──> child write of zeros ────────────────────────┐
-//    ^  ├── whole clusters ─────> new entries ──> [wait for older ops] ────────┤
-//    │  └── to be provided for ─> take clusters ──> [make them zero] ──> link ─┤
-//    └────────────────────────────── advance <─────────────────────────────────┘
+//   plan ── part of a cluster ──> [status of the rest: plan again] ─> child write of zeros ───┐
+//    ^  ├── whole clusters ─────> new entries ──> [wait for older ops ──> reserve space] ─────┤
+//    │  └── to be provided for ─> take clusters ──> [reserve space, or make them zero] ─> link ┤
+//    └────────────────────────────── advance <────────────────────────────────────────────────┘
 //                                       └──> done, or with FUA: sync ──> done
+//
+// With NO_HOLE later writes must find space. From version 3 on the cluster gets an entry with the
+// ZERO flag and a host cluster (ENTRY_ZERO_ALLOCATED): no data is written, whatever the host cluster
+// holds, and so no barrier is needed. Version 2 has no such flag: zeros are in the file there.
 #include <errno.h>
 #include <stdlib.h>
 
@@ -14,11 +19,26 @@
 #include "qcow2/engine.h"
 #include "qcow2/mapping/map.h"
 
-enum { ZERO_PLAN, ZERO_DRAIN, ZERO_PROVIDED, ZERO_WRITTEN, ZERO_LINK, ZERO_SYNC };
+enum {
+    ZERO_PLAN,
+    ZERO_DRAIN,
+    ZERO_RESERVED,
+    ZERO_CHECKED,
+    ZERO_PROVIDED,
+    ZERO_WRITTEN,
+    ZERO_LINK,
+    ZERO_SYNC
+};
 
 static uint64_t end_of(const struct op *op)
 {
     return op->offset + op->length;
+}
+
+// The format has zero clusters.
+static bool has_zero_flag(const struct op *op)
+{
+    return op->image->header.version >= 3;
 }
 
 static void advance(struct op *op, uint64_t length)
@@ -45,56 +65,15 @@ static uint64_t whole_clusters(const struct op *op)
     return geometry_cluster_start(g, end_of(op)) - op->pos;
 }
 
-// ---- Parts of clusters
-
-static int write_zeros(struct op *op, uint64_t length)
+// What is mapped at pos, for at most length bytes. A COPIED flag that refcounts contradict does not
+// count.
+static int look_up(struct op *op, uint64_t length, struct mapping *m)
 {
-    if (op_need_work(op) < 0)
-        return -ENOMEM;
-    // Only read, and so no memory of its own.
-    op->work->bounce = calloc(1, length);
-    if (!op->work->bounce)
-        return -ENOMEM;
-    op->state = ZERO_WRITTEN;
-    op->step_length = length;
-    op_start_child(
-        op, op->image,
-        &(struct op){
-            .kind = OP_WRITE, .offset = op->pos, .length = length, .buf = op->work->bounce});
-    return OP_PARKED;
-}
+    int result = map_lookup(op, op->image, op->pos, length, m);
 
-static void zeros_written(struct op *op)
-{
-    op_bounce_free(op);
-    advance(op, op->step_length);
-}
-
-// At most a cluster from pos. Only called where the mapping cannot say it.
-static int zero_part(struct op *op)
-{
-    const struct geometry *g = &op->image->geometry;
-    uint64_t length = g->cluster_size - geometry_in_cluster(g, op->pos);
-    struct mapping m;
-
-    if (length > end_of(op) - op->pos)
-        length = end_of(op) - op->pos;
-    if (op->kind == OP_DISCARD) {
-        advance(op, length);
-        return 0;
-    }
-    uint64_t cluster = op->pos >> g->cluster_bits;
-    int result = inflight_wait(&op->image->inflight, cluster, cluster + 1, op);
-    if (result == 0)
-        result = map_lookup(op, op->image, op->pos, length, &m);
-    if (result != 0)
-        return result;
-    bool zero = map_reads_as_zeros(op->image, &m, op->pos);
-    if (zero && (!(op->flags & OP_NO_HOLE) || m.kind == ENTRY_ZERO_ALLOCATED)) {
-        advance(op, length);
-        return 0;
-    }
-    return write_zeros(op, length);
+    if (result == 0 && m->copied && change_contradicted(op->image, m))
+        m->copied = false;
+    return result;
 }
 
 // ---- Whole clusters
@@ -107,7 +86,7 @@ static bool wanted_entry(const struct op *op, const struct mapping *m, uint64_t 
     bool behind = image->backing && op->pos < image->backing->size;
 
     if ((op->flags & OP_NO_HOLE) && m->copied &&
-        (m->kind == ENTRY_DATA || m->kind == ENTRY_ZERO_ALLOCATED) && image->header.version >= 3) {
+        (m->kind == ENTRY_DATA || m->kind == ENTRY_ZERO_ALLOCATED) && has_zero_flag(op)) {
         *raw = entry_zero_allocated(m->host_offset);
         return true;
     }
@@ -115,7 +94,7 @@ static bool wanted_entry(const struct op *op, const struct mapping *m, uint64_t 
         return false;
     if (!behind)
         *raw = 0;
-    else if (image->header.version >= 3)
+    else if (has_zero_flag(op))
         *raw = FORMAT_L2_ZERO;
     else
         return false;
@@ -141,24 +120,38 @@ static uint64_t left_in_slice(const struct op *op)
 
 // The clusters keep their place in the file, where older writes may still be on their way: nobody
 // uses that place again before they have ended, or what they leave behind would come back.
-static int drain(struct op *op, uint64_t clusters)
+static int drain(struct op *op, uint64_t clusters, uint64_t host_offset)
 {
-    uint64_t first = op->pos >> op->image->geometry.cluster_bits;
+    unsigned bits = op->image->geometry.cluster_bits;
+    uint64_t first = op->pos >> bits;
 
     inflight_lock(&op->image->inflight, &op->work->range, first, first + clusters);
+    op->work->target = host_offset >> bits;
     op->state = ZERO_DRAIN;
     return 0;
 }
 
+// A cluster that is mapped may lie in a hole of the file, as all do that 'qemu-img create -o
+// preallocation=metadata' has made: the host reserves its space now.
 static int drained(struct op *op)
 {
+    const struct geometry *g = &op->image->geometry;
     int result = op_wait_for_older(op);
 
     if (result != 0)
         return result;
+    op->state = ZERO_RESERVED;
+    if (!alloc_reserves(&op->image->alloc))
+        return 0;
+    op_submit(op, FILE_ALLOCATE, op->work->target << g->cluster_bits,
+              geometry_clusters(g, op->step_length) << g->cluster_bits, NULL, 0);
+    return OP_PARKED;
+}
+
+static void reserved(struct op *op)
+{
     inflight_unlock(&op->image->inflight, &op->work->range);
     advance(op, op->step_length);
-    return 0;
 }
 
 // Gives the clusters of m their new entries, those that are in the slice.
@@ -186,7 +179,7 @@ static int replace_entries(struct op *op, const struct mapping *m, uint64_t raw)
     if (op->step_length > m->length)
         op->step_length = m->length;
     if (keeps)
-        return drain(op, clusters);
+        return drain(op, clusters, m->host_offset);
     advance(op, op->step_length);
     return 0;
 }
@@ -195,24 +188,12 @@ static int replace_entries(struct op *op, const struct mapping *m, uint64_t raw)
 
 static int link_provided(struct op *op)
 {
-    int result = change_link(op, op->work->run.first, op->work->run.count);
+    int result = change_link(op, op->work->run.first, op->work->run.count,
+                             has_zero_flag(op) ? ENTRY_ZERO_ALLOCATED : ENTRY_DATA);
 
     if (result == 0)
         advance(op, op->step_length);
     return result;
-}
-
-// The host cannot make the clusters zero by itself: they go back, and zeros are written like any
-// data.
-static int give_back(struct op *op)
-{
-    struct op_work *work = op->work;
-
-    quarantine_add(op->image, work->run.first, work->run.count);
-    work->run.count = 0;
-    inflight_unlock(&op->image->inflight, &work->range);
-    op->state = ZERO_PLAN;
-    return op->flags & OP_FAST_ZERO ? -ENOTSUP : zero_part(op);
 }
 
 // Takes clusters for a run of guest clusters that have none of their own.
@@ -240,14 +221,128 @@ static int provide(struct op *op, const struct mapping *m)
     op->step_length = run->count << g->cluster_bits;
     if (op->step_length > m->length)
         op->step_length = m->length;
-    op->work->needs_barrier = !run->zero;
-    if (run->zero) {
+    // Fresh space is reserved already; a cluster that was used before may have lost its space to a
+    // punch.
+    enum file_io_kind kind = has_zero_flag(op) ? FILE_ALLOCATE : FILE_ZERO;
+    op->work->needs_barrier = kind == FILE_ZERO && !run->zero;
+    if (run->zero || (kind == FILE_ALLOCATE && !alloc_reserves(&image->alloc))) {
         op->state = ZERO_LINK;
         return 0;
     }
     op->state = ZERO_PROVIDED;
-    op_submit(op, FILE_ZERO, run->first << g->cluster_bits, run->count << g->cluster_bits, NULL, 0);
+    op_submit(op, kind, run->first << g->cluster_bits, run->count << g->cluster_bits, NULL, 0);
     return OP_PARKED;
+}
+
+// ---- Parts of clusters
+
+static int write_zeros(struct op *op, uint64_t length)
+{
+    if (op_need_work(op) < 0)
+        return -ENOMEM;
+    // Only read, and so no memory of its own.
+    op->work->bounce = calloc(1, length);
+    if (!op->work->bounce)
+        return -ENOMEM;
+    op->state = ZERO_WRITTEN;
+    op->step_length = length;
+    op_start_child(
+        op, op->image,
+        &(struct op){
+            .kind = OP_WRITE, .offset = op->pos, .length = length, .buf = op->work->bounce});
+    return OP_PARKED;
+}
+
+static void zeros_written(struct op *op)
+{
+    op_bounce_free(op);
+    advance(op, op->step_length);
+}
+
+// Asks for the status of the whole cluster, in which a backing image shows through.
+static int check_cluster(struct op *op)
+{
+    const struct geometry *g = &op->image->geometry;
+    uint64_t begin = geometry_cluster_start(g, op->pos);
+    uint64_t length = g->cluster_size;
+
+    if (length > op->image->size - begin)
+        length = op->image->size - begin;
+    if (op_need_work(op) < 0)
+        return -ENOMEM;
+    op->state = ZERO_CHECKED;
+    op_start_child(op, op->image,
+                   &(struct op){.kind = OP_BLOCK_STATUS,
+                                .offset = begin,
+                                .length = length,
+                                .extents = &op->work->extent,
+                                .max_extents = 1});
+    return OP_PARKED;
+}
+
+// The answer to check_cluster(). It holds as long as the cluster has no entry of its own.
+static bool found_zeros(const struct op *op)
+{
+    return op->state == ZERO_CHECKED && op->work->extent.zero &&
+           op->work->extent.length == op->work->child.length;
+}
+
+// A part of a cluster that reads as zeros from its beginning to its end.
+static int zero_part_of_zeros(struct op *op, const struct mapping *m)
+{
+    if (!(op->flags & OP_NO_HOLE)) {
+        if (!map_reads_as_zeros(op->image, m, op->pos))
+            return replace_entries(op, m, FORMAT_L2_ZERO);
+    } else if (m->kind != ENTRY_ZERO_ALLOCATED || !m->copied) {
+        return has_zero_flag(op) ? provide(op, m) : write_zeros(op, m->length);
+    }
+    advance(op, m->length);
+    return 0;
+}
+
+// At most a cluster from pos. Only called where the mapping cannot say it.
+static int zero_part(struct op *op)
+{
+    const struct geometry *g = &op->image->geometry;
+    uint64_t length = g->cluster_size - geometry_in_cluster(g, op->pos);
+    struct mapping m;
+
+    if (length > end_of(op) - op->pos)
+        length = end_of(op) - op->pos;
+    if (op->kind == OP_DISCARD) {
+        advance(op, length);
+        return 0;
+    }
+    uint64_t cluster = op->pos >> g->cluster_bits;
+    int result = inflight_wait(&op->image->inflight, cluster, cluster + 1, op);
+    if (result == 0)
+        result = look_up(op, length, &m);
+    if (result != 0)
+        return result;
+    if (map_reads_as_zeros(op->image, &m, op->pos) ||
+        (m.kind == ENTRY_UNALLOCATED && found_zeros(op)))
+        return zero_part_of_zeros(op, &m);
+    if (m.kind == ENTRY_UNALLOCATED && has_zero_flag(op) && op->state != ZERO_CHECKED)
+        return check_cluster(op);
+    return write_zeros(op, m.length);
+}
+
+// The host cannot reserve space, and nothing depends on that; or it cannot make the clusters zero by
+// itself: they go back, and zeros are written like any data.
+static int do_without_host(struct op *op)
+{
+    struct op_work *work = op->work;
+
+    op->wait_result = 0;
+    if (has_zero_flag(op)) {
+        alloc_cannot_reserve(&op->image->alloc);
+        return 0;
+    }
+    quarantine_add(op->image, work->run.first, work->run.count);
+    work->run.count = 0;
+    inflight_unlock(&op->image->inflight, &work->range);
+    op->state = ZERO_PLAN;
+    return op->flags & OP_FAST_ZERO ? -ENOTSUP : zero_part(op);
 }
 
 // ---- The step function
@@ -258,7 +353,7 @@ static int zero_whole(struct op *op, uint64_t length)
     unsigned bits = image->geometry.cluster_bits;
     struct mapping m;
     uint64_t raw;
-    int result = map_lookup(op, op->image, op->pos, length, &m);
+    int result = look_up(op, length, &m);
 
     if (result != 0)
         return result;
@@ -296,9 +391,13 @@ static int turn(struct op *op)
 {
     switch (op->state) {
     case ZERO_PLAN:
+    case ZERO_CHECKED:
         return plan(op);
     case ZERO_DRAIN:
         return drained(op);
+    case ZERO_RESERVED:
+        reserved(op);
+        return 0;
     case ZERO_WRITTEN:
         zeros_written(op);
         return 0;
@@ -318,7 +417,7 @@ static bool slow(const struct op *op)
 
     return geometry_in_cluster(&image->geometry, op->offset) != 0 ||
            (geometry_in_cluster(&image->geometry, end_of(op)) != 0 && !ends_whole(op)) ||
-           (image->header.version < 3 && (image->backing || (op->flags & OP_NO_HOLE)));
+           (!has_zero_flag(op) && (image->backing || (op->flags & OP_NO_HOLE)));
 }
 
 void zero_step(struct op *op)
@@ -329,10 +428,8 @@ void zero_step(struct op *op)
         op_finish(op, result);
         return;
     }
-    if (op->state == ZERO_PROVIDED && result == -EOPNOTSUPP) {
-        op->wait_result = 0;
-        result = give_back(op);
-    }
+    if ((op->state == ZERO_PROVIDED || op->state == ZERO_RESERVED) && result == -EOPNOTSUPP)
+        result = do_without_host(op);
     if ((op->flags & OP_FAST_ZERO) && op->pos == op->offset && slow(op))
         result = -ENOTSUP;
     if (result == 0 && op->pos < end_of(op))

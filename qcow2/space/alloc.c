@@ -91,6 +91,16 @@ static int take(struct image *image, uint64_t first, uint64_t count)
     return 0;
 }
 
+bool alloc_reserves(const struct alloc *alloc)
+{
+    return alloc->reserve && !alloc->grow_only;
+}
+
+void alloc_cannot_reserve(struct alloc *alloc)
+{
+    alloc->grow_only = true;
+}
+
 void alloc_freed(struct alloc *alloc)
 {
     alloc->may_find = true;

@@ -61,6 +61,11 @@ void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64
 // zeros.
 int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run);
 
+// True where the host reserves space when it is asked to (FILE_ALLOCATE), as far as is known.
+bool alloc_reserves(const struct alloc *alloc);
+// It has answered that it does not.
+void alloc_cannot_reserve(struct alloc *alloc);
+
 // A cluster below the fresh space became free.
 void alloc_freed(struct alloc *alloc);
 

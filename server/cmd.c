@@ -8,15 +8,20 @@
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "qcow2/format/format.h"
 #include "server/file_backend.h"
+#include "server/log.h"
 
 int cmd_fail(const char *format, ...)
 {
     va_list args;
 
     va_start(args, format);
+    if (log_is_journal(STDERR_FILENO)) {
+        fputs(log_journal_prefix(LOG_LEVEL_ERROR), stderr);
+    }
     fputs("lazycow: ", stderr);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);

@@ -179,6 +179,13 @@ static int account_for_skipped(struct serve *serve)
     return exports->skipped_count > 0 ? EXIT_SKIPPED : 0;
 }
 
+// Says what has failed, as a line of the log. Returns the exit code.
+static int failed(struct serve *serve, const struct error *err)
+{
+    log_line(&serve->log, LOG_LEVEL_ERROR, "%s", err->text);
+    return 1;
+}
+
 // Serves with everything open. Returns the exit code.
 static int run(struct serve *serve, int signal_fd)
 {
@@ -204,10 +211,10 @@ static int run(struct serve *serve, int signal_fd)
     int code = 0;
 
     if (pid_file != NULL && write_pid_file(pid_file, &err) < 0) {
-        return cmd_fail("%s", err.text);
+        return failed(serve, &err);
     }
     if (drop_privileges(serve, &err) < 0 || server_run(&server_options, &err) < 0) {
-        code = cmd_fail("%s", err.text);
+        code = failed(serve, &err);
     }
     if (exports_finish(&serve->exports) < 0) {
         code = 1; // the log has said why
@@ -230,10 +237,10 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
 
     if (access_init(&serve->access, &serve->exports, options->tls_allow, options->tls_allow_count,
                     &err) < 0) {
-        return cmd_fail("%s", err.text);
+        return failed(serve, &err);
     }
     if (open_tls(serve, &err) < 0 || open_listeners(serve, activated, &err) < 0) {
-        code = cmd_fail("%s", err.text);
+        code = failed(serve, &err);
     } else {
         code = run(serve, signal_fd);
         listen_close(&serve->listeners);
@@ -251,17 +258,18 @@ static int serve(const struct serve_options *options, unsigned activated, int si
     int code;
 
     log_init(&serve.log, options->log_level, STDERR_FILENO);
+    serve.log.timestamps = options->log_timestamps;
     runq_init(&serve.runq);
     serve.workers.runq = &serve.runq;
     serve.backend = backend_new(options->aio, &serve.runq, &err);
     if (serve.backend == NULL) {
-        return cmd_fail("%s", err.text);
+        return failed(&serve, &err);
     }
     backend_set_map_max(serve.backend, options->mmap_bytes);
     if (exports_open(&serve.exports, &options->exports, serve.backend, &serve.workers, &serve.log,
                      options->images, options->image_count, &err) < 0) {
         backend_free(serve.backend);
-        return cmd_fail("%s", err.text);
+        return failed(&serve, &err);
     }
     code = open_rest_and_run(&serve, activated, signal_fd);
     exports_close(&serve.exports);

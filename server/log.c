@@ -5,7 +5,9 @@
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,7 +17,34 @@
 
 void log_init(struct log *log, enum log_level level, int fd)
 {
-    *log = (struct log){.level = level, .fd = fd};
+    *log = (struct log){.level = level, .fd = fd, .journal = log_is_journal(fd)};
+}
+
+bool log_is_journal(int fd)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    struct stat st;
+    char own[64];
+
+    // The variable is inherited by those, too, whose standard error is then sent elsewhere.
+    if (stream == NULL || fstat(fd, &st) < 0) {
+        return false;
+    }
+    snprintf(own, sizeof(own), "%ju:%ju", (uintmax_t)st.st_dev, (uintmax_t)st.st_ino);
+    return strcmp(stream, own) == 0;
+}
+
+const char *log_journal_prefix(enum log_level level)
+{
+    // The priorities of syslog(3).
+    static const char *const prefixes[] = {
+        [LOG_LEVEL_ERROR] = "<3>",
+        [LOG_LEVEL_WARNING] = "<4>",
+        [LOG_LEVEL_INFO] = "<6>",
+        [LOG_LEVEL_DEBUG] = "<7>",
+    };
+
+    return prefixes[level];
 }
 
 bool log_level_parse(const char *name, enum log_level *level)
@@ -60,6 +89,37 @@ static void log_write(struct log *log, const char *text, size_t length)
     }
 }
 
+// Writes a line's beginning, which is short. Returns its length.
+static size_t log_begin(const struct log *log, enum log_level level, char line[LOG_LINE_MAX])
+{
+    struct timespec now;
+    struct tm utc;
+    int n = 0;
+
+    if (log->journal) {
+        n = sprintf(line, "%s", log_journal_prefix(level));
+    } else if (log->timestamps && clock_gettime(CLOCK_REALTIME, &now) == 0 &&
+               gmtime_r(&now.tv_sec, &utc) != NULL) {
+        n = (int)strftime(line, LOG_LINE_MAX, "%Y-%m-%dT%H:%M:%S", &utc);
+        n += sprintf(line + n, ".%03ldZ ", now.tv_nsec / 1000000);
+    }
+    return (size_t)(n + sprintf(line + n, "lazycow: "));
+}
+
+// Tells of lines that were dropped, if there is room now.
+static void log_dropped(struct log *log)
+{
+    char line[LOG_LINE_MAX];
+    size_t length;
+
+    if (log->dropped > 0 && log_writable(log->fd)) {
+        length = log_begin(log, LOG_LEVEL_WARNING, line);
+        length += (size_t)sprintf(line + length, "%lu log lines were dropped\n", log->dropped);
+        log->dropped = 0;
+        log_write(log, line, length);
+    }
+}
+
 void log_line(struct log *log, enum log_level level, const char *format, ...)
 {
     char line[LOG_LINE_MAX];
@@ -70,14 +130,8 @@ void log_line(struct log *log, enum log_level level, const char *format, ...)
     if (level > log->level) {
         return;
     }
-    if (log->dropped > 0 && log_writable(log->fd)) {
-        n = snprintf(line, sizeof(line), "lazycow: %lu log lines were dropped\n", log->dropped);
-        log->dropped = 0;
-        log_write(log, line, (size_t)n);
-    }
-
-    length = strlen("lazycow: ");
-    memcpy(line, "lazycow: ", length);
+    log_dropped(log);
+    length = log_begin(log, level, line);
     va_start(args, format);
     n = vsnprintf(line + length, sizeof(line) - length - 1, format, args);
     va_end(args);

@@ -21,15 +21,23 @@ enum log_level {
 struct log {
     enum log_level level; // lines above it are not written
     int fd;
+    bool journal;          // begin with the level, as the journal reads it (sd-daemon(3))
+    bool timestamps;       // else begin with the time; off unless set
     unsigned long dropped; // lines since the last one that was written
 };
 
 void log_init(struct log *log, enum log_level level, int fd);
 
+// Whether the descriptor leads to the journal, as JOURNAL_STREAM says (systemd.exec(5)).
+bool log_is_journal(int fd);
+
+// A line's beginning for the journal, such as "<3>".
+const char *log_journal_prefix(enum log_level level);
+
 // "error", "warning", "info" or "debug"; false for any other name.
 bool log_level_parse(const char *name, enum log_level *level);
 
-// Writes "lazycow: " and the message (printf format, no newline at the end). Control characters are
+// Writes level or time, "lazycow: " and the message (printf format, no newline at the end). Control characters are
 // replaced, so that a name chosen by others cannot forge a line.
 __attribute__((format(printf, 3, 4))) void log_line(struct log *log, enum log_level level,
                                                     const char *format, ...);

@@ -276,6 +276,13 @@ static bool set_log_level(struct serve_options *o, const char *value)
     return log_level_parse(value, &o->log_level);
 }
 
+static bool set_log_timestamps(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->log_timestamps = true;
+    return true;
+}
+
 static bool set_verbose(struct serve_options *o, const char *value)
 {
     (void)value;
@@ -324,6 +331,7 @@ const struct serve_setting serve_settings[] = {
     {"group", 0, set_group, "a group"},
     {"pid-file", 0, set_pid_file, "a path"},
     {"log-level", 0, set_log_level, "error, warning, info or debug"},
+    {"log-timestamps", 0, set_log_timestamps, NULL},
     {"verbose", 'v', set_verbose, NULL},
     {0},
 };

@@ -37,6 +37,7 @@ struct serve_options {
     const char *group;    // or NULL
     const char *pid_file; // or NULL
     enum log_level log_level;
+    bool log_timestamps;
     // In the order of the command line; those beyond the room are counted only.
     struct export_argument images[EXPORTS_MAX];
     size_t image_count;

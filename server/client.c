@@ -20,8 +20,7 @@ struct client {
     void *context;
 
     enum client_state state;
-    bool eof;      // nothing more will be received
-    bool stopping; // requests get ESHUTDOWN
+    bool eof; // nothing more will be received
     const char *reason;
 
     struct share share;
@@ -186,10 +185,6 @@ static void on_op_done(struct op *op)
 
 static void start(struct client *client, struct client_request *request)
 {
-    if (client->stopping) {
-        reply_at_once(client, request, ESHUTDOWN);
-        return;
-    }
     if (request_is_void(request, client->export)) {
         reply_at_once(client, request, 0);
         return;
@@ -223,12 +218,8 @@ static struct client_request *request_new(struct client *client, const struct se
 static bool held_proceed(struct client *client)
 {
     struct client_request *request = client->held;
-    int result = 0;
+    int result = request_reserve(client->shared->requests, &client->share, request);
 
-    // While stopping no memory is needed, but a WRITE that has begun must be taken in.
-    if (!client->stopping || client->held_payload) {
-        result = request_reserve(client->shared->requests, &client->share, request);
-    }
     if (result == -EAGAIN) {
         return false;
     }
@@ -399,8 +390,12 @@ bool client_wants_tls(const struct client *client)
 
 void client_stop(struct client *client)
 {
-    client->stopping = true;
     client->view.host.shutting_down = true;
+    if (client_negotiated(client) && client->state < CLIENT_ENDING) {
+        client->reason = "server is stopping";
+        client->state = CLIENT_ENDING;
+        release_unstarted(client);
+    }
 }
 
 int client_input(struct client *client, struct iovec iov[2])

@@ -93,7 +93,11 @@ int client_tls_started(struct client *client, const char *identity);
 // The last client_run() said CLIENT_STARTTLS, and client_tls_started() was not called since.
 bool client_wants_tls(const struct client *client);
 
-// Requests that come from now on, or that wait for memory, are answered with ESHUTDOWN.
+// The server stops. A client that has an export is CLIENT_ENDING from here on: no further request is
+// begun, those in the engine are finished and answered. Requests that wait for memory, that have been
+// received in part, or that are still in the input get no answer: a client that comes back sends again
+// what was not answered, and would pass an error on to its guest. A client that negotiates is told
+// ERR_SHUTDOWN.
 void client_stop(struct client *client);
 
 // Drops the session: nothing more is received or sent. Ops in flight go on; CLIENT_BROKEN.

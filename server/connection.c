@@ -12,6 +12,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "server/connection_end.h"
 #include "server/connection_output.h"
 #include "server/connection_tls.h"
 #include "server/loop.h"
@@ -21,8 +22,6 @@
 // the kernel's overhead. It takes less where net.core.wmem_max is smaller. TCP sizes its buffers
 // itself.
 #define CONNECTION_UNIX_SEND_BUFFER (1 << 20)
-// Fewer bytes than these are received by looking at them first: a write of 4 KiB with its header.
-#define CONNECTION_PEEK_MAX 4224u
 
 static void on_poll(uv_poll_t *handle, int status, int events);
 
@@ -34,30 +33,6 @@ static void mark_dirty(struct connection *connection)
         connection->dirty = true;
         TAILQ_INSERT_TAIL(&connection->set->dirty, connection, dirty_link);
     }
-}
-
-void connection_free_if_done(struct connection *connection)
-{
-    struct connection_set *set = connection->set;
-
-    // One that is in the list of dirty ones is freed from there.
-    if (connection->closed && connection->handle_closed && !connection->dirty &&
-        !connection->shaking && client_idle(connection->client)) {
-        client_free(connection->client);
-        free(connection);
-        set->alive--;
-        if (set->alive == 0) {
-            set->emptied(set->context);
-        }
-    }
-}
-
-static void on_handle_closed(uv_handle_t *handle)
-{
-    struct connection *connection = handle->data;
-
-    connection->handle_closed = true;
-    connection_free_if_done(connection);
 }
 
 static void set_waiting(struct connection *connection, bool waiting)
@@ -73,83 +48,12 @@ static void set_waiting(struct connection *connection, bool waiting)
     }
 }
 
-// Takes what was only looked at. Returns 0 or a positive errno.
-static int take_peeked(struct connection *connection)
-{
-    char sink[CONNECTION_PEEK_MAX];
-
-    while (connection->peeked > 0) {
-        ssize_t n = recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
-
-        if (n > 0) {
-            connection->peeked -= (size_t)n;
-        } else if (n == 0 || errno != EINTR) {
-            return n == 0 ? ECONNRESET : errno;
-        }
-    }
-    return 0;
-}
-
-// Says why a client has left without an export, where that is for somebody to put right.
-static void log_obstacle(const struct connection *connection)
-{
-    struct connection_set *set = connection->set;
-    const char *name;
-    const char *obstacle = client_obstacle(connection->client, &name);
-    unsigned skipped;
-
-    if (obstacle != NULL && log_limit_pass(&set->obstacles, &skipped)) {
-        bool named = name[0] != '\0';
-
-        log_line(set->log, LOG_LEVEL_INFO, "%s: %s%s%s%s", connection->name, obstacle,
-                 named ? " '" : "", name, named ? "'" : "");
-    }
-}
-
-void connection_close(struct connection *connection, const char *reason)
-{
-    struct connection_set *set = connection->set;
-
-    assert(!connection->closed);
-    log_obstacle(connection);
-    log_line(set->log, client_negotiated(connection->client) ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG,
-             "%s: %s, after %llu requests", connection->name, reason,
-             (unsigned long long)client_request_count(connection->client));
-    set_waiting(connection, false);
-    TAILQ_REMOVE(&set->open, connection, open_link);
-    if (connection->negotiated) {
-        set->negotiated--;
-    } else {
-        set->half_open--;
-    }
-    connection->closed = true;
-    client_abandon(connection->client);
-    connection_tls_end(connection);
-    // Else the kernel would reset the connection, which overtakes replies.
-    (void)take_peeked(connection);
-    uv_close((uv_handle_t *)&connection->poll, on_handle_closed);
-    close(connection->fd);
-}
-
-// Closes after the last reply was sent. Data that the peer has sent and nobody has read would make
-// the kernel reset the connection, and a reset overtakes replies that are still on their way.
-static void close_gently(struct connection *connection)
-{
-    char sink[4096];
-
-    shutdown(connection->fd, SHUT_WR);
-    for (int i = 0; i < CONNECTION_SEND_ROUNDS; i++) {
-        if (recv(connection->fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0) {
-            break;
-        }
-    }
-    connection_close(connection, connection->set->stopping ? "server is stopping"
-                                                           : client_reason(connection->client));
-}
-
 static void on_client_changed(void *context)
 {
-    mark_dirty(context);
+    struct connection *connection = context;
+
+    connection->idle_since = uv_now(connection->set->uv);
+    mark_dirty(connection);
 }
 
 // Returns whether it is a Unix socket.
@@ -249,7 +153,7 @@ static void poll_update(struct connection *connection, bool strictly)
     struct iovec iov[2];
     int wanted = 0;
 
-    if (connection->closed) {
+    if (connection->state != CONNECTION_OPEN) {
         return;
     }
     if (input_room(connection, iov) > 0) {
@@ -304,7 +208,7 @@ void connection_run(struct connection *connection)
         }
         // What TLS holds came before what the socket holds: no event of the socket tells of it.
     } while (connection->secure && connection_tls_read(connection));
-    if (connection->closed) {
+    if (connection->state != CONNECTION_OPEN) {
         return;
     }
     if (connection_output_pending(connection) || client_ending(connection->client)) {
@@ -349,7 +253,7 @@ void connection_receive(struct connection *connection)
         poll_update(connection, true);
         return;
     }
-    error = take_peeked(connection);
+    error = connection_take_peeked(connection);
     if (error != 0) {
         connection_close(connection, strerror(error));
         return;
@@ -381,12 +285,12 @@ void connection_receive(struct connection *connection)
 void connection_stop(struct connection *connection)
 {
     client_stop(connection->client);
-    // What waits for memory is answered at once, and makes room for what has come behind it.
     connection_run(connection);
-    if (!connection->closed) {
+    // The options of one that negotiates are answered.
+    if (connection->state == CONNECTION_OPEN && !client_ending(connection->client)) {
         connection_receive(connection);
     }
-    if (!connection->closed) {
+    if (connection->state == CONNECTION_OPEN) {
         mark_dirty(connection);
     }
 }
@@ -424,7 +328,7 @@ void connection_flush(struct connection *connection)
 
     TAILQ_REMOVE(&connection->set->dirty, connection, dirty_link);
     connection->dirty = false;
-    if (connection->closed) {
+    if (connection->state != CONNECTION_OPEN) {
         connection_free_if_done(connection);
         return;
     }
@@ -432,7 +336,7 @@ void connection_flush(struct connection *connection)
         return;
     }
     connection->set->told |= connection->peeked > 0 ? LOOP_PEEKED : 0;
-    error = take_peeked(connection);
+    error = connection_take_peeked(connection);
     if (error != 0) {
         connection_close(connection, strerror(error));
         return;
@@ -446,7 +350,7 @@ void connection_flush(struct connection *connection)
             }
         }
         if (!connection_output_pending(connection)) {
-            close_gently(connection);
+            connection_end(connection);
             return;
         }
     } else if (client_wants_tls(connection->client) && connection->tls == NULL &&

@@ -18,6 +18,9 @@
 // "connection 1234567 ([2001:db8::1]:65535)", or the process and user behind a Unix socket.
 #define CONNECTION_NAME_MAX 128
 
+// Fewer bytes than these are received by looking at them first: a write of 4 KiB with its header.
+#define CONNECTION_PEEK_MAX 4224u
+
 struct connection;
 TAILQ_HEAD(connection_list, connection);
 
@@ -46,13 +49,22 @@ struct connection_set {
     unsigned shaking;               // steps of handshakes that run on other threads
     struct connection_list shakers; // whose step waits for one of these to end
     bool stopping;
-    uint64_t stop_time;             // milliseconds
     void (*emptied)(void *context); // runs when alive has become 0
     void *context;
 };
 
+// OPEN --> LINGERING --> CLOSED, or straight to CLOSED.
+enum connection_state {
+    CONNECTION_OPEN,
+    // The last reply was sent, and the end behind it. What still comes from the peer is thrown away,
+    // lest the kernel reset the connection: a reset overtakes replies that are on their way.
+    CONNECTION_LINGERING,
+    CONNECTION_CLOSED, // the socket is closed, the client abandoned
+};
+
 struct connection {
     struct connection_set *set;
+    enum connection_state state;
     TAILQ_ENTRY(connection) open_link;
     TAILQ_ENTRY(connection) dirty_link;
     TAILQ_ENTRY(connection) waiting_link;
@@ -67,7 +79,6 @@ struct connection {
     bool one_came;      // the last bytes that came were one request
     size_t peeked;      // bytes that were acted on and are still in the socket
     bool blocked;       // the socket takes no more at the moment
-    bool closed;        // the socket is closed, the client abandoned
     bool handle_closed; // libuv is done with the handle
 
     struct client *client;
@@ -81,18 +92,13 @@ struct connection {
     bool negotiated;                      // counted as such
     uint64_t accepted;                    // milliseconds
     uint64_t progress;                    // when output was last sent or got blocked, milliseconds
+    uint64_t idle_since; // while stopping: when its last request ended, milliseconds
+    uint64_t heard;      // LINGERING: when the peer last sent something, milliseconds
     char name[CONNECTION_NAME_MAX];
 };
 
 // Takes over an accepted, non-blocking socket; closes it when there is no memory.
 void connection_open(struct connection_set *set, int fd);
-
-// Closes the socket and drops the client. The connection is freed when its last op has finished;
-// that may be at once. reason is for the log.
-void connection_close(struct connection *connection, const char *reason);
-
-// Frees a connection that was closed, unless something is still under way that will call this.
-void connection_free_if_done(struct connection *connection);
 
 // Receives once and acts on it.
 void connection_receive(struct connection *connection);
@@ -100,8 +106,8 @@ void connection_receive(struct connection *connection);
 // Lets the client go on with what it has.
 void connection_run(struct connection *connection);
 
-// The server stops: answers what has come with ESHUTDOWN, and ends the connection when the requests
-// in flight are done and their replies sent.
+// The server stops: no further request is read, and the connection ends when the requests in flight are
+// done and their replies sent. One that negotiates is told that the server stops.
 void connection_stop(struct connection *connection);
 
 // Takes the connection from the list of dirty ones: sends output, ends it when its time has come.

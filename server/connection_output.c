@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include "server/connection_end.h"
 #include "server/connection_tls.h"
 #include "server/loop.h"
 

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include "server/connection_end.h"
 #include "server/connection_output.h"
 #include "server/loop.h"
 
@@ -109,11 +110,28 @@ static void flush_dirty(struct connection_set *set)
     }
 }
 
+static void linger_all(struct connection_set *set)
+{
+    struct connection *connection = TAILQ_FIRST(&set->open);
+
+    while (connection != NULL) {
+        struct connection *next = TAILQ_NEXT(connection, open_link);
+
+        if (connection->state == CONNECTION_LINGERING) {
+            connection_linger(connection);
+        }
+        connection = next;
+    }
+}
+
 unsigned connection_set_turn(struct connection_set *set)
 {
     unsigned told;
 
     flush_dirty(set);
+    if (set->stopping) {
+        linger_all(set);
+    }
     if (run_waiting(set) || !TAILQ_EMPTY(&set->dirty)) {
         set->told |= LOOP_MORE;
     }
@@ -159,8 +177,10 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
         } else if (starved && connection->blocked && now - connection->progress >= STUCK_MS) {
             connection_close(connection, "took no replies while others waited for memory");
         } else if (set->stopping && client_idle(connection->client) &&
-                   now - set->stop_time >= STOP_DEADLINE_MS) {
-            connection_close(connection, "did not take its last replies");
+                   now - connection->idle_since >= STOP_DEADLINE_MS) {
+            connection_close(connection, connection->state == CONNECTION_LINGERING
+                                             ? "sent on after the server had stopped"
+                                             : "did not take its last replies");
         }
         connection = next;
     }
@@ -173,10 +193,10 @@ void connection_set_stop(struct connection_set *set)
     struct connection *connection = TAILQ_FIRST(&set->open);
 
     set->stopping = true;
-    set->stop_time = uv_now(set->uv);
     while (connection != NULL) {
         struct connection *next = TAILQ_NEXT(connection, open_link);
 
+        connection->idle_since = uv_now(set->uv);
         connection_stop(connection);
         connection = next;
     }

@@ -19,8 +19,10 @@
 // A connection that has taken none of its replies for so many milliseconds is closed if another
 // one cannot get memory: by then it is stuck or hostile.
 #define STUCK_MS 30000u
-// Milliseconds that clients have to take their last replies when the server stops.
+// Milliseconds that clients have to take their last replies when the server stops, and to end.
 #define STOP_DEADLINE_MS 3000u
+// How often connections that linger are looked at, in milliseconds.
+#define CONNECTION_SET_LINGER_MS 25u
 
 // uv, shared, tls (may be NULL) and log are borrowed. emptied runs when the last connection of a
 // stopping set, or of one that is not, was freed.
@@ -43,8 +45,8 @@ void connection_set_keep_output(struct connection_set *set);
 // About once a second: deadlines, and the same. Returns whether there are connections.
 bool connection_set_tick(struct connection_set *set, uint64_t now);
 
-// Answers what has come, and what comes until then, with ESHUTDOWN; closes each connection when its
-// requests are done and their replies sent.
+// No further request is read; each connection ends when its requests are done and their replies sent.
+// connection_set_turn() is to be called at least every CONNECTION_SET_LINGER_MS from here on.
 void connection_set_stop(struct connection_set *set);
 
 #endif

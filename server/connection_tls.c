@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <sys/socket.h>
 
+#include "server/connection_end.h"
 #include "server/tls.h"
 #include "server/workers.h"
 
@@ -104,7 +105,7 @@ static void on_shaken(struct task *task)
         shake_start(next);
     }
     connection->shaking = false;
-    if (connection->closed) {
+    if (connection->state != CONNECTION_OPEN) {
         connection_tls_end(connection);
         connection_free_if_done(connection);
         return;

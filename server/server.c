@@ -26,7 +26,8 @@ struct server {
     struct client_shared shared;
     struct connection_set connections;
     uv_poll_t accept_polls[LISTEN_MAX];
-    uv_timer_t room_timer;
+    // Makes the loop turn: while connections wait to be accepted, and while the server stops.
+    uv_timer_t turn_timer;
     struct log_limit accept_failures;
     bool accept_paused; // until the next tick
     bool accept_waits;  // until connections have room
@@ -42,7 +43,7 @@ static void accept_start(struct server *server)
     }
     server->accept_paused = false;
     server->accept_waits = false;
-    uv_timer_stop(&server->room_timer);
+    uv_timer_stop(&server->turn_timer);
 }
 
 static void accept_stop(struct server *server)
@@ -52,7 +53,7 @@ static void accept_stop(struct server *server)
     }
 }
 
-static void on_room_timer(uv_timer_t *handle)
+static void on_turn_timer(uv_timer_t *handle)
 {
     // on_turn() looks; it runs because the loop does.
     (void)handle;
@@ -63,7 +64,7 @@ static void accept_wait(struct server *server)
 {
     accept_stop(server);
     server->accept_waits = true;
-    uv_timer_start(&server->room_timer, on_room_timer, SERVER_ROOM_MS, SERVER_ROOM_MS);
+    uv_timer_start(&server->turn_timer, on_turn_timer, SERVER_ROOM_MS, SERVER_ROOM_MS);
 }
 
 // No descriptor or memory for a further connection: waits until the next tick, since the socket
@@ -148,7 +149,8 @@ static void stop(struct server *server)
     for (size_t i = 0; i < server->options->listeners->count; i++) {
         uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
     }
-    uv_close((uv_handle_t *)&server->room_timer, NULL);
+    uv_timer_start(&server->turn_timer, on_turn_timer, CONNECTION_SET_LINGER_MS,
+                   CONNECTION_SET_LINGER_MS);
     listen_close(server->options->listeners);
     connection_set_stop(&server->connections);
     loop_want_tick(&server->loop);
@@ -237,14 +239,14 @@ static int begin(struct server *server, struct error *err)
     connection_set_init(&server->connections, &server->loop.uv, &server->shared, options->tls,
                         options->log, options->connections_max, on_connections_emptied, server);
     server->connections.keepalive = options->keepalive;
-    uv_timer_init(&server->loop.uv, &server->room_timer);
+    uv_timer_init(&server->loop.uv, &server->turn_timer);
     for (size_t i = 0; i < listeners->count; i++) {
         result = uv_poll_init(&server->loop.uv, &server->accept_polls[i], listeners->list[i].fd);
         if (result < 0) {
             while (i-- > 0) {
                 uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
             }
-            uv_close((uv_handle_t *)&server->room_timer, NULL);
+            uv_close((uv_handle_t *)&server->turn_timer, NULL);
             loop_close(&server->loop);
             client_shared_destroy(&server->shared);
             return error_set(err, -result, "cannot poll a listening socket: %s",
@@ -268,6 +270,7 @@ int server_run(const struct server_options *options, struct error *err)
     options->ready(options->context);
     loop_run(&server.loop);
     options->exports->workers->loop = NULL;
+    uv_close((uv_handle_t *)&server.turn_timer, NULL);
     loop_close(&server.loop);
     client_shared_destroy(&server.shared);
     return 0;

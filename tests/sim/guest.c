@@ -123,8 +123,6 @@ static bool may_fail(const struct guest *guest, const struct guest_request *requ
         return (request->flags & NBD_CMD_FLAG_FAST_ZERO) != 0;
     case NBD_EPERM:
         return guest->plan->read_only;
-    case NBD_ESHUTDOWN:
-        return guest->stopping;
     case NBD_EIO:
     case NBD_ENOMEM:
         return guest->run->sim.faults_hit > 0;
@@ -180,7 +178,7 @@ static void take_end(void *context, uint64_t cookie, uint32_t error)
     sim_trace(&run->sim, "op %u ends: %s", request->number, error ? strerror((int)error) : "well");
     if (request->changes)
         model_end(&run->model, request->change, error == 0, durable(guest, request));
-    if (request->changes && (error == NBD_ESHUTDOWN || error == NBD_EPERM))
+    if (request->changes && error == NBD_EPERM)
         model_refused(&run->model, request->change);
     if (error == 0)
         check_success(guest, request);
@@ -419,6 +417,22 @@ static void go(struct guest *guest)
     client_abandon(guest->client);
 }
 
+// The server has stopped, and this guest has heard all that it was to hear: a request without an answer
+// was never begun, so the guest may send it again to the next server.
+static void begun_is_answered(struct guest *guest)
+{
+    struct guest_request *request;
+
+    while ((request = TAILQ_FIRST(&guest->requests)) != NULL) {
+        sim_trace(sim_of(guest), "op %u was not begun", request->number);
+        if (request->changes) {
+            model_end(&guest->run->model, request->change, false, false);
+            model_refused(&guest->run->model, request->change);
+        }
+        forget(guest, request);
+    }
+}
+
 // Acts on what the bridge says of itself.
 static void check_client(struct guest *guest, enum client_state state)
 {
@@ -435,6 +449,8 @@ static void check_client(struct guest *guest, enum client_state state)
     if (!guest->leaving && !guest->stopping)
         sim_fail(sim, "the server leaves guest %u: %s", guest->number,
                  client_reason(guest->client));
+    if (guest->stopping)
+        begun_is_answered(guest);
     if (guest->waiting > 0 && guest->how == LEAVE_DISCONNECT)
         sim_fail(sim, "the server leaves guest %u without all its answers", guest->number);
     go(guest);

@@ -289,7 +289,8 @@ def test_row_53_errors_do_not_disconnect(wire):
 
 
 def test_row_53_shutdown(workdir):
-    """What has come before the stop is answered, what comes behind it gets ESHUTDOWN."""
+    """What comes behind the stop is neither done nor answered, so that a client sends it again to the
+    next server (docs/architecture.md, "Where we chose otherwise")."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     server = Server(workdir, image)
     with Wire(server) as wire:
@@ -300,8 +301,6 @@ def test_row_53_shutdown(workdir):
                   + request_bytes(CMD_WRITE, 2, 0, 4096, 0, bytes(4096))
                   + request_bytes(CMD_FLUSH, 3))
         server.process.send_signal(signal.SIGCONT)
-        assert sorted(wire.reply()[:2] for _ in range(3)) == [
-            (cookie, ESHUTDOWN) for cookie in (1, 2, 3)]
         wire.expect_closed()
     server.stop()
     lib_tools.check_clean(image)

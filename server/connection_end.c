@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/connection_end.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <linux/sockios.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "server/connection_output.h"
+#include "server/connection_tls.h"
+
+// How long a peer has to be silent until its connection is closed behind the last reply, in
+// milliseconds: a client on the same network has seen the end by then and ends too, and a stop with
+// clients that do not look is hardly longer for it.
+#define CONNECTION_LINGER_MS 50u
+// Bytes that are thrown away by one call, and calls in one turn.
+#define CONNECTION_SINK_BYTES (64u << 10)
+#define CONNECTION_SINK_ROUNDS 16
+void connection_free_if_done(struct connection *connection)
+{
+    struct connection_set *set = connection->set;
+
+    // One that is in the list of dirty ones is freed from there.
+    if (connection->state == CONNECTION_CLOSED && connection->handle_closed && !connection->dirty &&
+        !connection->shaking && client_idle(connection->client)) {
+        client_free(connection->client);
+        free(connection);
+        set->alive--;
+        if (set->alive == 0) {
+            set->emptied(set->context);
+        }
+    }
+}
+
+static void on_handle_closed(uv_handle_t *handle)
+{
+    struct connection *connection = handle->data;
+
+    connection->handle_closed = true;
+    connection_free_if_done(connection);
+}
+
+int connection_take_peeked(struct connection *connection)
+{
+    char sink[CONNECTION_PEEK_MAX];
+
+    while (connection->peeked > 0) {
+        ssize_t n = recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
+
+        if (n > 0) {
+            connection->peeked -= (size_t)n;
+        } else if (n == 0 || errno != EINTR) {
+            return n == 0 ? ECONNRESET : errno;
+        }
+    }
+    return 0;
+}
+
+// Says why a client has left without an export, where that is for somebody to put right.
+static void log_obstacle(const struct connection *connection)
+{
+    struct connection_set *set = connection->set;
+    const char *name;
+    const char *obstacle = client_obstacle(connection->client, &name);
+    unsigned skipped;
+
+    if (obstacle != NULL && log_limit_pass(&set->obstacles, &skipped)) {
+        bool named = name[0] != '\0';
+
+        log_line(set->log, LOG_LEVEL_INFO, "%s: %s%s%s%s", connection->name, obstacle,
+                 named ? " '" : "", name, named ? "'" : "");
+    }
+}
+
+void connection_close(struct connection *connection, const char *reason)
+{
+    struct connection_set *set = connection->set;
+
+    assert(connection->state != CONNECTION_CLOSED);
+    log_obstacle(connection);
+    log_line(set->log, client_negotiated(connection->client) ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG,
+             "%s: %s, after %llu requests", connection->name, reason,
+             (unsigned long long)client_request_count(connection->client));
+    if (connection->waiting) {
+        connection->waiting = false;
+        TAILQ_REMOVE(&set->waiting, connection, waiting_link);
+    }
+    TAILQ_REMOVE(&set->open, connection, open_link);
+    if (connection->negotiated) {
+        set->negotiated--;
+    } else {
+        set->half_open--;
+    }
+    connection->state = CONNECTION_CLOSED;
+    client_abandon(connection->client);
+    connection_tls_end(connection);
+    // Else the kernel would reset the connection, which overtakes replies.
+    (void)connection_take_peeked(connection);
+    uv_close((uv_handle_t *)&connection->poll, on_handle_closed);
+    close(connection->fd);
+}
+
+// Closes after the last reply was sent. Data that the peer has sent and nobody has read would make
+// the kernel reset the connection, and a reset overtakes replies that are still on their way.
+static void close_gently(struct connection *connection)
+{
+    char sink[4096];
+
+    shutdown(connection->fd, SHUT_WR);
+    for (int i = 0; i < CONNECTION_SEND_ROUNDS; i++) {
+        if (recv(connection->fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0) {
+            break;
+        }
+    }
+    connection_close(connection, connection->set->stopping ? "server is stopping"
+                                                           : client_reason(connection->client));
+}
+
+// Whether the peer's host has got all that was sent to it.
+static bool all_arrived(const struct connection *connection)
+{
+    int unsent = 0;
+
+    return connection->local || ioctl(connection->fd, SIOCOUTQ, &unsent) < 0 || unsent == 0;
+}
+
+void connection_linger(struct connection *connection)
+{
+    char sink[CONNECTION_SINK_BYTES];
+    uint64_t now = uv_now(connection->set->uv);
+    ssize_t n = 1;
+
+    for (int i = 0; n > 0 && i < CONNECTION_SINK_ROUNDS; i++) {
+        do {
+            n = recv(connection->fd, sink, sizeof(sink), MSG_DONTWAIT);
+        } while (n < 0 && errno == EINTR);
+        if (n > 0) {
+            connection->heard = now;
+        }
+    }
+    if (n == 0 || (n < 0 && errno != EAGAIN) ||
+        (n < 0 && now - connection->heard >= CONNECTION_LINGER_MS && all_arrived(connection))) {
+        connection_close(connection, client_reason(connection->client));
+    }
+}
+
+static void on_lingering(uv_poll_t *handle, int status, int events)
+{
+    (void)status;
+    (void)events;
+    connection_linger(handle->data);
+}
+
+// Ends the sending side of a connection whose last reply was sent while the client may still be
+// sending requests.
+static void linger(struct connection *connection)
+{
+    connection->state = CONNECTION_LINGERING;
+    connection->heard = uv_now(connection->set->uv);
+    shutdown(connection->fd, SHUT_WR);
+    uv_poll_start(&connection->poll, UV_READABLE, on_lingering);
+    connection_linger(connection);
+}
+
+void connection_end(struct connection *connection)
+{
+    if (connection->set->stopping && connection->negotiated) {
+        linger(connection);
+    } else {
+        close_gently(connection);
+    }
+}

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planned restarts under clients that come back: QEMU with reconnect-delay sees no error, whatever was
+in flight, and everything that it was told is done is there."""
+import os
+import random
+import subprocess
+import threading
+import time
+
+import nbd
+import pytest
+
+import lib_guest
+import lib_tls
+import lib_tools
+from lib_server import Server
+from lib_wire import CMD_FLUSH, CMD_READ, CMD_WRITE, Wire, request_bytes
+
+pytestmark = pytest.mark.lazycow_only
+
+MEBI = 1 << 20
+SIZE = 64 * MEBI
+# Threads of the load, each with a part of the disk of its own.
+WRITERS = 4
+PART = SIZE // WRITERS
+# A restart comes when so many more requests were answered: at any point of their lives.
+BETWEEN_RESTARTS = 40
+# A barrier takes so long that some request waits for one nearly always.
+SLOW_SYNC_MS = 20
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+class StorageDaemon:
+    """A qemu-storage-daemon that has the export with reconnect-delay, and serves it again to clients
+    that do not come back."""
+
+    def __init__(self, directory, server, objects=(), blockdev=""):
+        address = (f"server.type=inet,server.host=127.0.0.1,server.port={server.port}"
+                   if server.tcp else f"server.type=unix,server.path={server.socket}")
+        self.socket = f"{directory}/again"
+        self.log = open(f"{directory}/qemu.log", "wb")
+        words = ["qemu-storage-daemon"]
+        for text in objects:
+            words += ["--object", text]
+        self.process = subprocess.Popen(words + [
+            "--blockdev", f"driver=nbd,node-name=disk,export=disk,reconnect-delay=300,{address}"
+                          f"{blockdev}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.socket}", "--export",
+            "type=nbd,id=e,node-name=disk,name=again,writable=on"], stderr=self.log)
+        wait_for(lambda: os.path.exists(self.socket) or self.process.poll() is not None)
+        assert self.process.poll() is None
+
+    def connect(self):
+        handle = nbd.NBD()
+        handle.set_export_name("again")
+        handle.connect_unix(self.socket)
+        return handle
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        # A daemon whose server is gone would first wait out its reconnect-delay.
+        self.process.kill()
+        self.process.wait(30)
+        self.log.close()
+
+
+class Load:
+    """Threads that write, flush, trim and read back what they wrote, each in its part of the disk. An
+    error, or a byte that is not as it was written, ends the thread and is kept for check()."""
+
+    def __init__(self, connect):
+        self.answered = 0
+        self.stop = False
+        self.problems = []
+        self.contents = [bytearray(PART) for _ in range(WRITERS)]
+        self.threads = [threading.Thread(target=self.run, args=(connect, number))
+                        for number in range(WRITERS)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, connect, number):
+        try:
+            handle = connect()
+            rng = random.Random(number)
+            while not self.stop:
+                self.step(handle, rng, number * PART, self.contents[number])
+                self.answered += 1
+            handle.flush()
+            handle.shutdown()
+        except Exception as error:  # for check(), in the test's own thread
+            self.problems.append(f"writer {number}: {error!r}")
+
+    @staticmethod
+    def step(handle, rng, base, content):
+        length = rng.choice((512, 4096, 70000, MEBI))
+        at = rng.randrange(0, PART - length, 512)
+        kind = rng.choice(("write", "write", "write", "fua", "zero", "flush", "read", "read"))
+        if kind in ("write", "fua"):
+            data = rng.randbytes(length)
+            handle.pwrite(data, base + at, nbd.CMD_FLAG_FUA if kind == "fua" else 0)
+            content[at:at + length] = data
+        elif kind == "zero":
+            handle.zero(length, base + at)
+            content[at:at + length] = bytes(length)
+        elif kind == "flush":
+            handle.flush()
+        else:
+            assert handle.pread(length, base + at) == content[at:at + length], "other bytes"
+
+    def wait_for_answers(self, count):
+        goal = self.answered + count
+        wait_for(lambda: self.answered >= goal or self.problems, 110)
+        assert not self.problems, self.problems
+
+    def check(self):
+        self.stop = True
+        for thread in self.threads:
+            thread.join()
+        assert not self.problems, self.problems
+
+
+@pytest.fixture(scope="module")
+def slow_sync(tmp_path_factory):
+    """The environment of a server whose barriers are slow."""
+    library = tmp_path_factory.mktemp("slow") / "slow_sync.so"
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "slow_sync.c")
+    lib_tools.run("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library,
+                  source)
+    return {"LD_PRELOAD": str(library), "SLOW_SYNC_MS": str(SLOW_SYNC_MS)}
+
+
+def restart_under_load(connect, start, first, restarts):
+    """Stops the server and starts it anew, again and again, while clients work on. Returns the last
+    one, which has stopped, and the load."""
+    load = Load(connect)
+    server = first
+    try:
+        for _ in range(restarts):
+            load.wait_for_answers(BETWEEN_RESTARTS)
+            server.stop()
+            lib_tools.check_clean(server.images[0][1])
+            server = start()
+        load.wait_for_answers(BETWEEN_RESTARTS)
+        load.check()
+        server.stop()
+    finally:
+        load.stop = True
+        server.kill()
+        for thread in load.threads:
+            thread.join(10)
+    return load
+
+
+@pytest.mark.limit(300)
+@pytest.mark.parametrize("kind", ["unix", "tcp", "tls"])
+def test_qemu_sees_no_error(workdir, slow_sync, kind):
+    """Restarts on the same address under QEMU's own client, with requests in flight."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
+    options = []
+    objects = []
+    blockdev = ""
+    if kind == "tls":
+        authority = lib_tls.Authority(f"{workdir}/ca")
+        options = ["--tls-certificates", authority.issue("server", f"{workdir}/s", "localhost")]
+        objects = [f"tls-creds-x509,id=t,endpoint=client,dir={workdir}/s,verify-peer=on"]
+        blockdev = ",tls-creds=t"
+
+    def start(port=0):
+        return Server(workdir, image, aio="threads", plain=True, environment=slow_sync,
+                      tcp=kind != "unix", socket_path=f"{workdir}/nbd",
+                      options=options + (["--port", str(port)] if kind != "unix" else []))
+    first = start()
+    try:
+        with StorageDaemon(workdir, first, objects, blockdev) as qemu:
+            load = restart_under_load(qemu.connect, lambda: start(first.port), first,
+                                      lib_tools.scaled(24 if kind == "unix" else 6))
+    finally:
+        first.kill()
+    lib_tools.check_clean(image)
+    assert lib_tools.read_all(image) == b"".join(load.contents)
+
+
+# ---- Byte by byte -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
+def test_what_was_begun_is_answered(workdir, slow_sync, tcp):
+    """A flush that runs when the stop comes is answered, and nothing that is sent behind that: neither
+    a whole write nor one whose payload is not all there. Then comes the end, not a reset, however much
+    the client still sends."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    server = Server(workdir, image, aio="threads", plain=True, tcp=tcp,
+                    environment={**slow_sync, "SLOW_SYNC_MS": "3000"}, options=["--clean-after=0"])
+    with Wire(server, timeout=60) as wire:
+        wire.go(structured=False)
+        assert wire.error(CMD_WRITE, 0, 4096, payload=b"\1" * 4096) == 0
+        wire.send(request_bytes(CMD_FLUSH, 77))
+        # The reply to a read that came behind the flush tells that the flush was begun.
+        wire.send(request_bytes(CMD_READ, 78, 0, 512))
+        assert wire.reply(512)[:2] == (78, 0)
+        server.process.send_signal(15)
+        wait_for(lambda: "stopping" in server.stderr())
+        late = (request_bytes(CMD_READ, 79, 0, 512)
+                + request_bytes(CMD_WRITE, 80, 0, 4096, 0, b"\2" * 4096))
+        wire.socket.settimeout(0.2)
+        try:
+            for _ in range(300):
+                wire.socket.sendall(late)
+            wire.socket.sendall(request_bytes(CMD_WRITE, 81, 0, MEBI, 0, b"\3" * 1000))
+        except TimeoutError:
+            pass  # the server does not read
+        wire.socket.settimeout(60)
+        assert wire.reply()[:2] == (77, 0)
+        assert wire.socket.recv(1) == b""
+    assert server.wait_exit() == 0, server.stderr_tail()
+    lib_tools.check_clean(image)
+    lib_tools.qemu_io(image, "read -P 1 0 4096", "read -P 0 4096 1M")
+
+
+@pytest.mark.parametrize("sent", [0, 20, 28, 2000], ids=["nothing", "header", "whole", "payload"])
+def test_a_write_in_part_is_dropped(workdir, sent):
+    """It gets no answer, and the stop does not wait for the rest."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    server = Server(workdir, image)
+    with Wire(server) as wire:
+        wire.go(structured=False)
+        assert wire.error(CMD_FLUSH) == 0
+        wire.send(request_bytes(CMD_WRITE, 5, 0, MEBI, 0, b"\3" * 2000)[:sent])
+        server.process.send_signal(15)
+        assert wire.socket.recv(1) == b""
+        wire.socket.close()
+    assert server.wait_exit() == 0, server.stderr_tail()
+    lib_tools.check_clean(image)
+    lib_tools.qemu_io(image, "read -P 0 0 1M")
+
+
+def test_several_connections_end_together(workdir, slow_sync):
+    """A client with four of them: each gets the answers to what was begun, and its end."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    server = Server(workdir, image, aio="threads", plain=True, environment=slow_sync)
+    wires = [Wire(server, timeout=60) for _ in range(4)]
+    for wire in wires:
+        wire.go(structured=False)
+    for number, wire in enumerate(wires):
+        for cookie in range(50):
+            wire.send(request_bytes(CMD_WRITE, cookie, number * MEBI, 4096, 1,
+                                    bytes([number + 1]) * 4096))
+    assert wires[0].reply()[1] == 0
+    server.process.send_signal(15)
+    answered = []
+    for number, wire in enumerate(wires):
+        replies = b""
+        while data := wire.socket.recv(4096):
+            replies += data
+        assert len(replies) % 16 == 0
+        assert all(replies[at + 4:at + 8] == bytes(4) for at in range(0, len(replies), 16))
+        answered.append(len(replies) > 0 or number == 0)
+        wire.socket.close()
+    assert server.wait_exit() == 0, server.stderr_tail()
+    lib_tools.check_clean(image)
+    for number, any_answered in enumerate(answered):
+        if any_answered:
+            lib_tools.qemu_io(image, f"read -P {number + 1} {number}M 4096")
+
+
+# ---- The Linux kernel ---------------------------------------------------------------------------
+
+KERNEL_RESTARTS = 4
+
+# The host restarts the server at each word RESTART, and the next one has another name for the export:
+# the kernel takes new connections for dead ones only.
+KERNEL_SCRIPT = r"""
+ifconfig lo 127.0.0.1
+ifconfig eth0 10.0.2.15 netmask 255.255.255.0
+guest_nbd connect HOST PORT disk0 CONNECTIONS
+mkfs.ext4 -q -F /dev/nbd0
+mount -t ext4 -o discard /dev/nbd0 /mnt
+mkdir /mnt/files
+round=1
+while [ $round -le ROUNDS ]; do
+    guest_files run /mnt/files /tmp/model $round OPERATIONS &
+    load=$!
+    sleep 1
+    echo RESTART $round
+    until guest_nbd reconnect HOST PORT disk$round CONNECTIONS 2>/dev/null; do
+        sleep 1
+    done
+    wait $load
+    round=$((round + 1))
+done
+umount /mnt
+e2fsck -fn /dev/nbd0
+mount -t ext4 /dev/nbd0 /mnt
+guest_files verify /mnt/files /tmp/model
+umount /mnt
+nbd-client -d /dev/nbd0
+"""
+
+
+@pytest.mark.limit(400)
+@pytest.mark.parametrize("connections", [1, 3])
+def test_kernel_sees_no_error(workdir, slow_sync, connections):
+    """The kernel's client over netlink with dead_conn_timeout, a mounted file system on it, and the
+    server restarted while files are written."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", 512 * MEBI, lazy_refcounts="on")
+    programs = [lib_guest.compiled(workdir, "guest_files"),
+                lib_guest.compiled(workdir, "guest_nbd"), "nbd-client"]
+
+    def start(number, port):
+        return Server(workdir, (f"disk{number}", image), aio="threads", plain=True, tcp=True,
+                      environment=slow_sync, options=["--port", str(port)])
+    server = start(0, 0)
+    port = server.port
+    script = KERNEL_SCRIPT
+    for word, value in (("HOST", "10.0.2.2"), ("PORT", port), ("CONNECTIONS", connections),
+                        ("ROUNDS", KERNEL_RESTARTS), ("OPERATIONS", lib_tools.scaled(300))):
+        script = script.replace(word, str(value))
+    try:
+        with lib_guest.BackgroundGuest(
+                workdir, ["-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n"], script,
+                modules=("crc32c_generic", "virtio_pci", "virtio_net", "nbd", "ext4"),
+                programs=programs, timeout=350) as guest:
+            for number in range(1, KERNEL_RESTARTS + 1):
+                guest.wait_for_word(f"RESTART {number}")
+                server.stop()
+                lib_tools.check_clean(image)
+                server = start(number, port)
+            text = guest.result()
+        server.stop()
+    finally:
+        server.kill()
+    assert text.count("is as it must be") >= KERNEL_RESTARTS + 1, text[-6000:]
+    lib_tools.check_clean(image)

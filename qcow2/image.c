@@ -8,8 +8,36 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/base/container.h"
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/inflight.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/runq.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/corrupt.h"
+#include "qcow2/core/host.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/durable/recover.h"
+#include "qcow2/durable/sync.h"
 #include "qcow2/format/backing_name.h"
-#include "qcow2/engine.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/header.h"
+#include "qcow2/format/l1.h"
+#include "qcow2/format/snapshot_table.h"
+#include "qcow2/mapping/cache.h"
+#include "qcow2/mapping/chain.h"
+#include "qcow2/mapping/guard.h"
+#include "qcow2/request/inflated_cache.h"
+#include "qcow2/request/request.h"
+#include "qcow2/request/steps.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/punch.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/refcount.h"
 #include "qcow2/writable.h"
 
 // Images in a chain: more than anybody stacks.
@@ -26,21 +54,6 @@ enum image_format image_format_parse(const char *name)
     if (strcmp(name, "raw") == 0)
         return IMAGE_FORMAT_RAW;
     return IMAGE_FORMAT_UNKNOWN;
-}
-
-void image_log(struct image *image, const char *format, ...)
-{
-    char text[ERROR_TEXT_MAX];
-    char line[2 * ERROR_TEXT_MAX];
-    va_list args;
-
-    if (!image->host.log)
-        return;
-    va_start(args, format);
-    vsnprintf(text, sizeof(text), format, args);
-    va_end(args);
-    snprintf(line, sizeof(line), "'%s': %s", image->file->name, text);
-    image->host.log(image->host.context, line);
 }
 
 // ---- Opening
@@ -126,6 +139,42 @@ static int open_backing(struct image *image, struct error *err)
     return result;
 }
 
+// The modules' state, in one piece of memory.
+struct image_parts {
+    struct cache cache;
+    struct inflated_cache inflated;
+    struct chain chain;
+    struct refcounts refcounts;
+    struct alloc alloc;
+    struct quarantine quarantine;
+    struct punch punch;
+    struct guard guard;
+    struct sync sync;
+    struct corrupt corrupt;
+    struct recovery recovery;
+};
+
+static int make_parts(struct image *image)
+{
+    struct image_parts *parts = calloc(1, sizeof(*parts));
+
+    if (!parts)
+        return -ENOMEM;
+    image->parts = parts;
+    image->cache = &parts->cache;
+    image->inflated = &parts->inflated;
+    image->chain = &parts->chain;
+    image->refcounts = &parts->refcounts;
+    image->alloc = &parts->alloc;
+    image->quarantine = &parts->quarantine;
+    image->punch = &parts->punch;
+    image->guard = &parts->guard;
+    image->sync = &parts->sync;
+    image->corrupt = &parts->corrupt;
+    image->recovery = &parts->recovery;
+    return 0;
+}
+
 static int open_qcow2(struct image *image, struct error *err)
 {
     int64_t size = file_size(image->file);
@@ -140,14 +189,16 @@ static int open_qcow2(struct image *image, struct error *err)
                                                   .cluster_bits = image->header.cluster_bits,
                                                   .file_bytes = (uint64_t)size};
     image->size = image->header.size;
+    if (make_parts(image) < 0)
+        return error_set(err, ENOMEM, "'%s': no memory", image->file->name);
     inflight_init(&image->inflight);
     LIST_INIT(&image->table_copies);
-    inflated_cache_init(&image->inflated);
+    inflated_cache_init(image->inflated);
     sync_init(image);
-    quarantine_init(&image->quarantine, image);
-    punch_init(&image->punch, image);
-    image->alloc.fresh = UINT64_MAX;
-    if (cache_init(&image->cache, image->options.cache_bytes, image->geometry.piece_bytes) < 0)
+    quarantine_init(image->quarantine, image);
+    punch_init(image->punch, image);
+    alloc_init(image->alloc, image, ALLOC_FRESH_UNKNOWN, 0, false);
+    if (cache_init(image->cache, image->options.cache_bytes, image->geometry.piece_bytes) < 0)
         return error_set(err, ENOMEM, "'%s': no memory for the cache", image->file->name);
     if ((image->header.incompatible & HEADER_INCOMPATIBLE_CORRUPT) && !image->read_only) {
         image_log(image, "is marked corrupt: served read-only; run 'lazycow check'");
@@ -189,18 +240,19 @@ static void release(struct image *image)
     }
     if (image->backing)
         image_close(image->backing);
-    if (image->format == IMAGE_FORMAT_QCOW2) {
+    if (image->parts) {
         snapshot_table_free(&image->snapshots);
         l1_free(&image->l1);
-        cache_free(&image->cache);
-        refcounts_free(&image->refcounts);
-        quarantine_free(&image->quarantine);
-        punch_free(&image->punch);
-        guard_free(&image->guard);
-        sync_free(&image->sync);
-        recover_free(&image->recovery);
-        inflated_cache_free(&image->inflated);
-        chain_free(&image->chain);
+        cache_free(image->cache);
+        refcounts_free(image->refcounts);
+        quarantine_free(image->quarantine);
+        punch_free(image->punch);
+        guard_free(image->guard);
+        sync_free(image->sync);
+        recover_free(image->recovery);
+        inflated_cache_free(image->inflated);
+        chain_free(image->chain);
+        free(image->parts);
     }
     free(image);
 }
@@ -220,13 +272,11 @@ static int open_behind(struct image **out, struct file *file, const struct image
     image->read_only = options->read_only;
     if (image->options.cache_bytes == 0)
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
-    TAILQ_INIT(&image->active);
-    TAILQ_INIT(&image->leases);
-    waitq_init(&image->lease_ended);
-    waitq_init(&image->older_gone);
+    image->steps = request_steps;
+    epochs_init(&image->plans);
+    epochs_init(&image->loans);
     waitq_init(&image->bounce_room);
     SLIST_INIT(&image->spare_work);
-    TAILQ_INIT(&image->quarantine.durable);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;
 
     int result = image->format == IMAGE_FORMAT_RAW ? open_raw(image, err) : open_qcow2(image, err);
@@ -288,9 +338,9 @@ static void end_clean(struct cleaner *cleaner, int result)
 
 static void clean_step(struct op *op)
 {
-    struct cleaner *cleaner = (struct cleaner *)((char *)op - offsetof(struct cleaner, op));
+    struct cleaner *cleaner = container_of(op, struct cleaner, op);
     struct image *image = op->image;
-    int result = op->wait_result;
+    int result = op->wait.result;
 
     while (result == 0) {
         switch (op->state) {
@@ -301,26 +351,26 @@ static void clean_step(struct op *op)
         case CLEAN_RELEASE:
             op->state = CLEAN_PUNCH;
             quarantine_kick(image);
-            if (!TAILQ_EMPTY(&image->quarantine.pending)) {
+            if (!TAILQ_EMPTY(&image->quarantine->pending)) {
                 // Something was given up since the sync began: by an op, or the sync itself.
                 op->state = CLEAN_SYNC;
                 result = ++cleaner->rounds == CLEAN_ROUNDS ? -EBUSY : 0;
-            } else if (!quarantine_empty(&image->quarantine)) {
-                result = waitq_park(&image->quarantine.empty, op);
+            } else if (!quarantine_empty(image->quarantine)) {
+                result = op_park(op, &image->quarantine->empty);
             }
             break;
         case CLEAN_PUNCH:
             op->state = CLEAN_REFCOUNTS;
             punch_all(image);
-            if (!punch_idle(&image->punch))
-                result = waitq_park(&image->punch.idle, op);
+            if (!punch_idle(image->punch))
+                result = op_park(op, &image->punch->idle);
             break;
         case CLEAN_REFCOUNTS:
             op->state = CLEAN_ROUND_ENDED;
             result = sync_clean(op);
             break;
         default:
-            if (quarantine_empty(&image->quarantine) || ++cleaner->rounds == CLEAN_ROUNDS) {
+            if (quarantine_empty(image->quarantine) || ++cleaner->rounds == CLEAN_ROUNDS) {
                 end_clean(cleaner, 0);
                 return;
             }
@@ -342,7 +392,7 @@ void image_clean(struct image *image, image_clean_done *done, void *context)
     }
     cleaner->done = done;
     cleaner->context = context;
-    op_init_internal(&cleaner->op, image, clean_step);
+    op_init(&cleaner->op, image, image->runq, clean_step);
     cleaner->op.state = CLEAN_SYNC;
     op_post(&cleaner->op);
 }
@@ -352,10 +402,10 @@ bool image_needs_clean(const struct image *image)
     if (image->read_only || image->format != IMAGE_FORMAT_QCOW2 || image->latched_error < 0)
         return false;
     if (!recover_complete(image))
-        return image->recovery.running || sync_needed(image);
-    return image->sync.dirty_bit || image->refcounts.dirty_pages > 0 ||
-           image->refcounts.table_any_dirty || !quarantine_empty(&image->quarantine) ||
-           !punch_idle(&image->punch) || sync_needed(image);
+        return image->recovery->running || sync_needed(image);
+    return image->dirty_bit || image->refcounts->dirty_pages > 0 ||
+           image->refcounts->table_any_dirty || !quarantine_empty(image->quarantine) ||
+           !punch_idle(image->punch) || sync_needed(image);
 }
 
 bool image_tick(struct image *image)
@@ -363,7 +413,7 @@ bool image_tick(struct image *image)
     if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
         return false;
     punch_all(image);
-    return !punch_idle(&image->punch);
+    return !punch_idle(image->punch);
 }
 
 // ---- The end
@@ -392,8 +442,8 @@ static void run_some(struct image *image)
 // all references are known, only what was reserved and not taken goes.
 static int fit_file(struct image *image)
 {
-    uint64_t last = recover_complete(image) ? refcounts_end(&image->refcounts, image->alloc.fresh)
-                                            : image->alloc.fresh;
+    uint64_t last = recover_complete(image) ? refcounts_end(image->refcounts, image->alloc->fresh)
+                                            : image->alloc->fresh;
     uint64_t end = last << image->geometry.cluster_bits;
     int64_t size = file_size(image->file);
 
@@ -408,19 +458,19 @@ int image_finish(struct image *image, struct error *err)
 
     if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
         return 0;
-    while (image->recovery.running || image->corrupt.busy)
+    while (image->recovery->running || image->corrupt->busy)
         run_some(image);
     if (image->latched_error < 0)
         return error_set(err, -image->latched_error,
                          "'%s': an earlier error left it as after a crash; run 'lazycow check'",
                          image->file->name);
-    image->sync.clean_final = true;
+    image->sync->clean_final = true;
     if (image_needs_clean(image)) {
         image_clean(image, finish_ended, &finish);
         while (!finish.ended)
             run_some(image);
     }
-    if ((finish.result == 0 || finish.result == -EBUSY) && image->alloc.taken) {
+    if ((finish.result == 0 || finish.result == -EBUSY) && image->alloc->taken) {
         int result = fit_file(image);
 
         finish.result = result < 0 ? result : finish.result;

@@ -5,7 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/core/host.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/durable/recover.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/header.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/refcount.h"
 
 static int read_refcount_table(struct image *image, struct error *err)
 {
@@ -24,7 +33,7 @@ static int read_refcount_table(struct image *image, struct error *err)
     }
     for (size_t i = 0; i < bytes / FORMAT_ENTRY_BYTES; i++)
         table[i] = be64toh(table[i]) & FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
-    if (refcounts_init(&image->refcounts, &image->geometry, table, bytes / FORMAT_ENTRY_BYTES) < 0)
+    if (refcounts_init(image->refcounts, &image->geometry, table, bytes / FORMAT_ENTRY_BYTES) < 0)
         return error_set(err, ENOMEM, "'%s': no memory for refcounts", image->file->name);
     return 0;
 }
@@ -34,7 +43,7 @@ static int read_refcount_table(struct image *image, struct error *err)
 static int check_whole(const struct image *image, uint64_t size, struct error *err)
 {
     const struct header *header = &image->header;
-    const struct refcounts *rc = &image->refcounts;
+    const struct refcounts *rc = image->refcounts;
     uint64_t cluster_size = image->geometry.cluster_size;
     const char *what = NULL;
 
@@ -43,7 +52,7 @@ static int check_whole(const struct image *image, uint64_t size, struct error *e
                          "'%s': the file ends before its L1 table does; copy it again, or save "
                          "what there is with --read-only",
                          image->file->name);
-    if (image->sync.dirty_bit)
+    if (image->dirty_bit)
         return 0;
     if (header->refcount_table_offset +
             ((uint64_t)header->refcount_table_clusters << header->cluster_bits) >
@@ -87,14 +96,10 @@ int writable_prepare(struct image *image, struct error *err)
                       : image->options.lazy_refcounts == LAZY_ON;
     uint64_t fresh = geometry_clusters(&image->geometry, (uint64_t)size);
     // A device does not end where the image does.
-    if (!image->file->fresh_is_zero && refcounts_load_last(&image->refcounts, image->file) == 0)
-        fresh = refcounts_end(&image->refcounts, fresh);
-    alloc_init(&image->alloc, image, fresh, (uint64_t)size);
-    image->alloc.reuse = true;
-    if (image->sync.dirty_bit) {
-        // Until recovery knows better nothing is beyond the end.
-        image->alloc.fresh = UINT64_MAX;
-        return recover_start(image, err);
-    }
-    return 0;
+    if (!image->file->fresh_is_zero && refcounts_load_last(image->refcounts, image->file) == 0)
+        fresh = refcounts_end(image->refcounts, fresh);
+    // Until recovery knows better nothing is beyond the end.
+    alloc_init(image->alloc, image, image->dirty_bit ? ALLOC_FRESH_UNKNOWN : fresh, (uint64_t)size,
+               true);
+    return image->dirty_bit ? recover_start(image, err) : 0;
 }

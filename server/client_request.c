@@ -74,7 +74,7 @@ struct client_request *request_get(struct request_pool *pool)
 void request_put(struct request_pool *pool, struct share *share, struct client_request *request)
 {
     if (request->op.lender != NULL) {
-        op_give_back(&request->op);
+        loan_return(&request->op);
     }
     if (request->buffer != NULL) {
         buffer_pool_put(&pool->buffers, request->buffer, request->buffer_bytes);
@@ -304,13 +304,11 @@ const void *request_keep(struct client_request *request, const void *data, size_
     const char *at = data;
     char *place = request->buffer;
 
-    if (op->lender != NULL) {
-        if (!op_copy_lent(&request->op)) {
-            return NULL;
-        }
-        op_give_back(&request->op);
+    if (op->lender != NULL && !loan_settle(&request->op)) {
+        return NULL;
     }
-    // What was lent once is in the buffer now; what is there already is in no such extent. Two extents may have some bytes in common, but one that has them all will do.
+    // Lent bytes are in the buffer now, at the place of their extent. Adjacent extents may overlap in
+    // the file; the first that holds all of the data serves. Data in no extent was never lent.
     for (size_t i = 0; i < op->extent_count; i++) {
         const struct extent *extent = &request->extents[i];
         const char *lent = extent->lent;

@@ -3,9 +3,11 @@
 
 #include <assert.h>
 
+#include "qcow2/base/container.h"
+
 static void run_done(struct task *task)
 {
-    struct file_io *io = (struct file_io *)((char *)task - offsetof(struct file_io, task));
+    struct file_io *io = container_of(task, struct file_io, task);
 
     io->file->outstanding--;
     io->done(io);
@@ -56,7 +58,7 @@ struct blocking_io {
 
 static void blocking_done(struct file_io *io)
 {
-    ((struct blocking_io *)((char *)io - offsetof(struct blocking_io, io)))->finished = true;
+    (container_of(io, struct blocking_io, io))->finished = true;
 }
 
 static int run_blocking(struct file *file, const struct file_io *request)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// op.h: one request to an image, from start to done. This header and image.h are all that users of
-// the engine (the server, the simulator, the offline commands) need.
+// op.h: one request to an image as data, and the turns that it takes. An op does one thing at a time:
+// it runs, waits for an I/O, or waits in a queue. Between two turns it holds no pointer into what
+// others may change. op_start() of request/request.h begins one.
 #ifndef LAZYCOW_QCOW2_BASE_OP_H
 #define LAZYCOW_QCOW2_BASE_OP_H
 
@@ -10,8 +11,10 @@
 #include <sys/queue.h>
 #include <sys/uio.h>
 
+#include "qcow2/base/epoch.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/runq.h"
+#include "qcow2/base/waitq.h"
 
 struct image;
 struct op;
@@ -83,22 +86,18 @@ struct op {
         *lender; // OP_LEND: extents have something lent; not NULL: the op must be left alone
                  // until op_give_back()
 
-    // Private to the engine (engine.h).
+    // Private to the engine.
     struct image *image;
-    struct task task;
-    void (*step)(struct op *op); // runs in each of its turns until op_finish
+    // Its turns on the run queue, its place in a wait queue, and how the last wait or I/O ended.
+    struct waiter wait;
+    void (*step)(struct op *op); // runs in each turn until the op is finished
     int state;                   // of the step function
-    int wait_result;             // how the last wait or I/O ended
     uint64_t pos;                // [offset, pos) is done
     uint64_t step_length;        // bytes from pos that the I/O in flight is about
-    uint64_t begun;              // place in the order in which plans were made
-    bool active;                 // in the image's list of ops that may use host clusters
+    struct epoch_member plan;    // inside while the op may use host clusters that it has looked up
     bool scanned;                // has loaded a refcount page to look for free clusters
     unsigned char space_waits;   // how often it waited for what was given up to become free
-    TAILQ_ENTRY(op) active_link;
-    uint64_t leased; // begun, of the plan by which it first had something lent
-    TAILQ_ENTRY(op) lease_link;
-    TAILQ_ENTRY(op) wait_link;
+    struct epoch_member loan;    // inside, with the epoch of its plan, while it has something lent
     struct op_descent descent;
     struct op_work *work; // what is more than a read or a write in place
     struct file_io io;
@@ -109,17 +108,25 @@ struct op {
 // hold.
 #define OP_PAYLOAD_MAX (32u << 20)
 
-// Starts the op. An invalid one (range, read-only image) is answered through done like any other
-// error.
-void op_start(struct image *image, struct op *op);
+// What a function answers that has parked the op: the caller returns to the run queue at once.
+#define OP_PARKED 1
 
-// For a read that is done and has something lent (op->lender). Until it is given back, it is the
-// file's content at any time: a write that this read overlaps may show. Looking at it may end with
-// SIGBUS, or EFAULT of a system call, when the file was cut or cannot be read.
-//
-// Copies what is lent to its place in buf. Returns false when it cannot be had any more.
-bool op_copy_lent(struct op *op);
-// Nothing of what is lent is used any more.
-void op_give_back(struct op *op);
+// Prepares the op for turns of step: an internal op (sync, release, recovery) has no owner and is not
+// counted.
+void op_init(struct op *op, struct image *image, struct runq *runq, void (*step)(struct op *op));
+
+// The task of an op: one turn of its step function.
+void op_take_turn(struct task *task);
+
+// Posts the op for its next turn.
+void op_post(struct op *op);
+
+// Parks the op until the queue is woken; it holds no host offset meanwhile. Its next turn has
+// wait.result. Returns OP_PARKED, so that one can say `return op_park(op, q);`.
+int op_park(struct op *op, struct waitq *q);
+
+// Submits op->io, whose end is the op's next turn, with wait.result telling how it ended.
+void op_submit(struct op *op, struct file *file, enum file_io_kind kind, uint64_t offset,
+               uint64_t length, const struct iovec *iov, int iovcnt);
 
 #endif

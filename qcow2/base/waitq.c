@@ -1,32 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/base/waitq.h"
 
-#include "qcow2/engine.h"
+#include <assert.h>
 
 void waitq_init(struct waitq *q)
 {
-    TAILQ_INIT(&q->ops);
+    TAILQ_INIT(&q->waiters);
 }
 
-int waitq_park(struct waitq *q, struct op *op)
+bool waitq_empty(const struct waitq *q)
 {
-    op_leave_active(op);
-    TAILQ_INSERT_TAIL(&q->ops, op, wait_link);
-    return OP_PARKED;
+    return TAILQ_EMPTY(&q->waiters);
 }
 
-void waitq_wake(struct waitq *q, int error)
+void waitq_add(struct waitq *q, struct waiter *waiter)
 {
-    struct op *op;
+    // A waiter whose turn is due has not finished its last wait.
+    assert(!waiter->task.queued);
+    TAILQ_INSERT_TAIL(&q->waiters, waiter, link);
+}
 
-    while ((op = TAILQ_FIRST(&q->ops)) != NULL) {
-        TAILQ_REMOVE(&q->ops, op, wait_link);
-        op->wait_result = error;
-        op_post(op);
+void waitq_wake(struct waitq *q, int result)
+{
+    struct waiter *waiter;
+
+    assert(result <= 0);
+    while ((waiter = TAILQ_FIRST(&q->waiters)) != NULL) {
+        TAILQ_REMOVE(&q->waiters, waiter, link);
+        waiter->result = result;
+        runq_post(waiter->runq, &waiter->task);
     }
 }
 
 void waitq_move(struct waitq *to, struct waitq *from)
 {
-    TAILQ_CONCAT(&to->ops, &from->ops, wait_link);
+    TAILQ_CONCAT(&to->waiters, &from->waiters, link);
 }

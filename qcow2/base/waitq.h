@@ -1,26 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// waitq.h: ops that wait for one thing. Whoever is woken plans again from scratch.
+// waitq.h: waiters for one event, in the order in which they came. A wait queue touches nothing but
+// its waiters and their run queue.
 #ifndef LAZYCOW_QCOW2_BASE_WAITQ_H
 #define LAZYCOW_QCOW2_BASE_WAITQ_H
 
-#include <stddef.h>
+#include <stdbool.h>
 #include <sys/queue.h>
 
-struct op;
+#include "qcow2/base/runq.h"
 
-struct waitq {
-    TAILQ_HEAD(, op) ops;
+// Embedded in its owner, which sets task.run and runq once. It is in at most one queue at a time.
+struct waiter {
+    struct task task;
+    struct runq *runq; // borrowed
+    int result;        // how the last wait ended: 0 or a negative errno
+    TAILQ_ENTRY(waiter) link;
 };
 
-// What a function answers that has parked the op: the caller returns to the run queue at once.
-#define OP_PARKED 1
+struct waitq {
+    TAILQ_HEAD(, waiter) waiters;
+};
 
 void waitq_init(struct waitq *q);
-// Parks the op. Returns OP_PARKED, so that one can say `return waitq_park(q, op);`.
-int waitq_park(struct waitq *q, struct op *op);
-// Wakes all in the order in which they came; a negative error ends them with that result.
-void waitq_wake(struct waitq *q, int error);
-// Moves all of from behind those of to.
+bool waitq_empty(const struct waitq *q);
+// Appends the waiter.
+void waitq_add(struct waitq *q, struct waiter *waiter);
+// Removes all waiters, sets their result (0 or a negative errno) and posts their tasks, in order.
+void waitq_wake(struct waitq *q, int result);
+// Moves all waiters of from behind those of to.
 void waitq_move(struct waitq *to, struct waitq *from);
 
 #endif

@@ -20,26 +20,38 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/format/bitmap_directory.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/header.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/refcount.h"
+#include "qcow2/walk/walk.h"
 
 enum { RECOVER_CUT, RECOVER_END };
 
 bool recover_done(const struct image *image)
 {
-    return !image->recovery.running && image->recovery.error == 0;
+    return !image->recovery->running && image->recovery->error == 0;
 }
 
 bool recover_complete(const struct image *image)
 {
-    return recover_done(image) && image->recovery.hidden == 0;
+    return recover_done(image) && image->recovery->hidden == 0;
 }
 
 int recover_wait(struct op *op)
 {
-    struct recovery *recovery = &op->image->recovery;
+    struct recovery *recovery = op->image->recovery;
 
     if (recovery->running)
-        return waitq_park(&recovery->waiters, op);
+        return op_park(op, &recovery->waiters);
     return recovery->error;
 }
 
@@ -50,7 +62,7 @@ void recover_free(struct recovery *recovery)
 
 static void tell_fault(struct image *image, const char *what, uint64_t guest, uint64_t host)
 {
-    if (++image->recovery.faults > RECOVER_FAULTS_TOLD)
+    if (++image->recovery->faults > RECOVER_FAULTS_TOLD)
         return;
     image_log(image, "%s (guest offset %llu, host offset %llu); run 'lazycow check'", what,
               (unsigned long long)guest, (unsigned long long)host);
@@ -63,7 +75,7 @@ static void tell_fault(struct image *image, const char *what, uint64_t guest, ui
 static int count_run(struct image *image, const struct walk_reference *ref, uint64_t first,
                      uint64_t clusters)
 {
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     unsigned bits = image->geometry.cluster_bits;
     int result = refcounts_reach(rc, first);
 
@@ -75,13 +87,13 @@ static int count_run(struct image *image, const struct walk_reference *ref, uint
     if (result == -ENOMEM)
         return result;
     if (result < 0) {
-        image->recovery.hidden++;
+        image->recovery->hidden++;
         tell_fault(image,
                    result == -ERANGE ? "a cluster has more references than can be counted"
                                      : "a cluster lies farther out than can be counted",
                    ref->guest, first << bits);
-    } else if (first + clusters > image->recovery.end) {
-        image->recovery.end = first + clusters;
+    } else if (first + clusters > image->recovery->end) {
+        image->recovery->end = first + clusters;
     }
     return 0;
 }
@@ -89,7 +101,7 @@ static int count_run(struct image *image, const struct walk_reference *ref, uint
 static int visit_reference(void *context, const struct walk_reference *ref)
 {
     struct image *image = context;
-    unsigned block_bits = image->refcounts.geometry.block_bits;
+    unsigned block_bits = image->refcounts->geometry.block_bits;
     uint64_t first = ref->cluster;
     uint64_t end = ref->cluster + ref->clusters;
 
@@ -114,7 +126,7 @@ static int visit_problem(void *context, const struct walk_problem *problem)
 
     // A flag that means nothing hides nothing.
     if (problem->fault != WALK_COPIED_NOTHING && problem->fault != WALK_COMPRESSED_FLAGS)
-        image->recovery.hidden++;
+        image->recovery->hidden++;
     tell_fault(image, "an invalid table entry", problem->guest, problem->entry);
     return 0;
 }
@@ -124,10 +136,10 @@ static void visit_progress(void *context, uint64_t done, uint64_t total)
     struct image *image = context;
     uint64_t percent = total ? done * 100 / total : 100;
 
-    if (total < RECOVER_TABLES_TOLD || percent < image->recovery.told_percent + 10 ||
+    if (total < RECOVER_TABLES_TOLD || percent < image->recovery->told_percent + 10 ||
         percent >= 100)
         return;
-    image->recovery.told_percent = percent;
+    image->recovery->told_percent = percent;
     image_log(image, "recovery: %llu %% of the tables counted", (unsigned long long)percent);
 }
 
@@ -139,7 +151,7 @@ static const struct walk_visitor visitor = {
 // Claims clusters that refcount structures have, unless something else turned out to be there.
 static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
 {
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     uint64_t first = offset >> image->geometry.cluster_bits;
 
     if (geometry_in_cluster(&image->geometry, offset) != 0 || offset >= HEADER_OFFSET_LIMIT)
@@ -152,15 +164,15 @@ static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
         if (refcounts_set(rc, first + i, 1) < 0)
             return false;
     }
-    if (first + clusters > image->recovery.end)
-        image->recovery.end = first + clusters;
+    if (first + clusters > image->recovery->end)
+        image->recovery->end = first + clusters;
     return true;
 }
 
 // Returns 0 or -ENOMEM.
 static int claim_refcounts(struct image *image)
 {
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     const struct header *header = &image->header;
 
     if (!claim(image, header->refcount_table_offset, header->refcount_table_clusters)) {
@@ -189,7 +201,7 @@ static int claim_refcounts(struct image *image)
 
 static void end_recovery(struct image *image, int result)
 {
-    struct recovery *recovery = &image->recovery;
+    struct recovery *recovery = image->recovery;
 
     recovery->running = false;
     recovery->error = result < 0 ? -EIO : 0;
@@ -205,13 +217,13 @@ static void end_recovery(struct image *image, int result)
 static void recover_step(struct op *op)
 {
     struct image *image = op->image;
-    struct recovery *recovery = &image->recovery;
+    struct recovery *recovery = image->recovery;
     uint64_t cluster_size = image->geometry.cluster_size;
     uint64_t end = recovery->end << image->geometry.cluster_bits;
     int64_t size = file_size(image->file);
 
-    if (op->wait_result < 0 || size < 0) {
-        end_recovery(image, op->wait_result < 0 ? op->wait_result : (int)size);
+    if (op->wait.result < 0 || size < 0) {
+        end_recovery(image, op->wait.result < 0 ? op->wait.result : (int)size);
         return;
     }
     if (recovery->hidden > 0 && (uint64_t)size > end) {
@@ -221,37 +233,37 @@ static void recover_step(struct op *op)
     // A file that is too short gets its length, too: it may be closed cleanly without ever growing.
     if (op->state == RECOVER_CUT && (uint64_t)size != end && image->file->fresh_is_zero) {
         op->state = RECOVER_END;
-        op_submit(op, FILE_TRUNCATE, end, 0, NULL, 0);
+        op_submit(op, image->file, FILE_TRUNCATE, end, 0, NULL, 0);
         return;
     }
-    alloc_init(&image->alloc, image, recovery->end, (uint64_t)size < end ? (uint64_t)size : end);
-    image->alloc.reuse = recovery->hidden == 0;
-    image->sync.barrier_needed = true;
+    alloc_init(image->alloc, image, recovery->end, (uint64_t)size < end ? (uint64_t)size : end,
+               recovery->hidden == 0);
+    sync_need_barrier(image);
     end_recovery(image, 0);
 }
 
 static void walk_ended(void *context, int result)
 {
     struct image *image = context;
-    struct recovery *recovery = &image->recovery;
+    struct recovery *recovery = image->recovery;
 
     if (result == 0)
         result = claim_refcounts(image);
-    op_init_internal(&recovery->op, image, recover_step);
+    op_init(&recovery->op, image, image->runq, recover_step);
     recovery->op.state = RECOVER_CUT;
-    recovery->op.wait_result = result;
+    recovery->op.wait.result = result;
     op_post(&recovery->op);
 }
 
 int recover_start(struct image *image, struct error *err)
 {
-    struct recovery *recovery = &image->recovery;
+    struct recovery *recovery = image->recovery;
     int result = bitmap_directory_read(image->file, &image->header, &recovery->bitmaps, err);
 
     if (result < 0)
         return result;
     image_log(image, "was not closed cleanly: counting its clusters while serving");
-    refcounts_forget(&image->refcounts);
+    refcounts_forget(image->refcounts);
     waitq_init(&recovery->waiters);
     recovery->running = true;
     recovery->walk = (struct walk){.file = image->file,

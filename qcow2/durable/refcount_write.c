@@ -9,8 +9,17 @@
 
 #include <errno.h>
 
-#include "qcow2/request/change.h"
-#include "qcow2/engine.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/durable/writeback.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/header.h"
+#include "qcow2/mapping/guard.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/refcount.h"
 
 // Pieces in one batch: bounds the copies to 1 MiB.
 #define BATCH_PIECES 256
@@ -20,7 +29,7 @@
 static int place_blocks(struct op *op)
 {
     struct image *image = op->image;
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     bool again = rc->dirty_pages > 0;
 
     while (again) {
@@ -32,8 +41,8 @@ static int place_blocks(struct op *op)
             if (rc->table[page] != 0 || refcounts_page_empty(rc, page))
                 continue;
             int result = alloc_fresh_exact(op, 1, &cluster);
-            if (result == 0 && change_hits_metadata(image, cluster << rc->geometry.cluster_bits,
-                                                    rc->geometry.cluster_size))
+            if (result == 0 && guard_refuses(image, cluster << rc->geometry.cluster_bits,
+                                             rc->geometry.cluster_size))
                 result = -EIO;
             if (result != 0)
                 return result;
@@ -58,7 +67,7 @@ static uint64_t table_clusters(const struct refcounts *rc)
 static int place_table(struct op *op, struct refcount_write *rw)
 {
     struct image *image = op->image;
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     uint64_t clusters = table_clusters(rc);
 
     if (rw->moving && rw->table_clusters < clusters) {
@@ -69,8 +78,8 @@ static int place_table(struct op *op, struct refcount_write *rw)
     if (!rc->table_moved || rw->moving)
         return 0;
     int result = alloc_fresh_exact(op, clusters, &rw->table_first);
-    if (result == 0 && change_hits_metadata(image, rw->table_first << rc->geometry.cluster_bits,
-                                            clusters << rc->geometry.cluster_bits))
+    if (result == 0 && guard_refuses(image, rw->table_first << rc->geometry.cluster_bits,
+                                     clusters << rc->geometry.cluster_bits))
         result = -EIO;
     if (result != 0)
         return result;
@@ -83,7 +92,7 @@ static int place_table(struct op *op, struct refcount_write *rw)
 // until a round takes none. Any part may park, and others take clusters meanwhile.
 static int place(struct op *op, struct refcount_write *rw)
 {
-    const struct alloc *alloc = &op->image->alloc;
+    const struct alloc *alloc = op->image->alloc;
     uint64_t fresh;
 
     do {
@@ -100,10 +109,10 @@ static int place(struct op *op, struct refcount_write *rw)
     return 0;
 }
 
-static int add_piece(struct image *image, uint64_t page, uint64_t piece)
+static int add_piece(struct image *image, struct refcount_write *rw, uint64_t page, uint64_t piece)
 {
-    struct writeback *wb = &image->sync.refcount_writeback;
-    struct refcounts *rc = &image->refcounts;
+    struct writeback *wb = &rw->writeback;
+    struct refcounts *rc = image->refcounts;
     void *room = writeback_room(wb, rc->geometry.piece_bytes);
 
     if (!room)
@@ -133,8 +142,8 @@ static void forget_empty_page(struct refcounts *rc, uint64_t page)
 // The next batch of dirty pieces.
 static int collect_blocks(struct image *image, struct refcount_write *rw)
 {
-    struct refcounts *rc = &image->refcounts;
-    struct writeback *wb = &image->sync.refcount_writeback;
+    struct refcounts *rc = image->refcounts;
+    struct writeback *wb = &rw->writeback;
 
     for (rw->next_page = refcounts_next_dirty(rc, rw->next_page); rw->next_page < rc->table_size;
          rw->next_page = refcounts_next_dirty(rc, rw->next_page + 1)) {
@@ -147,7 +156,7 @@ static int collect_blocks(struct image *image, struct refcount_write *rw)
                 continue;
             if (wb->count == BATCH_PIECES)
                 return 0;
-            int result = add_piece(image, rw->next_page, piece);
+            int result = add_piece(image, rw, rw->next_page, piece);
             if (result < 0)
                 return result;
         }
@@ -158,32 +167,33 @@ static int collect_blocks(struct image *image, struct refcount_write *rw)
 static int blocks(struct op *op, struct refcount_write *rw)
 {
     struct image *image = op->image;
-    struct writeback *wb = &image->sync.refcount_writeback;
+    struct writeback *wb = &rw->writeback;
 
     writeback_clear(wb);
     int result = collect_blocks(image, rw);
     if (result < 0)
         return result;
     if (wb->count > 0) {
-        writeback_start(wb, op);
+        writeback_start(wb, op, image->file);
         return OP_PARKED;
     }
-    rw->state = image->refcounts.table_any_dirty || rw->moving ? REFCOUNT_WRITE_BARRIER
-                                                               : REFCOUNT_WRITE_DONE;
+    rw->state = image->refcounts->table_any_dirty || rw->moving ? REFCOUNT_WRITE_BARRIER
+                                                                : REFCOUNT_WRITE_DONE;
     return 0;
 }
 
-static int add_table_piece(struct image *image, uint64_t base, uint64_t piece)
+static int add_table_piece(struct image *image, struct refcount_write *rw, uint64_t base,
+                           uint64_t piece)
 {
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     uint64_t entries = rc->geometry.piece_bytes / FORMAT_ENTRY_BYTES;
-    unsigned char *room = writeback_room(&image->sync.refcount_writeback, rc->geometry.piece_bytes);
+    unsigned char *room = writeback_room(&rw->writeback, rc->geometry.piece_bytes);
 
     if (!room)
         return -ENOMEM;
     for (uint64_t i = 0; i < entries; i++)
         format_put64(room + i * FORMAT_ENTRY_BYTES, rc->table[piece * entries + i]);
-    writeback_add(&image->sync.refcount_writeback,
+    writeback_add(&rw->writeback,
                   &(struct writeback_piece){.kind = WRITEBACK_TABLE,
                                             .offset = base + (piece << rc->geometry.piece_bits),
                                             .length = rc->geometry.piece_bytes,
@@ -194,36 +204,36 @@ static int add_table_piece(struct image *image, uint64_t base, uint64_t piece)
 static int table(struct op *op, struct refcount_write *rw)
 {
     struct image *image = op->image;
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     uint64_t base = rw->moving ? rw->table_first << rc->geometry.cluster_bits
                                : image->header.refcount_table_offset;
     uint64_t clusters = rw->moving ? rw->table_clusters : image->header.refcount_table_clusters;
     uint64_t pieces = clusters << (rc->geometry.cluster_bits - rc->geometry.piece_bits);
 
     // The table in memory may have grown since it was placed; what is behind has no blocks yet.
-    writeback_clear(&image->sync.refcount_writeback);
+    writeback_clear(&rw->writeback);
     for (uint64_t piece = 0; piece < pieces; piece++) {
         if (!rw->moving && !refcounts_table_piece_dirty(rc, piece))
             continue;
-        int result = add_table_piece(image, base, piece);
+        int result = add_table_piece(image, rw, base, piece);
         if (result < 0)
             return result;
     }
     rw->state = rw->moving ? REFCOUNT_WRITE_POINTER : REFCOUNT_WRITE_DONE;
-    writeback_start(&image->sync.refcount_writeback, op);
+    writeback_start(&rw->writeback, op, image->file);
     return OP_PARKED;
 }
 
 // The 12 bytes lie inside one sector, so a power cut leaves the old pointer or the new one.
 static int write_pointer(struct op *op, struct refcount_write *rw)
 {
-    struct sync *sync = &op->image->sync;
 
     format_put64(rw->pointer, rw->table_first << op->image->geometry.cluster_bits);
     format_put32(rw->pointer + 8, (uint32_t)rw->table_clusters);
-    sync->iov = (struct iovec){.iov_base = rw->pointer, .iov_len = sizeof(rw->pointer)};
+    rw->iov = (struct iovec){.iov_base = rw->pointer, .iov_len = sizeof(rw->pointer)};
     rw->state = REFCOUNT_WRITE_MOVED;
-    op_submit(op, FILE_WRITE, HEADER_OFFSET_REFCOUNT_TABLE, sizeof(rw->pointer), &sync->iov, 1);
+    op_submit(op, op->image->file, FILE_WRITE, HEADER_OFFSET_REFCOUNT_TABLE, sizeof(rw->pointer),
+              &rw->iov, 1);
     return OP_PARKED;
 }
 
@@ -233,43 +243,56 @@ static int moved(struct op *op, struct refcount_write *rw)
     struct image *image = op->image;
     struct header *header = &image->header;
 
-    if (!image->refcounts.table_foreign)
+    if (!image->refcounts->table_foreign)
         quarantine_add(image, header->refcount_table_offset >> header->cluster_bits,
                        header->refcount_table_clusters);
-    image->refcounts.table_foreign = false;
+    image->refcounts->table_foreign = false;
     header->refcount_table_offset = rw->table_first << header->cluster_bits;
     header->refcount_table_clusters = (uint32_t)rw->table_clusters;
     guard_move_refcount_table(image, rw->table_first, rw->table_clusters);
-    image->refcounts.table_moved = image->refcounts.table_size * FORMAT_ENTRY_BYTES >
-                                   rw->table_clusters << header->cluster_bits;
+    image->refcounts->table_moved = image->refcounts->table_size * FORMAT_ENTRY_BYTES >
+                                    rw->table_clusters << header->cluster_bits;
     rw->state = REFCOUNT_WRITE_DONE;
-    sync_submit_barrier(&op->image->sync);
-    return OP_PARKED;
+    return REFCOUNT_WRITE_NEEDS_BARRIER;
 }
 
-// What of a failed batch did not reach the disk is written again next time.
-static void take_back(struct image *image)
+// The pieces of a failed batch that did not reach the disk are written again next time.
+static void take_back(struct image *image, struct refcount_write *rw)
 {
-    struct writeback *wb = &image->sync.refcount_writeback;
+    struct writeback *wb = &rw->writeback;
 
     for (size_t i = 0; i < wb->count; i++) {
         if (wb->pieces[i].kind == WRITEBACK_REFCOUNTS)
-            refcounts_piece_again(&image->refcounts, wb->pieces[i].page, wb->pieces[i].piece);
+            refcounts_piece_again(image->refcounts, wb->pieces[i].page, wb->pieces[i].piece);
     }
     writeback_clear(wb);
 }
 
-static int barrier(struct op *op, struct refcount_write *rw, enum refcount_write_state next)
+static int barrier_before(struct refcount_write *rw, enum refcount_write_state next)
 {
     rw->state = next;
-    sync_submit_barrier(&op->image->sync);
-    return OP_PARKED;
+    return REFCOUNT_WRITE_NEEDS_BARRIER;
+}
+
+// Back to the first state; the writeback keeps its memory.
+static void reset(struct refcount_write *rw)
+{
+    rw->state = REFCOUNT_WRITE_PLACE;
+    rw->moving = false;
+    rw->next_page = 0;
+    rw->table_first = 0;
+    rw->table_clusters = 0;
+}
+
+void refcount_write_free(struct refcount_write *rw)
+{
+    writeback_free(&rw->writeback);
 }
 
 int refcount_write_turn(struct op *op, struct refcount_write *rw)
 {
     struct image *image = op->image;
-    int result = op->wait_result;
+    int result = op->wait.result;
 
     while (result == 0) {
         switch (rw->state) {
@@ -280,13 +303,13 @@ int refcount_write_turn(struct op *op, struct refcount_write *rw)
             result = blocks(op, rw);
             break;
         case REFCOUNT_WRITE_BARRIER:
-            result = barrier(op, rw, REFCOUNT_WRITE_TABLE);
+            result = barrier_before(rw, REFCOUNT_WRITE_TABLE);
             break;
         case REFCOUNT_WRITE_TABLE:
             result = table(op, rw);
             break;
         case REFCOUNT_WRITE_POINTER:
-            result = barrier(op, rw, REFCOUNT_WRITE_POINTED);
+            result = barrier_before(rw, REFCOUNT_WRITE_POINTED);
             break;
         case REFCOUNT_WRITE_POINTED:
             result = write_pointer(op, rw);
@@ -295,16 +318,16 @@ int refcount_write_turn(struct op *op, struct refcount_write *rw)
             result = moved(op, rw);
             break;
         case REFCOUNT_WRITE_DONE:
-            refcounts_table_written(&image->refcounts);
-            *rw = (struct refcount_write){0};
+            refcounts_table_written(image->refcounts);
+            reset(rw);
             return 0;
         }
     }
     if (result < 0) {
-        take_back(image);
+        take_back(image, rw);
         if (rw->moving && rw->state < REFCOUNT_WRITE_MOVED)
             quarantine_add(image, rw->table_first, rw->table_clusters);
-        *rw = (struct refcount_write){0};
+        reset(rw);
     }
     return result;
 }

@@ -5,6 +5,9 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
+
+#include "qcow2/durable/writeback.h"
 
 struct op;
 
@@ -26,11 +29,18 @@ struct refcount_write {
     uint64_t table_first; // clusters of the new table
     uint64_t table_clusters;
     unsigned char pointer[12];
+    struct iovec iov; // of pointer
+    struct writeback writeback;
 };
 
+void refcount_write_free(struct refcount_write *rw);
+
+// Answered where the sync has to make a barrier before the next turn.
+#define REFCOUNT_WRITE_NEEDS_BARRIER 2
+
 // Runs on the sync's op: returns 0 when all refcounts are written (no barrier after the last
-// pieces), OP_PARKED when its next turn goes on, or a negative errno: nothing is lost, what was not
-// written is dirty still.
+// pieces), OP_PARKED when its next turn goes on, REFCOUNT_WRITE_NEEDS_BARRIER, or a negative errno:
+// nothing is lost, pieces that were not written are dirty still.
 int refcount_write_turn(struct op *op, struct refcount_write *rw);
 
 #endif

@@ -41,94 +41,98 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/durable/recover.h"
+#include "qcow2/durable/refcount_write.h"
+#include "qcow2/durable/writeback.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
+#include "qcow2/format/l1.h"
+#include "qcow2/mapping/cache.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/refcount.h"
 
 static void sync_step(struct op *op);
 
 void sync_init(struct image *image)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
 
-    op_init_internal(&sync->op, image, sync_step);
-    sync->op.state = SYNC_IDLE;
-    waitq_init(&sync->waiting);
+    op_init(&sync->op, image, image->runq, sync_step);
+    sync->op.state = SYNC_BEGIN;
+    sync_queue_init(&image->syncs, &sync->op);
     waitq_init(&sync->current);
     waitq_init(&sync->cleaning);
-    sync->dirty_bit = (image->header.incompatible & HEADER_INCOMPATIBLE_DIRTY) != 0;
+    image->dirty_bit = (image->header.incompatible & HEADER_INCOMPATIBLE_DIRTY) != 0;
 }
 
 void sync_free(struct sync *sync)
 {
     writeback_free(&sync->writeback);
-    writeback_free(&sync->refcount_writeback);
+    refcount_write_free(&sync->refcounts);
 }
 
 // Without lazy refcounts the dirty bit is only set by whoever crashed before; until it is cleared
 // the refcounts on disk are of no use, and so need not be kept right.
 static bool lazy_now(const struct image *image)
 {
-    return image->lazy || image->sync.dirty_bit;
+    return image->lazy || image->dirty_bit;
 }
 
 // Rule 4, as far as it can be seen from here.
 static void assert_dirty_before_tables(const struct image *image)
 {
-    assert(image->sync.dirty_bit || !image->lazy);
+    assert(image->dirty_bit || !image->lazy);
 }
 
 bool sync_needed(const struct image *image)
 {
-    return image->sync.unsynced || image->cache.dirty_count > 0 || image->l1.dirty_count > 0 ||
-           image->sync.drop_autoclear || !TAILQ_EMPTY(&image->quarantine.pending);
-}
-
-void sync_request(struct image *image)
-{
-    struct sync *sync = &image->sync;
-
-    if (sync->op.state != SYNC_IDLE) {
-        sync->wanted = true;
-        return;
-    }
-    // Behind everything that is queued now: writes that end in this turn share the sync.
-    sync->op.state = SYNC_BEGIN;
-    sync->op.wait_result = 0;
-    op_post(&sync->op);
-}
-
-int sync_wait(struct op *op)
-{
-    sync_request(op->image);
-    return waitq_park(&op->image->sync.waiting, op);
+    return image->syncs.demand.data || image->cache->dirty_count > 0 || image->l1.dirty_count > 0 ||
+           image->sync->drop_autoclear || !TAILQ_EMPTY(&image->quarantine->pending);
 }
 
 int sync_flush(struct op *op)
 {
-    struct sync *sync = &op->image->sync;
+    struct sync *sync = op->image->sync;
 
-    if (sync_needed(op->image) || sync->op.state == SYNC_BEGIN)
+    if (sync_needed(op->image) || op->image->syncs.state == SYNC_QUEUE_DUE)
         return sync_wait(op);
-    if (sync->op.state != SYNC_IDLE && sync->op.state <= SYNC_DURABLE)
-        return waitq_park(&sync->current, op);
+    if (sync->op.state != SYNC_BEGIN && sync->op.state <= SYNC_DURABLE)
+        return op_park(op, &sync->current);
     return 0;
+}
+
+int sync_drop_autoclear(struct op *op)
+{
+    struct image *image = op->image;
+
+    if (image->header.autoclear == 0 && !image->sync->drop_autoclear)
+        return 0;
+    image->sync->drop_autoclear = true;
+    return sync_wait(op);
 }
 
 int sync_clean(struct op *op)
 {
-    op->image->sync.clean_wanted = true;
+    op->image->sync->clean_wanted = true;
     sync_request(op->image);
-    return waitq_park(&op->image->sync.cleaning, op);
+    return op_park(op, &op->image->sync->cleaning);
 }
 
 // ---- BEGIN
 
 static int copy_slices(struct image *image)
 {
-    struct writeback *wb = &image->sync.writeback;
+    struct writeback *wb = &image->sync->writeback;
     size_t bytes = image->geometry.piece_bytes;
     struct slice *slice;
 
-    while ((slice = TAILQ_FIRST(&image->cache.dirty)) != NULL) {
+    while ((slice = TAILQ_FIRST(&image->cache->dirty)) != NULL) {
         void *room = writeback_room(wb, bytes);
 
         if (!room)
@@ -138,14 +142,14 @@ static int copy_slices(struct image *image)
                                                     .offset = slice->offset,
                                                     .length = bytes,
                                                     .slice = slice});
-        cache_write_begins(&image->cache, slice);
+        cache_write_begins(image->cache, slice);
     }
     return 0;
 }
 
 static int copy_l1(struct image *image)
 {
-    struct writeback *wb = &image->sync.writeback;
+    struct writeback *wb = &image->sync->writeback;
     struct l1 *l1 = &image->l1;
 
     for (uint64_t piece = 0; l1->dirty_count > 0 && piece < l1_pieces(l1); piece++) {
@@ -169,13 +173,13 @@ static int copy_l1(struct image *image)
 // The copies are on disk, or did not get there and are dirty again.
 static void settle_copies(struct image *image, bool failed)
 {
-    struct writeback *wb = &image->sync.writeback;
+    struct writeback *wb = &image->sync->writeback;
 
     for (size_t i = 0; i < wb->count; i++) {
         const struct writeback_piece *piece = &wb->pieces[i];
 
         if (piece->kind == WRITEBACK_L2)
-            cache_write_ended(&image->cache, piece->slice, failed);
+            cache_write_ended(image->cache, piece->slice, failed);
         else if (piece->kind == WRITEBACK_L1 && failed)
             l1_mark_piece(&image->l1, piece->page, true);
     }
@@ -184,14 +188,10 @@ static void settle_copies(struct image *image, bool failed)
 
 static enum sync_state begin(struct image *image)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
 
-    waitq_move(&sync->current, &sync->waiting);
-    sync->wanted = false;
-    sync->has_data = sync->unsynced;
-    sync->needs_first = sync->barrier_needed;
-    sync->unsynced = false;
-    sync->barrier_needed = false;
+    sync->demand = sync_queue_begin(&image->syncs, &sync->current);
+    sync->set_dirty = false;
     quarantine_sync_begins(image);
     writeback_clear(&sync->writeback);
 
@@ -202,11 +202,11 @@ static enum sync_state begin(struct image *image)
     if (result == 0)
         result = copy_l1(image);
     if (result < 0) {
-        sync->op.wait_result = result;
+        sync->op.wait.result = result;
         return SYNC_DURABLE;
     }
     sync->set_dirty =
-        lazy_now(image) && (!sync->dirty_bit || sync->dirty_unsure) && sync->writeback.count > 0;
+        lazy_now(image) && (!image->dirty_bit || sync->dirty_unsure) && sync->writeback.count > 0;
     return SYNC_HEADER;
 }
 
@@ -216,10 +216,10 @@ static enum sync_state begin(struct image *image)
 // sector.
 static enum sync_state submit_header(struct image *image, enum sync_state next)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
     struct header *header = &image->header;
 
-    if (sync->dirty_bit)
+    if (image->dirty_bit)
         header->incompatible |= HEADER_INCOMPATIBLE_DIRTY;
     else
         header->incompatible &= ~HEADER_INCOMPATIBLE_DIRTY;
@@ -229,34 +229,44 @@ static enum sync_state submit_header(struct image *image, enum sync_state next)
     sync->iov =
         (struct iovec){.iov_base = sync->header_bytes, .iov_len = sizeof(sync->header_bytes)};
     sync->op.state = next;
-    op_submit(&sync->op, FILE_WRITE, HEADER_OFFSET_INCOMPATIBLE, sizeof(sync->header_bytes),
-              &sync->iov, 1);
+    op_submit(&sync->op, image->file, FILE_WRITE, HEADER_OFFSET_INCOMPATIBLE,
+              sizeof(sync->header_bytes), &sync->iov, 1);
     return SYNC_PARKED;
-}
-
-void sync_submit_barrier(struct sync *sync)
-{
-    sync->barrier = true;
-    op_submit(&sync->op, FILE_DATASYNC, 0, 0, NULL, 0);
 }
 
 static enum sync_state submit_barrier(struct image *image, enum sync_state next)
 {
-    image->sync.op.state = next;
-    sync_submit_barrier(&image->sync);
+    struct sync *sync = image->sync;
+
+    sync->op.state = next;
+    sync->barrier = true;
+    op_submit(&sync->op, image->file, FILE_DATASYNC, 0, 0, NULL, 0);
     return SYNC_PARKED;
+}
+
+// One turn of writing refcounts, in the stage that the sync is in. Returns 0 when all are written, a
+// negative errno, or OP_PARKED.
+static int refcounts_turn(struct image *image)
+{
+    struct sync *sync = image->sync;
+    int result = refcount_write_turn(&sync->op, &sync->refcounts);
+
+    if (result != REFCOUNT_WRITE_NEEDS_BARRIER)
+        return result;
+    submit_barrier(image, sync->op.state);
+    return OP_PARKED;
 }
 
 static enum sync_state write_header(struct image *image)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
 
     if (!sync->set_dirty && !sync->drop_autoclear)
         return SYNC_REFCOUNTS;
-    sync->dirty_bit |= sync->set_dirty;
+    image->dirty_bit |= sync->set_dirty;
     if (sync->drop_autoclear)
         image->header.autoclear = 0;
-    sync->needs_first = true;
+    sync->demand.barrier = true;
     return submit_header(image, SYNC_REFCOUNTS);
 }
 
@@ -265,46 +275,46 @@ static enum sync_state write_header(struct image *image)
 // Whether there is something to write, or to go on with.
 static bool refcounts_pending(const struct image *image)
 {
-    return image->sync.refcounts.state != REFCOUNT_WRITE_PLACE ||
-           image->refcounts.dirty_pages > 0 || image->refcounts.table_any_dirty ||
-           image->refcounts.table_moved;
+    return image->sync->refcounts.state != REFCOUNT_WRITE_PLACE ||
+           image->refcounts->dirty_pages > 0 || image->refcounts->table_any_dirty ||
+           image->refcounts->table_moved;
 }
 
 static enum sync_state write_refcounts(struct image *image)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
 
     if (lazy_now(image) || sync->writeback.count == 0 || !refcounts_pending(image))
-        return sync->op.wait_result < 0 ? SYNC_DURABLE : SYNC_PREPARED;
+        return sync->op.wait.result < 0 ? SYNC_DURABLE : SYNC_PREPARED;
 
-    int result = refcount_write_turn(&sync->op, &sync->refcounts);
+    int result = refcounts_turn(image);
     if (result == OP_PARKED)
         return SYNC_PARKED;
-    sync->needs_first = true;
-    sync->op.wait_result = result;
+    sync->demand.barrier = true;
+    sync->op.wait.result = result;
     return result < 0 ? SYNC_DURABLE : SYNC_PREPARED;
 }
 
 static enum sync_state first_barrier(struct image *image)
 {
-    if (!image->sync.needs_first)
+    if (!image->sync->demand.barrier)
         return SYNC_TABLES;
     return submit_barrier(image, SYNC_TABLES);
 }
 
 static enum sync_state write_tables(struct image *image)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
 
     sync->drop_autoclear = false;
     if (sync->set_dirty)
         sync->dirty_unsure = false;
     if (sync->writeback.count == 0)
         // Without tables the first barrier has done what the second would.
-        return sync->has_data && !sync->needs_first ? SYNC_WRITTEN : SYNC_DURABLE;
+        return sync->demand.data && !sync->demand.barrier ? SYNC_WRITTEN : SYNC_DURABLE;
     assert_dirty_before_tables(image);
     sync->op.state = SYNC_WRITTEN;
-    writeback_start(&sync->writeback, &sync->op);
+    writeback_start(&sync->writeback, &sync->op, image->file);
     return SYNC_PARKED;
 }
 
@@ -336,48 +346,45 @@ static bool passes(int error)
 // no more.
 static bool at_rest(const struct image *image)
 {
-    return image->sync.clean_final ||
-           (image->op_count == 0 && image->cache.dirty_count == 0 && image->l1.dirty_count == 0);
+    return image->sync->clean_final ||
+           (image->op_count == 0 && image->cache->dirty_count == 0 && image->l1.dirty_count == 0);
 }
 
 static bool may_clean(const struct image *image)
 {
-    return at_rest(image) && quarantine_empty(&image->quarantine) &&
+    return at_rest(image) && quarantine_empty(image->quarantine) &&
            LIST_EMPTY(&image->table_copies) && recover_complete(image);
 }
 
 static enum sync_state end(struct image *image, int clean_result)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
 
     if (clean_result < 0 && clean_result != -EBUSY && !passes(clean_result))
         latch(image, clean_result);
-    sync->op.state = SYNC_IDLE;
-    sync->op.wait_result = 0;
+    sync->op.state = SYNC_BEGIN;
     waitq_wake(&sync->cleaning, clean_result);
-    if (sync->wanted)
-        sync_request(image);
+    sync_queue_end(&image->syncs);
     return SYNC_PARKED;
 }
 
 static enum sync_state durable(struct image *image)
 {
-    struct sync *sync = &image->sync;
-    int result = sync->op.wait_result;
+    struct sync *sync = image->sync;
+    int result = sync->op.wait.result;
 
     settle_copies(image, result < 0);
     if (result < 0) {
-        sync->unsynced |= sync->has_data;
-        sync->barrier_needed |= sync->needs_first;
+        sync_queue_put_back(&image->syncs, sync->demand);
         sync->dirty_unsure |= sync->set_dirty;
         if (!passes(result))
             latch(image, result);
     }
     quarantine_sync_ended(image, result < 0);
     waitq_wake(&sync->current, result);
-    waitq_wake(&image->cache.room, 0);
-    waitq_wake(&image->cache.change_room, result);
-    waitq_wake(&image->quarantine.room, result);
+    waitq_wake(&image->cache->room, 0);
+    waitq_wake(&image->cache->change_room, result);
+    waitq_wake(&image->quarantine->room, result);
     if (!sync->clean_wanted)
         return end(image, -EBUSY);
     sync->clean_wanted = false;
@@ -392,12 +399,10 @@ static enum sync_state durable(struct image *image)
 
 static enum sync_state clean_refcounts(struct image *image)
 {
-    struct sync *sync = &image->sync;
-
-    if (!refcounts_pending(image) && !sync->dirty_bit)
+    if (!refcounts_pending(image) && !image->dirty_bit)
         return end(image, 0);
 
-    int result = refcount_write_turn(&sync->op, &sync->refcounts);
+    int result = refcounts_turn(image);
     if (result == OP_PARKED)
         return SYNC_PARKED;
     return result < 0 ? end(image, result) : submit_barrier(image, SYNC_CLEAN_BARRIER);
@@ -405,37 +410,37 @@ static enum sync_state clean_refcounts(struct image *image)
 
 static enum sync_state clean_header(struct image *image)
 {
-    struct sync *sync = &image->sync;
+    struct sync *sync = image->sync;
 
-    if (sync->op.wait_result < 0)
-        return end(image, sync->op.wait_result);
-    if (!sync->dirty_bit)
+    if (sync->op.wait.result < 0)
+        return end(image, sync->op.wait.result);
+    if (!image->dirty_bit)
         return end(image, 0);
     // An op may have taken clusters meanwhile.
-    if (!at_rest(image) || image->refcounts.table_moved)
+    if (!at_rest(image) || image->refcounts->table_moved)
         return end(image, -EBUSY);
-    sync->dirty_bit = false;
+    image->dirty_bit = false;
     return submit_header(image, SYNC_CLEAN_WRITTEN);
 }
 
 // The dirty bit was to be cleared, and now may be set or not.
 static enum sync_state clean_failed(struct image *image)
 {
-    image->sync.dirty_bit = true;
-    image->sync.dirty_unsure = true;
-    return end(image, image->sync.op.wait_result);
+    image->dirty_bit = true;
+    image->sync->dirty_unsure = true;
+    return end(image, image->sync->op.wait.result);
 }
 
 static enum sync_state clean_written(struct image *image)
 {
-    if (image->sync.op.wait_result < 0)
+    if (image->sync->op.wait.result < 0)
         return clean_failed(image);
     return submit_barrier(image, SYNC_CLEAN_DURABLE);
 }
 
 static enum sync_state clean_durable(struct image *image)
 {
-    if (image->sync.op.wait_result < 0)
+    if (image->sync->op.wait.result < 0)
         return clean_failed(image);
     return end(image, 0);
 }
@@ -462,12 +467,12 @@ static void sync_step(struct op *op)
     enum sync_state state = (enum sync_state)op->state;
 
     // Whatever the reason: a host that reserves space late says ENOSPC here, and has dropped data.
-    if (image->sync.barrier && op->wait_result < 0)
-        op->wait_result = -EIO;
-    image->sync.barrier = false;
+    if (image->sync->barrier && op->wait.result < 0)
+        op->wait.result = -EIO;
+    image->sync->barrier = false;
     // What failed before DURABLE ends there; refcounts take back what they could not write
     // themselves.
-    if (op->wait_result < 0 && state < SYNC_DURABLE && state != SYNC_REFCOUNTS)
+    if (op->wait.result < 0 && state < SYNC_DURABLE && state != SYNC_REFCOUNTS)
         state = SYNC_DURABLE;
     while (state != SYNC_PARKED) {
         op->state = state;

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/container.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
 
 // Longest single write.
 #define RUN_MAX (1u << 20)
@@ -68,8 +70,7 @@ static void submit_more(struct writeback *wb);
 
 static void write_ended(struct file_io *io)
 {
-    struct writeback_slot *slot =
-        (struct writeback_slot *)((char *)io - offsetof(struct writeback_slot, io));
+    struct writeback_slot *slot = container_of(io, struct writeback_slot, io);
     struct writeback *wb = slot->writeback;
 
     slot->busy = false;
@@ -78,7 +79,7 @@ static void write_ended(struct file_io *io)
         wb->result = io->result;
     submit_more(wb);
     if (wb->active == 0) {
-        wb->op->wait_result = wb->result;
+        wb->op->wait.result = wb->result;
         op_post(wb->op);
     }
 }
@@ -101,7 +102,7 @@ static void submit_run(struct writeback *wb, struct writeback_slot *slot)
                                 .iovcnt = 1,
                                 .done = write_ended};
     wb->active++;
-    file_submit(wb->op->image->file, &slot->io);
+    file_submit(wb->file, &slot->io);
 }
 
 static void submit_more(struct writeback *wb)
@@ -112,14 +113,15 @@ static void submit_more(struct writeback *wb)
     }
 }
 
-void writeback_start(struct writeback *wb, struct op *op)
+void writeback_start(struct writeback *wb, struct op *op, struct file *file)
 {
     wb->op = op;
+    wb->file = file;
     wb->next = 0;
     wb->result = 0;
     submit_more(wb);
     if (wb->active == 0) {
-        op->wait_result = 0;
+        op->wait.result = 0;
         op_post(op);
     }
 }

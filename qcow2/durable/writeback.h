@@ -38,6 +38,7 @@ struct writeback_slot {
 
 struct writeback {
     struct op *op; // gets its next turn when all is written
+    struct file *file;
     struct writeback_piece *pieces;
     size_t count;
     size_t capacity;
@@ -55,8 +56,8 @@ void writeback_free(struct writeback *wb);
 // the next call; writeback_add then says what it is.
 void *writeback_room(struct writeback *wb, size_t length);
 void writeback_add(struct writeback *wb, const struct writeback_piece *piece);
-// Writes all pieces. The op's next turn comes when that is done, with wait_result the first error.
-void writeback_start(struct writeback *wb, struct op *op);
+// Writes all pieces. The op's next turn comes when that is done, with wait.result the first error.
+void writeback_start(struct writeback *wb, struct op *op, struct file *file);
 // Forgets the pieces.
 void writeback_clear(struct writeback *wb);
 

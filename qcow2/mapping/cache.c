@@ -4,7 +4,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/container.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
 
 // Buckets for the hash of an image: one a slice, but no more than this (512 KiB) before it is
 // needed.
@@ -129,7 +135,7 @@ static uint64_t *cut_entries(struct cache *cache, size_t slice_bytes)
 
 static struct slice *new_slice(struct image *image)
 {
-    struct cache *cache = &image->cache;
+    struct cache *cache = image->cache;
     struct slice *slice = TAILQ_FIRST(&cache->spare);
 
     if (slice) {
@@ -153,8 +159,8 @@ static struct slice *new_slice(struct image *image)
 
 static void load_ended(struct file_io *io)
 {
-    struct slice *slice = (struct slice *)((char *)io - offsetof(struct slice, io));
-    struct cache *cache = &slice->image->cache;
+    struct slice *slice = container_of(io, struct slice, io);
+    struct cache *cache = slice->image->cache;
 
     slice->loading = false;
     waitq_wake(&slice->waiters, io->result);
@@ -171,7 +177,7 @@ static void load_ended(struct file_io *io)
 
 static void start_load(struct image *image, struct slice *slice, uint64_t offset)
 {
-    struct cache *cache = &image->cache;
+    struct cache *cache = image->cache;
 
     slice->offset = offset;
     slice->loading = true;
@@ -192,7 +198,7 @@ static void start_load(struct image *image, struct slice *slice, uint64_t offset
 
 int cache_get(struct op *op, struct image *image, uint64_t offset, struct slice **out)
 {
-    struct cache *cache = &image->cache;
+    struct cache *cache = image->cache;
     struct slice *slice = find(cache, offset, image->geometry.piece_bits);
 
     if (slice && !slice->loading) {
@@ -207,16 +213,16 @@ int cache_get(struct op *op, struct image *image, uint64_t offset, struct slice 
         if (!slice) {
             if (cache->dirty_count > 0)
                 sync_request(image);
-            return waitq_park(&cache->room, op);
+            return op_park(op, &cache->room);
         }
         start_load(image, slice, offset);
     }
-    return waitq_park(&slice->waiters, op);
+    return op_park(op, &slice->waiters);
 }
 
 int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out)
 {
-    struct cache *cache = &op->image->cache;
+    struct cache *cache = op->image->cache;
     int result = cache_get(op, op->image, offset, out);
 
     if (result != 0 || (*out)->dirty)
@@ -224,7 +230,7 @@ int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out)
     if (cache->dirty_count + cache->writing_count < cache->dirty_max)
         return 0;
     sync_request(op->image);
-    return waitq_park(&cache->change_room, op);
+    return op_park(op, &cache->change_room);
 }
 
 void cache_mark_dirty(struct cache *cache, struct slice *slice)

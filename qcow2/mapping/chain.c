@@ -3,7 +3,11 @@
 
 #include <stdlib.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/mapping/map.h"
 
 void chain_free(struct chain *chain)
 {
@@ -131,12 +135,12 @@ int chain_lookup(struct op *op, struct location *location)
     uint64_t guest = op->pos;
     uint64_t length = op->offset + op->length - guest;
 
-    op_replan(op);
+    epoch_enter(&image->plans, &op->plan);
     int result = look_at_top(op, guest, &length, location);
 
     if (result != 0 || location->layer || !image->backing)
         return result;
-    if (recall(&image->chain, guest, length, location))
+    if (recall(image->chain, guest, length, location))
         return 0;
 
     // From the place's beginning to its end, so that the next reader of another part of it finds it
@@ -144,16 +148,16 @@ int chain_lookup(struct op *op, struct location *location)
     // both slices at once might never see both in a small cache.
     uint64_t start = place_end(guest) - (1ull << CHAIN_PLACE_BITS);
     uint64_t wanted = guest + length > place_end(guest) ? guest + length : place_end(guest);
-    if (!knows_first_run(&image->chain, start)) {
+    if (!knows_first_run(image->chain, start)) {
         result = descend(op, image->backing, 2, start, wanted - start, location);
         if (result != 0)
             return result;
-        remember(&image->chain, start, location);
-        if (recall(&image->chain, guest, length, location))
+        remember(image->chain, start, location);
+        if (recall(image->chain, guest, length, location))
             return 0;
     }
     result = descend(op, image->backing, 2, guest, length, location);
     if (result == 0)
-        remember(&image->chain, guest, location);
+        remember(image->chain, guest, location);
     return result;
 }

@@ -4,7 +4,14 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/cluster_set.h"
+#include "qcow2/core/corrupt.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/header.h"
+#include "qcow2/format/snapshot_table.h"
+#include "qcow2/space/refcount.h"
 
 // Header, active L1 table, snapshot table; snapshots come on top.
 #define FIXED_RANGES 3
@@ -18,7 +25,7 @@ static int compare_ranges(const void *a, const void *b)
 
 static void put_range(struct image *image, uint64_t offset, uint64_t bytes, const char *what)
 {
-    struct guard *guard = &image->guard;
+    struct guard *guard = image->guard;
     const struct geometry *g = &image->geometry;
 
     if (bytes == 0)
@@ -73,13 +80,13 @@ static int put_table(struct image *image, uint64_t offset, bool written)
                       (unsigned long long)offset, what);
         return -EIO;
     }
-    return cluster_set_add(&image->guard.tables, offset >> image->geometry.cluster_bits);
+    return cluster_set_add(&image->guard->tables, offset >> image->geometry.cluster_bits);
 }
 
 int guard_init(struct image *image)
 {
     const struct header *h = &image->header;
-    struct guard *guard = &image->guard;
+    struct guard *guard = image->guard;
     int result = 0;
 
     guard->ranges = calloc(FIXED_RANGES + image->snapshots.count, sizeof(*guard->ranges));
@@ -92,8 +99,8 @@ int guard_init(struct image *image)
         .end = (h->refcount_table_offset >> h->cluster_bits) + h->refcount_table_clusters,
         .what = "the refcount table"};
 
-    for (uint64_t i = 0; i < image->refcounts.table_size && result == 0; i++)
-        result = put_table(image, image->refcounts.table[i], true);
+    for (uint64_t i = 0; i < image->refcounts->table_size && result == 0; i++)
+        result = put_table(image, image->refcounts->table[i], true);
     // A table that is not ours alone is copied before it is written.
     for (uint64_t i = 0; i < image->l1.size && result == 0; i++)
         result = put_table(image, image->l1.entries[i] & FORMAT_L1_OFFSET_MASK,
@@ -134,7 +141,7 @@ static const char *range_hit(const struct guard *guard, uint64_t first, uint64_t
 
 const char *guard_hit(const struct image *image, uint64_t offset, uint64_t length)
 {
-    const struct guard *guard = &image->guard;
+    const struct guard *guard = image->guard;
     unsigned bits = image->geometry.cluster_bits;
     uint64_t first = offset >> bits;
     uint64_t end = ((offset + length - 1) >> bits) + 1;
@@ -147,20 +154,30 @@ const char *guard_hit(const struct image *image, uint64_t offset, uint64_t lengt
     return what;
 }
 
+bool guard_refuses(struct image *image, uint64_t offset, uint64_t length)
+{
+    const char *what = image->guard->ready ? guard_hit(image, offset, length) : NULL;
+
+    if (what)
+        corrupt_found(image, "a write to host offset %llu would have overwritten %s",
+                      (unsigned long long)offset, what);
+    return what != NULL;
+}
+
 int guard_add(struct image *image, uint64_t host_offset)
 {
-    if (!image->guard.ready)
+    if (!image->guard->ready)
         return 0;
-    return cluster_set_add(&image->guard.tables, host_offset >> image->geometry.cluster_bits);
+    return cluster_set_add(&image->guard->tables, host_offset >> image->geometry.cluster_bits);
 }
 
 void guard_remove(struct image *image, uint64_t host_offset)
 {
-    cluster_set_remove(&image->guard.tables, host_offset >> image->geometry.cluster_bits);
+    cluster_set_remove(&image->guard->tables, host_offset >> image->geometry.cluster_bits);
 }
 
 void guard_move_refcount_table(struct image *image, uint64_t first, uint64_t count)
 {
-    image->guard.refcount_table.first = first;
-    image->guard.refcount_table.end = first + count;
+    image->guard->refcount_table.first = first;
+    image->guard->refcount_table.end = first + count;
 }

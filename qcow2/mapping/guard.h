@@ -36,6 +36,10 @@ void guard_free(struct guard *guard);
 // NULL.
 const char *guard_hit(const struct image *image, uint64_t offset, uint64_t length);
 
+// True when writing to [offset, offset + length) of the file, or giving it up, would cost metadata
+// that is known. The image is then marked corrupt.
+bool guard_refuses(struct image *image, uint64_t offset, uint64_t length);
+
 // An L2 table or a refcount block came or went; before guard_init, which looks for itself, nothing has to
 // be told. guard_add returns 0 or -ENOMEM.
 int guard_add(struct image *image, uint64_t host_offset);

@@ -5,8 +5,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/request/change.h"
-#include "qcow2/engine.h"
+#include "qcow2/base/container.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/l1.h"
+#include "qcow2/mapping/guard.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/reclaim.h"
 
 // A table being copied (or zeroed, where fresh space does not read as zeros). Whoever needs it
 // waits.
@@ -39,29 +50,29 @@ enum { COPY_READ, COPY_WRITE, COPY_LINK };
 // read the old table -> write the new one -> link it, behind a barrier
 static void copy_step(struct op *op)
 {
-    struct table_copy *copy = (struct table_copy *)((char *)op - offsetof(struct table_copy, op));
+    struct table_copy *copy = container_of(op, struct table_copy, op);
     struct image *image = op->image;
     unsigned bits = image->geometry.cluster_bits;
     uint64_t bytes = image->geometry.cluster_size;
 
-    if (op->wait_result < 0) {
+    if (op->wait.result < 0) {
         guard_remove(image, copy->new_cluster << bits);
         quarantine_add(image, copy->new_cluster, 1);
-        end_copy(copy, op->wait_result);
+        end_copy(copy, op->wait.result);
         return;
     }
     switch (op->state) {
     case COPY_READ:
         op->state = COPY_WRITE;
-        op_submit(op, FILE_READ, copy->old_offset, bytes, &copy->iov, 1);
+        op_submit(op, image->file, FILE_READ, copy->old_offset, bytes, &copy->iov, 1);
         return;
     case COPY_WRITE:
         op->state = COPY_LINK;
-        op_submit(op, FILE_WRITE, copy->new_cluster << bits, bytes, &copy->iov, 1);
+        op_submit(op, image->file, FILE_WRITE, copy->new_cluster << bits, bytes, &copy->iov, 1);
         return;
     default:
         // The old table stays guarded: the snapshot has it still.
-        image->sync.barrier_needed = true;
+        sync_need_barrier(image);
         link_table(image, copy->l1_index, copy->new_cluster);
         if (copy->old_offset)
             quarantine_add(image, copy->old_offset >> bits, 1);
@@ -88,10 +99,10 @@ static int start_copy(struct op *op, uint64_t l1_index, uint64_t old_offset, uin
     copy->iov = (struct iovec){.iov_base = copy->bytes, .iov_len = image->geometry.cluster_size};
     waitq_init(&copy->waiters);
     LIST_INSERT_HEAD(&image->table_copies, copy, link);
-    op_init_internal(&copy->op, image, copy_step);
+    op_init(&copy->op, image, image->runq, copy_step);
     copy->op.state = old_offset ? COPY_READ : COPY_WRITE;
     op_post(&copy->op);
-    return waitq_park(&copy->waiters, op);
+    return op_park(op, &copy->waiters);
 }
 
 int l2_table_own(struct op *op, uint64_t l1_index)
@@ -102,7 +113,7 @@ int l2_table_own(struct op *op, uint64_t l1_index)
 
     LIST_FOREACH (copy, &image->table_copies, link) {
         if (copy->l1_index == l1_index)
-            return waitq_park(&copy->waiters, op);
+            return op_park(op, &copy->waiters);
     }
     if (geometry_in_cluster(&image->geometry, old_offset) != 0)
         return -EIO;
@@ -110,10 +121,12 @@ int l2_table_own(struct op *op, uint64_t l1_index)
     struct alloc_run run;
     // Space that is fresh but not zero is as good as any.
     int result = alloc_clusters(op, 1, image->file->fresh_is_zero, &run);
+    if (result == -ENOSPC)
+        result = reclaim_wait(op);
     if (result != 0)
         return result;
-    if (change_hits_metadata(image, run.first << image->geometry.cluster_bits,
-                             image->geometry.cluster_size))
+    if (guard_refuses(image, run.first << image->geometry.cluster_bits,
+                      image->geometry.cluster_size))
         return -EIO;
     result = guard_add(image, run.first << image->geometry.cluster_bits);
     if (result == 0 && (old_offset || !run.zero))

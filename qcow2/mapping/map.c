@@ -4,9 +4,18 @@
 #include <assert.h>
 #include <errno.h>
 
-#include "qcow2/request/change.h"
-#include "qcow2/engine.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/host.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/mapping/cache.h"
+#include "qcow2/mapping/guard.h"
 #include "qcow2/mapping/l2_table.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/quarantine.h"
 
 unsigned map_slice_entries(const struct image *image)
 {
@@ -122,7 +131,7 @@ int map_lookup(struct op *op, struct image *image, uint64_t guest, uint64_t leng
     // A table that a snapshot shares says COPIED of no cluster, but an inconsistent one might. Nor
     // is an entry trusted that names a cluster which is still to be handed out.
     if (result == 0 && (!(image->l1.entries[geometry_l1_index(g, guest)] & FORMAT_COPIED) ||
-                        (m->host_offset + m->length - 1) >> g->cluster_bits >= image->alloc.fresh))
+                        (m->host_offset + m->length - 1) >> g->cluster_bits >= image->alloc->fresh))
         m->copied = false;
     return result;
 }
@@ -132,7 +141,7 @@ bool map_in_memory(struct image *image, uint64_t guest)
     uint64_t offset;
 
     return slice_offset(image, guest, &offset) == 0 &&
-           (offset == 0 || cache_has(&image->cache, offset, image->geometry.piece_bits));
+           (offset == 0 || cache_has(image->cache, offset, image->geometry.piece_bits));
 }
 
 bool map_reads_as_zeros(const struct image *image, const struct mapping *m, uint64_t guest)
@@ -186,7 +195,7 @@ static void drop_reference(struct image *image, const struct entry *old)
         return;
     if (old->kind == ENTRY_COMPRESSED)
         count = ((old->host_offset + old->host_length - 1) >> bits) - first + 1;
-    if (change_hits_metadata(image, first << bits, count << bits))
+    if (guard_refuses(image, first << bits, count << bits))
         return;
     quarantine_add(image, first, count);
 }
@@ -200,7 +209,7 @@ void map_replace(struct image *image, struct slice *slice, unsigned index, uint6
         return;
     image->mapping_changes++;
     slice->entries[index] = htobe64(raw);
-    cache_mark_dirty(&image->cache, slice);
+    cache_mark_dirty(image->cache, slice);
     if (old.kind == ENTRY_COMPRESSED || new.host_offset != old.host_offset)
         drop_reference(image, &old);
 }

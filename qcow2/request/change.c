@@ -3,8 +3,19 @@
 
 #include <errno.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/inflight.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/durable/recover.h"
+#include "qcow2/durable/sync.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/mapping/cache.h"
+#include "qcow2/mapping/guard.h"
 #include "qcow2/mapping/map.h"
+#include "qcow2/request/request.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/refcount.h"
 
 int change_prepare(struct op *op)
 {
@@ -12,17 +23,13 @@ int change_prepare(struct op *op)
 
     if (image->latched_error < 0)
         return image->latched_error;
-    if (!image->guard.ready) {
+    if (!image->guard->ready) {
         int result = guard_init(image);
 
         if (result < 0)
             return result;
     }
-    if (image->header.autoclear != 0 || image->sync.drop_autoclear) {
-        image->sync.drop_autoclear = true;
-        return sync_wait(op);
-    }
-    return 0;
+    return sync_drop_autoclear(op);
 }
 
 int change_mapping(struct op *op)
@@ -30,10 +37,10 @@ int change_mapping(struct op *op)
     struct image *image = op->image;
     int result = recover_wait(op);
 
-    if (result != 0 || !quarantine_full(&image->quarantine))
+    if (result != 0 || !quarantine_full(image->quarantine))
         return result;
     sync_request(image);
-    return waitq_park(&image->quarantine.room, op);
+    return op_park(op, &image->quarantine->room);
 }
 
 int change_link(struct op *op, uint64_t first, uint64_t count, enum entry_kind kind)
@@ -47,8 +54,9 @@ int change_link(struct op *op, uint64_t first, uint64_t count, enum entry_kind k
 
     if (result != 0)
         return result;
-    image->sync.unsynced = true;
-    image->sync.barrier_needed |= work->needs_barrier;
+    sync_note_write(image);
+    if (work->needs_barrier)
+        sync_need_barrier(image);
     for (uint64_t i = 0; i < count; i++) {
         uint64_t host = (first + i) << bits;
 
@@ -69,18 +77,8 @@ bool change_contradicted(const struct image *image, const struct mapping *m)
     if (!recover_done(image))
         return false;
     for (uint64_t cluster = first; cluster <= last; cluster++) {
-        if (!refcounts_may_be_one(&image->refcounts, cluster))
+        if (!refcounts_may_be_one(image->refcounts, cluster))
             return true;
     }
     return false;
-}
-
-bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length)
-{
-    const char *what = image->guard.ready ? guard_hit(image, host_offset, length) : NULL;
-
-    if (what)
-        corrupt_found(image, "a write to host offset %llu would have overwritten %s",
-                      (unsigned long long)host_offset, what);
-    return what != NULL;
 }

@@ -30,8 +30,4 @@ int change_link(struct op *op, uint64_t first, uint64_t count, enum entry_kind k
 // COPIED flag is wrong, and the cluster is not written in place.
 bool change_contradicted(const struct image *image, const struct mapping *m);
 
-// Whether writing there, or giving it up, would cost metadata that is known: the image is then
-// marked corrupt.
-bool change_hits_metadata(struct image *image, uint64_t host_offset, uint64_t length);
-
 #endif

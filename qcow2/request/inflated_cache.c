@@ -7,8 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/base/container.h"
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/offload.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/runq.h"
+#include "qcow2/base/waitq.h"
 #include "qcow2/codec/inflate.h"
-#include "qcow2/engine.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
 #include "qcow2/mapping/map.h"
 
 void inflated_cache_init(struct inflated_cache *cache)
@@ -37,7 +45,7 @@ static bool is_loading(const struct inflated *entry)
 
 static struct inflated *entry_of_job(struct offload_job *job)
 {
-    return (struct inflated *)((char *)job - offsetof(struct inflated, job));
+    return container_of(job, struct inflated, job);
 }
 
 // On another thread.
@@ -61,25 +69,24 @@ static void end_load(struct inflated *entry, int result)
     free(entry->packed);
     entry->packed = NULL;
     entry->state = result < 0 ? INFLATED_EMPTY : INFLATED_READY;
-    image->inflated.loading--;
+    image->inflated->loading--;
     waitq_wake(&entry->waiters, result);
-    waitq_wake(&image->inflated.room, 0);
+    waitq_wake(&image->inflated->room, 0);
 }
 
 static void inflate_ended(struct task *task)
 {
-    struct inflated *entry =
-        entry_of_job((struct offload_job *)((char *)task - offsetof(struct offload_job, task)));
+    struct inflated *entry = entry_of_job(container_of(task, struct offload_job, task));
 
     end_load(entry, entry->result);
 }
 
 static void read_ended(struct file_io *io)
 {
-    struct inflated *entry = (struct inflated *)((char *)io - offsetof(struct inflated, io));
+    struct inflated *entry = container_of(io, struct inflated, io);
     struct image *image = entry->image;
 
-    op_leave_active(&entry->op);
+    epoch_leave(&entry->reading);
     if (io->result < 0) {
         end_load(entry, io->result);
         return;
@@ -107,7 +114,7 @@ static int start_load(struct image *image, struct inflated *entry, const struct 
     entry->host_offset = m->host_offset;
     entry->host_length = m->host_length;
     entry->state = INFLATED_READING;
-    image->inflated.loading++;
+    image->inflated->loading++;
     entry->iov = (struct iovec){.iov_base = entry->packed, .iov_len = m->host_length};
     entry->io = (struct file_io){.kind = FILE_READ,
                                  .offset = m->host_offset,
@@ -116,8 +123,7 @@ static int start_load(struct image *image, struct inflated *entry, const struct 
                                  .iovcnt = 1,
                                  .done = read_ended};
     // The mapping was looked up in this turn; the ops that wait for the load hold nothing meanwhile.
-    op_init_internal(&entry->op, image, NULL);
-    op_replan(&entry->op);
+    epoch_enter(&image->plans, &entry->reading);
     file_submit(image->file, &entry->io);
     return 0;
 }
@@ -126,7 +132,7 @@ static int start_load(struct image *image, struct inflated *entry, const struct 
 
 static int make_room(struct image *image)
 {
-    struct inflated_cache *cache = &image->inflated;
+    struct inflated_cache *cache = image->inflated;
     size_t count = INFLATED_KEPT_BYTES >> image->geometry.cluster_bits;
 
     if (cache->kept)
@@ -176,7 +182,7 @@ static struct inflated *find(struct inflated_cache *cache, const struct mapping 
 
 void inflated_cache_prefetch(struct image *image, const struct mapping *m)
 {
-    struct inflated_cache *cache = &image->inflated;
+    struct inflated_cache *cache = image->inflated;
 
     if (make_room(image) < 0 || cache->loading >= INFLATED_AHEAD ||
         cache->loading >= cache->count / 2 || find(cache, m))
@@ -192,7 +198,7 @@ void inflated_cache_prefetch(struct image *image, const struct mapping *m)
 int inflated_cache_get(struct op *op, struct image *image, const struct mapping *m,
                        const unsigned char **bytes)
 {
-    struct inflated_cache *cache = &image->inflated;
+    struct inflated_cache *cache = image->inflated;
     int result = make_room(image);
 
     if (result < 0)
@@ -202,14 +208,14 @@ int inflated_cache_get(struct op *op, struct image *image, const struct mapping 
     if (!entry) {
         entry = oldest(cache);
         if (!entry)
-            return waitq_park(&cache->room, op);
+            return op_park(op, &cache->room);
         result = start_load(image, entry, m);
         if (result < 0)
             return result;
     }
     entry->used = ++cache->lookups;
     if (is_loading(entry))
-        return waitq_park(&entry->waiters, op);
+        return op_park(op, &entry->waiters);
     assert(entry->state == INFLATED_READY);
     *bytes = entry->bytes;
     return 0;

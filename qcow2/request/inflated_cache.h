@@ -45,8 +45,8 @@ struct inflated {
     unsigned char *bytes;  // one cluster
     unsigned char *packed; // host_length bytes while READING and INFLATING, else NULL
     struct waitq waiters;  // ops that wait for the end of loading
-    int result;            // of inflating
-    struct op op;          // internal: keeps the host clusters from being used again while READING
+    int result; // Inside while they are read, so that the host clusters are not used again.
+    struct epoch_member reading;
     struct file_io io;
     struct iovec iov;
     struct offload_job job;

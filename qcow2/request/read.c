@@ -9,8 +9,17 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/loan.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/format/geometry.h"
 #include "qcow2/mapping/chain.h"
+#include "qcow2/mapping/map.h"
+#include "qcow2/request/inflated_cache.h"
+#include "qcow2/request/request.h"
+#include "qcow2/request/steps.h"
 
 enum { READ_PLAN, READ_DATA };
 
@@ -61,7 +70,8 @@ static int read_data(struct op *op, const struct location *location)
     op->step_length = m->length;
     op->iov =
         (struct iovec){.iov_base = (char *)op->buf + (op->pos - op->offset), .iov_len = m->length};
-    op_submit_to(op, location->layer->file, FILE_READ, m->host_offset, m->length, &op->iov, 1);
+    op->io.lend = loan_possible(op, location->layer->file);
+    op_submit(op, location->layer->file, FILE_READ, m->host_offset, m->length, &op->iov, 1);
     return OP_PARKED;
 }
 
@@ -82,7 +92,7 @@ static void prefetch(struct op *op, struct image *layer)
     // here, it may be waiting for its own cluster.
     if (!map_in_memory(layer, op->pos))
         return;
-    if (op->pos == layer->inflated.sequential)
+    if (op->pos == layer->inflated->sequential)
         end += READ_AHEAD_BYTES;
     if (end > layer->size)
         end = layer->size;
@@ -110,7 +120,7 @@ static int read_compressed(struct op *op, const struct location *location)
         return result;
     memcpy((char *)op->buf + (op->pos - op->offset), bytes + in_cluster, location->mapping.length);
     advance_data(op, location->mapping.length, NULL);
-    layer->inflated.sequential = op->pos;
+    layer->inflated->sequential = op->pos;
     return 0;
 }
 
@@ -131,11 +141,11 @@ static int plan(struct op *op)
 
 void read_step(struct op *op)
 {
-    int result = op->wait_result;
+    int result = op->wait.result;
 
     if (result == 0 && op->state == READ_DATA) {
         if (op->io.lent)
-            lease_note(op, op->io.file);
+            loan_take(op, &op->image->loans);
         advance_data(op, op->step_length, op->io.lent);
         op->state = READ_PLAN;
     }

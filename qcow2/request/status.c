@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// status.c: what lies where (OP_BLOCK_STATUS), through the backing chain; and flush, which is all
-// waiting.
+// status.c: what lies where (OP_BLOCK_STATUS), through the backing chain.
 #include <errno.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/host.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/entry.h"
 #include "qcow2/mapping/chain.h"
+#include "qcow2/request/request.h"
+#include "qcow2/request/steps.h"
 
 // Lookups in one turn, before others have theirs.
 #define LOOKUPS_A_TURN 64
@@ -65,7 +70,7 @@ static int plan(struct op *op)
 
 void status_step(struct op *op)
 {
-    int result = op->wait_result;
+    int result = op->wait.result;
 
     for (int n = 0; result == 0 && n < LOOKUPS_A_TURN; n++) {
         if (op->pos >= op->offset + op->length || op->extent_count >= op->max_extents) {
@@ -77,19 +82,5 @@ void status_step(struct op *op)
     if (result == 0)
         op_post(op);
     else if (result != OP_PARKED)
-        op_finish(op, result);
-}
-
-enum { FLUSH_BEGIN, FLUSH_SYNC };
-
-void flush_step(struct op *op)
-{
-    int result = op->wait_result;
-
-    if (op->state == FLUSH_BEGIN && !op->image->read_only) {
-        op->state = FLUSH_SYNC;
-        result = sync_flush(op);
-    }
-    if (result != OP_PARKED)
         op_finish(op, result);
 }

@@ -11,9 +11,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/request/change.h"
-#include "qcow2/engine.h"
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/inflight.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/mapping/guard.h"
 #include "qcow2/mapping/map.h"
+#include "qcow2/request/change.h"
+#include "qcow2/request/request.h"
+#include "qcow2/request/steps.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/reclaim.h"
 
 enum { WRITE_PLAN, WRITE_IN_PLACE, WRITE_HEAD, WRITE_TAIL, WRITE_DATA, WRITE_LINK, WRITE_SYNC };
 
@@ -29,12 +41,12 @@ static char *payload(const struct op *op)
 
 static int write_in_place(struct op *op, const struct mapping *m)
 {
-    if (change_hits_metadata(op->image, m->host_offset, m->length))
+    if (guard_refuses(op->image, m->host_offset, m->length))
         return -EIO;
     op->state = WRITE_IN_PLACE;
     op->step_length = m->length;
     op->iov = (struct iovec){.iov_base = payload(op), .iov_len = m->length};
-    op_submit(op, FILE_WRITE, m->host_offset, m->length, &op->iov, 1);
+    op_submit(op, op->image->file, FILE_WRITE, m->host_offset, m->length, &op->iov, 1);
     return OP_PARKED;
 }
 
@@ -150,7 +162,7 @@ static int use_reserved(struct op *op, const struct mapping *m)
     struct stretch s = {
         .end = op->pos + m->length, .all_zero = true, .head_zero = true, .tail_zero = true};
 
-    if (change_hits_metadata(image, m->host_offset, m->length))
+    if (guard_refuses(image, m->host_offset, m->length))
         return -EIO;
     op->work->target = m->host_offset >> image->geometry.cluster_bits;
     lock_stretch(op, &s);
@@ -167,9 +179,11 @@ static int take_clusters(struct op *op, const struct mapping *m)
     if (result == 0)
         result = alloc_clusters(op, ((s.end - 1) >> bits) - (op->pos >> bits) + 1, false,
                                 &op->work->run);
+    if (result == -ENOSPC)
+        result = reclaim_wait(op);
     if (result != 0)
         return result;
-    if (change_hits_metadata(image, op->work->run.first << bits, op->work->run.count << bits))
+    if (guard_refuses(image, op->work->run.first << bits, op->work->run.count << bits))
         return -EIO;
     cut_stretch(op, &s, op->work->run.count);
     op->work->target = op->work->run.first;
@@ -204,7 +218,7 @@ static int plan(struct op *op)
 {
     struct mapping m;
 
-    op_replan(op);
+    epoch_enter(&op->image->plans, &op->plan);
     int result = change_prepare(op);
     if (result == 0)
         result = map_lookup(op, op->image, op->pos, end_of(op) - op->pos, &m);
@@ -265,7 +279,7 @@ static int write_data(struct op *op)
     if (work->tail_length > 0)
         work->iov[n++] = (struct iovec){work->bounce + work->head_length, work->tail_length};
     op->state = WRITE_LINK;
-    op_submit(op, FILE_WRITE, host - work->head_length,
+    op_submit(op, op->image->file, FILE_WRITE, host - work->head_length,
               work->head_length + op->step_length + work->tail_length, work->iov, n);
     return OP_PARKED;
 }
@@ -274,7 +288,7 @@ static int write_data(struct op *op)
 
 static void advance(struct op *op)
 {
-    op->image->sync.unsynced = true;
+    sync_note_write(op->image);
     op->pos += op->step_length;
     op->state = WRITE_PLAN;
 }
@@ -317,7 +331,7 @@ static int turn(struct op *op)
 
 void write_step(struct op *op)
 {
-    int result = op->wait_result;
+    int result = op->wait.result;
 
     if (op->state == WRITE_SYNC) {
         op_finish(op, result);

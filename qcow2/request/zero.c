@@ -15,9 +15,24 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/request/change.h"
-#include "qcow2/engine.h"
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/inflight.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/mapping/cache.h"
+#include "qcow2/mapping/guard.h"
 #include "qcow2/mapping/map.h"
+#include "qcow2/request/change.h"
+#include "qcow2/request/request.h"
+#include "qcow2/request/steps.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/reclaim.h"
 
 enum {
     ZERO_PLAN,
@@ -136,14 +151,14 @@ static int drain(struct op *op, uint64_t clusters, uint64_t host_offset)
 static int drained(struct op *op)
 {
     const struct geometry *g = &op->image->geometry;
-    int result = op_wait_for_older(op);
+    struct epochs *plans = &op->image->plans;
 
-    if (result != 0)
-        return result;
+    if (!epoch_passed(plans, op->plan.epoch))
+        return op_park(op, &plans->oldest_left);
     op->state = ZERO_RESERVED;
-    if (!alloc_reserves(&op->image->alloc))
+    if (!alloc_reserves(op->image->alloc))
         return 0;
-    op_submit(op, FILE_ALLOCATE, op->work->target << g->cluster_bits,
+    op_submit(op, op->image->file, FILE_ALLOCATE, op->work->target << g->cluster_bits,
               geometry_clusters(g, op->step_length) << g->cluster_bits, NULL, 0);
     return OP_PARKED;
 }
@@ -210,12 +225,14 @@ static int provide(struct op *op, const struct mapping *m)
         result = map_own_table(op, op->pos);
     if (result == 0)
         result = alloc_clusters(op, want, false, &op->work->run);
+    if (result == -ENOSPC)
+        result = reclaim_wait(op);
     if (result != 0)
         return result;
 
     struct alloc_run *run = &op->work->run;
     uint64_t first = op->pos >> g->cluster_bits;
-    if (change_hits_metadata(image, run->first << g->cluster_bits, run->count << g->cluster_bits))
+    if (guard_refuses(image, run->first << g->cluster_bits, run->count << g->cluster_bits))
         return -EIO;
     inflight_lock(&image->inflight, &op->work->range, first, first + run->count);
     op->step_length = run->count << g->cluster_bits;
@@ -225,12 +242,13 @@ static int provide(struct op *op, const struct mapping *m)
     // punch.
     enum file_io_kind kind = has_zero_flag(op) ? FILE_ALLOCATE : FILE_ZERO;
     op->work->needs_barrier = kind == FILE_ZERO && !run->zero;
-    if (run->zero || (kind == FILE_ALLOCATE && !alloc_reserves(&image->alloc))) {
+    if (run->zero || (kind == FILE_ALLOCATE && !alloc_reserves(image->alloc))) {
         op->state = ZERO_LINK;
         return 0;
     }
     op->state = ZERO_PROVIDED;
-    op_submit(op, kind, run->first << g->cluster_bits, run->count << g->cluster_bits, NULL, 0);
+    op_submit(op, op->image->file, kind, run->first << g->cluster_bits,
+              run->count << g->cluster_bits, NULL, 0);
     return OP_PARKED;
 }
 
@@ -333,9 +351,9 @@ static int do_without_host(struct op *op)
 {
     struct op_work *work = op->work;
 
-    op->wait_result = 0;
+    op->wait.result = 0;
     if (has_zero_flag(op)) {
-        alloc_cannot_reserve(&op->image->alloc);
+        alloc_cannot_reserve(op->image->alloc);
         return 0;
     }
     quarantine_add(op->image, work->run.first, work->run.count);
@@ -375,7 +393,7 @@ static int zero_whole(struct op *op, uint64_t length)
 
 static int plan(struct op *op)
 {
-    op_replan(op);
+    epoch_enter(&op->image->plans, &op->plan);
 
     int result = change_prepare(op);
     if (result == 0)
@@ -422,7 +440,7 @@ static bool slow(const struct op *op)
 
 void zero_step(struct op *op)
 {
-    int result = op->wait_result;
+    int result = op->wait.result;
 
     if (op->state == ZERO_SYNC) {
         op_finish(op, result);

@@ -3,20 +3,28 @@
 
 #include <errno.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/container.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/header.h"
+#include "qcow2/space/refcount.h"
 
-void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes)
+void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes,
+                bool reuse)
 {
     *alloc = (struct alloc){.fresh = fresh,
                             .reserved_end = file_bytes,
                             .reserve = image->file->fresh_is_zero,
+                            .reuse = reuse,
                             .image = image};
     waitq_init(&alloc->waiters);
 }
 
 static void reserve_ended(struct file_io *io)
 {
-    struct alloc *alloc = (struct alloc *)((char *)io - offsetof(struct alloc, io));
+    struct alloc *alloc = container_of(io, struct alloc, io);
     int result = io->result;
 
     alloc->reserving = false;
@@ -43,7 +51,7 @@ static void reserve_ended(struct file_io *io)
 static int reserve_space(struct op *op, uint64_t end)
 {
     struct image *image = op->image;
-    struct alloc *alloc = &image->alloc;
+    struct alloc *alloc = image->alloc;
 
     if (!alloc->reserve || end <= alloc->reserved_end)
         return 0;
@@ -73,19 +81,19 @@ static int reserve_space(struct op *op, uint64_t end)
         alloc->io.done = reserve_ended;
         file_submit(image->file, &alloc->io);
     }
-    return waitq_park(&alloc->waiters, op);
+    return op_park(op, &alloc->waiters);
 }
 
 static int take(struct image *image, uint64_t first, uint64_t count)
 {
-    image->alloc.taken = true;
+    image->alloc->taken = true;
     for (uint64_t i = 0; i < count; i++) {
-        int result = refcounts_set(&image->refcounts, first + i, 1);
+        int result = refcounts_set(image->refcounts, first + i, 1);
 
         if (result == 0)
             continue;
         while (i-- > 0)
-            refcounts_set(&image->refcounts, first + i, 0);
+            refcounts_set(image->refcounts, first + i, 0);
         return result;
     }
     return 0;
@@ -110,8 +118,8 @@ void alloc_freed(struct alloc *alloc)
 // Returns how many, 0 if there are none near; the next search goes on where this one ended.
 static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
 {
-    struct alloc *alloc = &image->alloc;
-    const struct refcounts *rc = &image->refcounts;
+    struct alloc *alloc = image->alloc;
+    const struct refcounts *rc = image->refcounts;
     // A file may be longer than its refcount table can tell.
     uint64_t covered = rc->table_size << rc->geometry.block_bits;
     uint64_t end = alloc->fresh < covered ? alloc->fresh : covered;
@@ -142,8 +150,8 @@ static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
 static int learn_page(struct op *op)
 {
     struct image *image = op->image;
-    struct alloc *alloc = &image->alloc;
-    struct refcounts *rc = &image->refcounts;
+    struct alloc *alloc = image->alloc;
+    struct refcounts *rc = image->refcounts;
 
     while (alloc->unknown_page << rc->geometry.block_bits < alloc->fresh) {
         uint64_t page = alloc->unknown_page;
@@ -211,7 +219,7 @@ static int check_limit(const struct image *image, uint64_t end)
 static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
 {
     struct image *image = op->image;
-    struct alloc *alloc = &image->alloc;
+    struct alloc *alloc = image->alloc;
     uint64_t count = 0;
     int result;
 
@@ -219,7 +227,7 @@ static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
         result = refcounts_load(op, alloc->fresh);
         if (result != 0)
             return result == -EFBIG ? -ENOSPC : result;
-        count = fresh_run(&image->refcounts, alloc->fresh, want);
+        count = fresh_run(image->refcounts, alloc->fresh, want);
         if (count > 0)
             break;
         // A refcount of something beyond the end of the file: a leak; passed over.
@@ -238,9 +246,10 @@ static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
     return 0;
 }
 
-static int take_any(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
+int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
 {
-    if (op->image->alloc.reuse && !fresh_only) {
+    run->count = 0;
+    if (op->image->alloc->reuse && !fresh_only) {
         int result = learn_page(op);
 
         if (result == 0)
@@ -251,26 +260,10 @@ static int take_any(struct op *op, uint64_t want, bool fresh_only, struct alloc_
     return take_fresh(op, want, run);
 }
 
-int alloc_clusters(struct op *op, uint64_t want, bool fresh_only, struct alloc_run *run)
-{
-    struct image *image = op->image;
-
-    run->count = 0;
-    int result = take_any(op, want, fresh_only, run);
-    if (result != -ENOSPC || op->space_waits == ALLOC_SPACE_WAITS ||
-        (quarantine_empty(&image->quarantine) && punch_idle(&image->punch)))
-        return result;
-    punch_all(image);
-    if (quarantine_waits_for_leases(image))
-        return waitq_park(&image->lease_ended, op);
-    op->space_waits++;
-    return sync_wait(op);
-}
-
 int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first)
 {
     struct image *image = op->image;
-    struct alloc *alloc = &image->alloc;
+    struct alloc *alloc = image->alloc;
     uint64_t at = alloc->fresh;
 
     for (uint64_t i = 0; i < count; i++) {
@@ -278,7 +271,7 @@ int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first)
 
         if (result != 0)
             return result == -EFBIG ? -ENOSPC : result;
-        if (refcounts_get(&image->refcounts, at + i) != 0) {
+        if (refcounts_get(image->refcounts, at + i) != 0) {
             at += i + 1;
             i = (uint64_t)-1;
         }

@@ -20,15 +20,10 @@ struct op;
 #define ALLOC_RESERVE_MIN (1u << 20)
 #define ALLOC_RESERVE_MAX (64u << 20)
 
-// How often an op that finds no space waits for a sync where clusters that were given up are on
-// their way: the first one frees them, and the next see their holes punched, which gives the host
-// room.
-#define ALLOC_SPACE_WAITS 3
-
 struct alloc {
     // First cluster of the fresh space, which is also how far entries are trusted: one that names a
     // cluster from here on names what was never handed out, and map.c does not believe its COPIED
-    // flag. Only grows; UINT64_MAX while recovery has not found the end.
+    // flag. Only grows; ALLOC_FRESH_UNKNOWN while recovery has not found the end.
     uint64_t fresh;
     uint64_t reserved_end; // bytes of the file that the host has space for
     uint64_t search;       // where to look for free clusters next
@@ -54,7 +49,11 @@ struct alloc_run {
 };
 
 // fresh: first cluster beyond everything that was ever used; file_bytes: size of the file now.
-void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes);
+// reuse: the refcounts are right, so that free clusters may be taken.
+void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes,
+                bool reuse);
+// Where no cluster may be taken yet.
+#define ALLOC_FRESH_UNKNOWN UINT64_MAX
 
 // Takes one run of 1 to want clusters. Returns 0, OP_PARKED (plan again) or a negative errno
 // (-ENOSPC, -EFBIG as -ENOSPC, -EIO, -ENOMEM). fresh_only: for tables, which rely on reading as

@@ -4,7 +4,12 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/refcount.h"
 
 enum { PUNCH_NEXT, PUNCH_DONE };
 
@@ -17,7 +22,7 @@ void punch_init(struct punch *punch, struct image *image)
     STAILQ_INIT(&punch->ripe);
     STAILQ_INIT(&punch->due);
     waitq_init(&punch->idle);
-    op_init_internal(&punch->op, image, punch_step);
+    op_init(&punch->op, image, image->runq, punch_step);
 }
 
 static void drop_first(struct punch *punch, struct punch_list *list)
@@ -46,7 +51,7 @@ bool punch_idle(const struct punch *punch)
 
 void punch_add(struct image *image, uint64_t first, uint64_t count)
 {
-    struct punch *punch = &image->punch;
+    struct punch *punch = image->punch;
 
     if (!punch->enabled)
         return;
@@ -69,13 +74,13 @@ static void start(struct punch *punch)
         return;
     punch->running = true;
     punch->op.state = PUNCH_NEXT;
-    punch->op.wait_result = 0;
+    punch->op.wait.result = 0;
     op_post(&punch->op);
 }
 
 void punch_age(struct image *image)
 {
-    struct punch *punch = &image->punch;
+    struct punch *punch = image->punch;
 
     STAILQ_CONCAT(&punch->due, &punch->ripe);
     STAILQ_CONCAT(&punch->ripe, &punch->young);
@@ -103,7 +108,7 @@ static void skip(struct punch *punch, uint64_t clusters)
 static void set_taken(struct image *image, uint64_t first, uint64_t count, bool taken)
 {
     for (uint64_t i = 0; i < count; i++)
-        refcounts_set(&image->refcounts, first + i, taken);
+        refcounts_set(image->refcounts, first + i, taken);
 }
 
 // Finds clusters of the first extent that are still free, and punches. Returns OP_PARKED, or 0 when
@@ -111,8 +116,8 @@ static void set_taken(struct image *image, uint64_t first, uint64_t count, bool 
 static int punch_front(struct op *op)
 {
     struct image *image = op->image;
-    struct punch *punch = &image->punch;
-    struct refcounts *rc = &image->refcounts;
+    struct punch *punch = image->punch;
+    struct refcounts *rc = image->refcounts;
     unsigned bits = image->geometry.cluster_bits;
     const struct punch_extent *extent = STAILQ_FIRST(&punch->due);
     uint64_t page_end = (refcounts_page_index(rc, extent->first) + 1) << rc->geometry.block_bits;
@@ -133,20 +138,20 @@ static int punch_front(struct op *op)
         punch->run++;
     set_taken(image, first, punch->run, true);
     op->state = PUNCH_DONE;
-    op_submit(op, FILE_PUNCH, first << bits, punch->run << bits, NULL, 0);
+    op_submit(op, image->file, FILE_PUNCH, first << bits, punch->run << bits, NULL, 0);
     return OP_PARKED;
 }
 
 static void punch_step(struct op *op)
 {
     struct image *image = op->image;
-    struct punch *punch = &image->punch;
+    struct punch *punch = image->punch;
 
     if (op->state == PUNCH_DONE) {
         set_taken(image, STAILQ_FIRST(&punch->due)->first, punch->run, false);
-        alloc_freed(&image->alloc);
+        alloc_freed(image->alloc);
         skip(punch, punch->run);
-        if (op->wait_result == -EOPNOTSUPP) {
+        if (op->wait.result == -EOPNOTSUPP) {
             punch->enabled = false;
             punch_free(punch);
             punch->last = NULL;

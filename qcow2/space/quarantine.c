@@ -4,7 +4,14 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/punch.h"
+#include "qcow2/space/refcount.h"
 
 static void release_step(struct op *op);
 
@@ -15,7 +22,7 @@ void quarantine_init(struct quarantine *q, struct image *image)
     TAILQ_INIT(&q->durable);
     waitq_init(&q->empty);
     waitq_init(&q->room);
-    op_init_internal(&q->releaser, image, release_step);
+    op_init(&q->releaser, image, image->runq, release_step);
 }
 
 static void free_list(struct quarantine_list *list)
@@ -47,7 +54,7 @@ bool quarantine_empty(const struct quarantine *q)
 
 void quarantine_add(struct image *image, uint64_t first, uint64_t count)
 {
-    struct quarantine *q = &image->quarantine;
+    struct quarantine *q = image->quarantine;
     struct quarantined *last = TAILQ_LAST(&q->pending, quarantine_list);
 
     // Who waits for the quarantine to empty found the image idle; it no longer is, and perhaps
@@ -55,7 +62,7 @@ void quarantine_add(struct image *image, uint64_t first, uint64_t count)
     waitq_wake(&q->empty, -EBUSY);
     if (last && last->first + last->count == first) {
         last->count += count;
-        last->stamp = image->next_begun;
+        last->stamp = epoch_now(&image->plans);
         return;
     }
     struct quarantined *extent = malloc(sizeof(*extent));
@@ -64,19 +71,20 @@ void quarantine_add(struct image *image, uint64_t first, uint64_t count)
                   (unsigned long long)count);
         return;
     }
-    *extent = (struct quarantined){.first = first, .count = count, .stamp = image->next_begun};
+    *extent =
+        (struct quarantined){.first = first, .count = count, .stamp = epoch_now(&image->plans)};
     TAILQ_INSERT_TAIL(&q->pending, extent, link);
     q->count++;
 }
 
 void quarantine_sync_begins(struct image *image)
 {
-    TAILQ_CONCAT(&image->quarantine.syncing, &image->quarantine.pending, link);
+    TAILQ_CONCAT(&image->quarantine->syncing, &image->quarantine->pending, link);
 }
 
 void quarantine_sync_ended(struct image *image, bool failed)
 {
-    struct quarantine *q = &image->quarantine;
+    struct quarantine *q = image->quarantine;
 
     if (failed) {
         TAILQ_CONCAT(&q->syncing, &q->pending, link);
@@ -88,39 +96,22 @@ void quarantine_sync_ended(struct image *image, bool failed)
     }
 }
 
-// The first durable extent if no op is left that may use it.
-static struct quarantined *unused_extent(const struct image *image)
+bool quarantine_waits_for_loans(const struct image *image)
 {
-    struct quarantined *extent = TAILQ_FIRST(&image->quarantine.durable);
-    const struct op *oldest = TAILQ_FIRST(&image->active);
+    const struct quarantined *extent = TAILQ_FIRST(&image->quarantine->durable);
 
-    return extent && oldest && oldest->begun < extent->stamp ? NULL : extent;
-}
-
-bool quarantine_waits_for_leases(const struct image *image)
-{
-    const struct quarantined *extent = unused_extent(image);
-
-    return extent && lease_older_than(image, extent->stamp);
-}
-
-// The same, if nothing of it is lent.
-static struct quarantined *next_extent(const struct image *image)
-{
-    if (!quarantine_waits_for_leases(image))
-        return unused_extent(image);
-    image->host.recall(image->host.context);
-    return NULL;
+    return extent && epoch_passed(&image->plans, extent->stamp) &&
+           !epoch_passed(&image->loans, extent->stamp);
 }
 
 void quarantine_kick(struct image *image)
 {
-    struct quarantine *q = &image->quarantine;
+    struct quarantine *q = image->quarantine;
 
-    if (q->releasing || !next_extent(image))
+    if (q->releaser_state != RELEASER_IDLE || TAILQ_EMPTY(&q->durable))
         return;
-    q->releasing = true;
-    q->releaser.wait_result = 0;
+    q->releaser_state = RELEASER_RUNNING;
+    q->releaser.wait.result = 0;
     op_post(&q->releaser);
 }
 
@@ -142,34 +133,34 @@ static void leak(struct image *image, struct quarantined *extent, int error)
 {
     image_log(image, "%llu freed clusters leak until the next check: error %d",
               (unsigned long long)extent->count, -error);
-    drop_front(&image->quarantine, extent, extent->count);
+    drop_front(image->quarantine, extent, extent->count);
 }
 
 // Lowers the refcounts of clusters that are in one page.
 static void lower(struct image *image, uint64_t first, uint64_t run)
 {
     for (uint64_t i = 0; i < run; i++) {
-        uint64_t count = refcounts_get(&image->refcounts, first + i);
+        uint64_t count = refcounts_get(image->refcounts, first + i);
 
         // A refcount of 0 under a reference: an inconsistent image; nothing to lower.
         if (count > 0)
-            refcounts_set(&image->refcounts, first + i, count - 1);
+            refcounts_set(image->refcounts, first + i, count - 1);
         // Damaged entries may hide references: then the last one that is known is not the last one.
-        if (count == 1 && image->alloc.reuse)
+        if (count == 1 && image->alloc->reuse)
             punch_add(image, first + i, 1);
     }
-    alloc_freed(&image->alloc);
+    alloc_freed(image->alloc);
 }
 
 // One more step of the first extent: 0, or OP_PARKED when the releaser's next turn comes by itself.
 static int release_front(struct op *op, struct quarantined *extent)
 {
     struct image *image = op->image;
-    const struct refcounts *rc = &image->refcounts;
+    const struct refcounts *rc = image->refcounts;
 
     // Beyond the fresh boundary nothing was ever counted: an entry of a broken image pointed there.
-    if (extent->first >= image->alloc.fresh) {
-        drop_front(&image->quarantine, extent, extent->count);
+    if (extent->first >= image->alloc->fresh) {
+        drop_front(image->quarantine, extent, extent->count);
         return 0;
     }
     int result = refcounts_load(op, extent->first);
@@ -183,7 +174,23 @@ static int release_front(struct op *op, struct quarantined *extent)
     uint64_t run =
         page_end - extent->first < extent->count ? page_end - extent->first : extent->count;
     lower(image, extent->first, run);
-    drop_front(&image->quarantine, extent, run);
+    drop_front(image->quarantine, extent, run);
+    return 0;
+}
+
+// Waits until nobody may use the first extent. Returns 0 or OP_PARKED.
+static int wait_for_grace(struct op *op, const struct quarantined *extent)
+{
+    struct image *image = op->image;
+
+    image->quarantine->releaser_state = RELEASER_WAITING;
+    if (!epoch_passed(&image->plans, extent->stamp))
+        return op_park(op, &image->plans.oldest_left);
+    if (!epoch_passed(&image->loans, extent->stamp)) {
+        image->host.recall(image->host.context);
+        return op_park(op, &image->loans.oldest_left);
+    }
+    image->quarantine->releaser_state = RELEASER_RUNNING;
     return 0;
 }
 
@@ -193,12 +200,12 @@ static void release_step(struct op *op)
     struct quarantined *extent;
 
     // A page that could not be read.
-    if (op->wait_result < 0)
-        leak(image, TAILQ_FIRST(&image->quarantine.durable), op->wait_result);
-    op->wait_result = 0;
-    while ((extent = next_extent(image)) != NULL) {
-        if (release_front(op, extent) == OP_PARKED)
+    if (op->wait.result < 0)
+        leak(image, TAILQ_FIRST(&image->quarantine->durable), op->wait.result);
+    op->wait.result = 0;
+    while ((extent = TAILQ_FIRST(&image->quarantine->durable)) != NULL) {
+        if (wait_for_grace(op, extent) == OP_PARKED || release_front(op, extent) == OP_PARKED)
             return;
     }
-    image->quarantine.releasing = false;
+    image->quarantine->releaser_state = RELEASER_IDLE;
 }

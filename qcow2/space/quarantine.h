@@ -3,8 +3,8 @@
 // clusters may be used again, only when
 //   1. a sync has made the unlinking durable (else a power cut brings the old entry back, and
 //      behind it somebody else's data), and
-//   2. every op has ended that may still read or write there, having planned before the unlinking,
-//      and given back what it was lent.
+//   2. every op that planned before the unlinking, and so may still read or write there, has ended
+//      or planned anew, and every loan of such a plan was returned (epoch.h).
 // Then punch.c may give them back to the host. A cluster's way to freedom, with what moves it:
 //
 //   in use ──quarantine_add──> pending ──quarantine_sync_begins──> syncing
@@ -34,18 +34,26 @@ struct image;
 struct quarantined {
     uint64_t first; // host clusters
     uint64_t count;
-    uint64_t stamp; // ops that began before this may use it
+    uint64_t stamp; // plans and loans of earlier epochs may use it
     TAILQ_ENTRY(quarantined) link;
 };
 
 TAILQ_HEAD(quarantine_list, quarantined);
+
+//   IDLE ──something is durable──> RUNNING <──> WAITING
+//     ^──────nothing is left─────────┘
+enum releaser_state {
+    RELEASER_IDLE,
+    RELEASER_RUNNING, // posted, or loading refcounts
+    RELEASER_WAITING, // for plans and loans that are older than the first durable extent
+};
 
 struct quarantine {
     struct quarantine_list pending; // unlinked in memory
     struct quarantine_list syncing; // the running sync makes it durable
     struct quarantine_list durable; // waits for ops to end, and for what they were lent
     size_t count;
-    bool releasing;
+    enum releaser_state releaser_state;
     struct op releaser;
     struct waitq empty; // ops that wait for all of it to be released
     struct waitq room;
@@ -59,14 +67,14 @@ void quarantine_free(struct quarantine *q);
 void quarantine_add(struct image *image, uint64_t first, uint64_t count);
 bool quarantine_full(const struct quarantine *q);
 bool quarantine_empty(const struct quarantine *q);
-// Whether leases alone are in the way of the next release. They were recalled (image_host).
-bool quarantine_waits_for_leases(const struct image *image);
+// True when loans alone are in the way of the next release. They were recalled (image_host).
+bool quarantine_waits_for_loans(const struct image *image);
 
 // For sync.c: a sync begins; it ended (failed: what it should have made durable waits on).
 void quarantine_sync_begins(struct image *image);
 void quarantine_sync_ended(struct image *image, bool failed);
 
-// Releases what may be released, if anything. Called whenever an op ends, plans anew or gives back.
+// Starts the releaser if it has something to do.
 void quarantine_kick(struct image *image);
 
 #endif

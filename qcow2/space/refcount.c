@@ -6,8 +6,17 @@
 #include <string.h>
 
 #include "qcow2/base/bits.h"
-#include "qcow2/engine.h"
+#include "qcow2/base/container.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/corrupt.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
 #include "qcow2/format/format.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/header.h"
+#include "qcow2/space/refcount_page.h"
 
 // ---- The table and its pages
 
@@ -138,9 +147,8 @@ struct refcount_load {
 
 static void load_ended(struct file_io *io)
 {
-    struct refcount_load *load =
-        (struct refcount_load *)((char *)io - offsetof(struct refcount_load, io));
-    struct refcounts *rc = &load->image->refcounts;
+    struct refcount_load *load = container_of(io, struct refcount_load, io);
+    struct refcounts *rc = load->image->refcounts;
     struct refcount_page *page = &rc->pages[load->page];
     int result = io->result;
 
@@ -159,7 +167,7 @@ static void load_ended(struct file_io *io)
 int refcounts_load(struct op *op, uint64_t cluster)
 {
     struct image *image = op->image;
-    struct refcounts *rc = &image->refcounts;
+    struct refcounts *rc = image->refcounts;
     int result = refcounts_reach(rc, cluster);
 
     if (result < 0)
@@ -170,7 +178,7 @@ int refcounts_load(struct op *op, uint64_t cluster)
     if (page->ready)
         return 0;
     if (page->loading)
-        return waitq_park(&page->waiters, op);
+        return op_park(op, &page->waiters);
     if (page->failed) {
         // One is told, the next one tries again.
         page->failed = false;
@@ -201,7 +209,7 @@ int refcounts_load(struct op *op, uint64_t cluster)
                                 .done = load_ended};
     page->loading = true;
     file_submit(image->file, &load->io);
-    return waitq_park(&page->waiters, op);
+    return op_park(op, &page->waiters);
 }
 
 int refcounts_load_last(struct refcounts *rc, struct file *file)

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "qcow2/base/container.h"
+
 // For files that are read past the host's page cache.
 #define BUFFER_ALIGNMENT 4096u
 
@@ -97,7 +99,7 @@ static void pump(struct scan *scan)
 
 static void slot_done(struct file_io *io)
 {
-    struct scan_slot *slot = (struct scan_slot *)((char *)io - offsetof(struct scan_slot, io));
+    struct scan_slot *slot = container_of(io, struct scan_slot, io);
 
     slot->ready = true;
     pump(slot->scan);
@@ -105,7 +107,7 @@ static void slot_done(struct file_io *io)
 
 static void go_on(struct task *task)
 {
-    struct scan *scan = (struct scan *)((char *)task - offsetof(struct scan, task));
+    struct scan *scan = container_of(task, struct scan, task);
 
     fill(scan);
     pump(scan);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/base/container.h"
 #include "qcow2/format/format.h"
 #include "qcow2/walk/walk_l1.h"
 #include "qcow2/walk/walk_l2.h"
@@ -425,7 +426,7 @@ static void phase_done(void *context, int result)
 
 static void begin(struct task *task)
 {
-    struct walk *walk = (struct walk *)((char *)task - offsetof(struct walk, task));
+    struct walk *walk = container_of(task, struct walk, task);
     int64_t size = file_size(walk->file);
     int ret = size < 0 ? (int)size : 0;
 

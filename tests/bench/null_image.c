@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/base/container.h"
 #include "qcow2/image.h"
 #include "qcow2/base/op.h"
 
@@ -72,7 +73,7 @@ void image_close(struct image *image)
 
 static void finish(struct task *task)
 {
-    struct op *op = (struct op *)((char *)task - offsetof(struct op, task));
+    struct op *op = container_of(task, struct op, wait.task);
 
     op->done(op);
 }
@@ -88,18 +89,18 @@ void op_start(struct image *image, struct op *op)
         op->extents[0] = (struct extent){.length = op->length};
         op->extent_count = 1;
     }
-    op->task.run = finish;
-    runq_post(image->file->runq, &op->task);
+    op->wait.task.run = finish;
+    runq_post(image->file->runq, &op->wait.task);
 }
 
 // Nothing is ever lent.
-bool op_copy_lent(struct op *op)
+bool loan_settle(struct op *op)
 {
     (void)op;
     return false;
 }
 
-void op_give_back(struct op *op)
+void loan_return(struct op *op)
 {
     (void)op;
 }

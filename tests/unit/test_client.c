@@ -45,7 +45,14 @@ static struct lender *lender_of(const struct op *op)
     return (struct lender *)op->lender;
 }
 
-bool op_copy_lent(struct op *op)
+void loan_return(struct op *op)
+{
+    assert_true(lender_of(op)->lent > 0);
+    lender_of(op)->lent--;
+    op->lender = NULL;
+}
+
+bool loan_settle(struct op *op)
 {
     char *to = op->buf;
 
@@ -58,14 +65,8 @@ bool op_copy_lent(struct op *op)
         }
         to += op->extents[i].length;
     }
+    loan_return(op);
     return true;
-}
-
-void op_give_back(struct op *op)
-{
-    assert_true(lender_of(op)->lent > 0);
-    lender_of(op)->lent--;
-    op->lender = NULL;
 }
 
 // What export.c needs to link.

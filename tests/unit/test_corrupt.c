@@ -10,7 +10,9 @@
 
 #include <cmocka.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/core/corrupt.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/format.h"
 #include "tests/unit/scripted_file.h"
 
 static bool is_header_write(const struct file_io *io)

@@ -13,7 +13,11 @@
 #include <errno.h>
 #include <libdeflate.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/container.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/format.h"
+#include "qcow2/image.h"
+#include "qcow2/request/inflated_cache.h"
 #include "qcow2/mapping/map.h"
 #include "tests/unit/scripted_file.h"
 
@@ -214,18 +218,18 @@ struct probe {
 
 static void probe_step(struct op *op)
 {
-    struct probe *probe = (struct probe *)((char *)op - offsetof(struct probe, op));
+    struct probe *probe = container_of(op, struct probe, op);
     const unsigned char *bytes;
 
-    op_replan(op);
-    probe->result = op->wait_result;
+    epoch_enter(&op->image->plans, &op->plan);
+    probe->result = op->wait.result;
     if (probe->result == 0)
         probe->result = inflated_cache_get(op, op->image, &probe->mapping, &bytes);
     if (probe->result == OP_PARKED)
         return;
     if (probe->result == 0)
         memcpy(probe->bytes, bytes, CLUSTER);
-    op_leave_active(op);
+    epoch_leave(&op->plan);
     probe->ended = true;
 }
 
@@ -234,7 +238,7 @@ static void start_probe(struct fixture *f, struct probe *probe, uint64_t offset,
 {
     *probe = (struct probe){
         .mapping = {.kind = ENTRY_COMPRESSED, .host_offset = offset, .host_length = length}};
-    op_init_internal(&probe->op, f->image, probe_step);
+    op_init(&probe->op, f->image, f->image->runq, probe_step);
     op_post(&probe->op);
 }
 
@@ -257,8 +261,8 @@ static void no_key_means_unused(void **state)
         assert_int_equal(ask(f, 0, SECTOR), -EIO);
         assert_int_equal(ask(f, 0, 2 * SECTOR), -EIO);
     }
-    for (size_t i = 0; i < f->image->inflated.count; i++)
-        assert_int_equal(f->image->inflated.kept[i].state, INFLATED_EMPTY);
+    for (size_t i = 0; i < f->image->inflated->count; i++)
+        assert_int_equal(f->image->inflated->kept[i].state, INFLATED_EMPTY);
 }
 
 static void equal_misses_share_a_load(void **state)
@@ -304,7 +308,7 @@ static void places_are_used_anew(void **state)
     open_image(f);
     assert_fails(f, 3);
     // Few places, so that each is used many times.
-    f->image->inflated.count = INFLATED_KEPT_MIN;
+    f->image->inflated->count = INFLATED_KEPT_MIN;
     for (int round = 0; round < 3; round++) {
         for (unsigned i = 1; i < count; i++) {
             if (i % 3 == 0)
@@ -313,7 +317,7 @@ static void places_are_used_anew(void **state)
                 assert_reads(f, i, i);
         }
     }
-    f->image->inflated.count = INFLATED_KEPT_MAX;
+    f->image->inflated->count = INFLATED_KEPT_MAX;
 }
 
 int main(void)

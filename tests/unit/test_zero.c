@@ -10,7 +10,11 @@
 
 #include <cmocka.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/format/format.h"
+#include "qcow2/image.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/refcount.h"
 #include "tests/unit/scripted_file.h"
 
 #define CLUSTER 65536u
@@ -101,10 +105,10 @@ static void space_is_kept_and_nothing_written(void **state)
         expect_zero_cluster(&f, cluster);
     // What is written now has its place already.
     unsigned reservations = f.disk->submitted[FILE_ALLOCATE];
-    uint64_t fresh = f.image->alloc.fresh;
+    uint64_t fresh = f.image->alloc->fresh;
     assert_int_equal(scripted_write(f.disk, f.image, "x", 3 * CLUSTER + 7, 1), 0);
     assert_int_equal(f.disk->submitted[FILE_ALLOCATE], reservations);
-    assert_int_equal(f.image->alloc.fresh, fresh);
+    assert_int_equal(f.image->alloc->fresh, fresh);
     end(&f);
 }
 
@@ -189,12 +193,12 @@ static void shared_space_is_none(void **state)
         // One's own is enough.
         assert_int_equal(entry_of(&f, 0), host | FORMAT_L2_ZERO | FORMAT_COPIED);
 
-        assert_int_equal(refcounts_set(&f.image->refcounts, host / CLUSTER, 2), 0);
+        assert_int_equal(refcounts_set(f.image->refcounts, host / CLUSTER, 2), 0);
         zero(&f, rows[i].offset, rows[i].length, OP_NO_HOLE);
         flush(&f);
         expect_zero_cluster(&f, 0);
         assert_int_not_equal(entry_of(&f, 0) & FORMAT_L2_OFFSET_MASK, host);
-        assert_int_equal(refcounts_get(&f.image->refcounts, host / CLUSTER), 1);
+        assert_int_equal(refcounts_get(f.image->refcounts, host / CLUSTER), 1);
         expect_bytes(&f, 0, CLUSTER, 0);
         end(&f);
     }

@@ -1,47 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/durable/corrupt.h"
+#include "qcow2/core/corrupt.h"
 
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "qcow2/engine.h"
+#include "qcow2/base/error.h"
+#include "qcow2/base/file.h"
+#include "qcow2/base/op.h"
+#include "qcow2/core/image_log.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 
 enum { CORRUPT_WRITE, CORRUPT_WRITTEN };
 
 static void corrupt_step(struct op *op)
 {
     struct image *image = op->image;
-    struct corrupt *corrupt = &image->corrupt;
+    struct corrupt *corrupt = image->corrupt;
 
     if (op->state == CORRUPT_WRITTEN) {
         corrupt->busy = false;
-        if (op->wait_result < 0)
-            image_log(image, "cannot set the corrupt bit: %s", strerror(-op->wait_result));
+        if (op->wait.result < 0)
+            image_log(image, "cannot set the corrupt bit: %s", strerror(-op->wait.result));
         return;
     }
     uint64_t incompatible = image->header.incompatible;
-    if (image->sync.dirty_bit)
+    if (image->dirty_bit)
         incompatible |= HEADER_INCOMPATIBLE_DIRTY;
     format_put64(corrupt->bytes, incompatible);
     corrupt->iov = (struct iovec){.iov_base = corrupt->bytes, .iov_len = sizeof(corrupt->bytes)};
     op->state = CORRUPT_WRITTEN;
-    op_submit(op, FILE_WRITE, HEADER_OFFSET_INCOMPATIBLE, sizeof(corrupt->bytes), &corrupt->iov, 1);
+    op_submit(op, image->file, FILE_WRITE, HEADER_OFFSET_INCOMPATIBLE, sizeof(corrupt->bytes),
+              &corrupt->iov, 1);
 }
 
 // The sync that runs may be writing the same bytes as they were before. The one after it, which is
 // waited for, finds the latched error and writes nothing, as all that follow.
 static void write_bit(struct image *image)
 {
-    struct corrupt *corrupt = &image->corrupt;
+    struct corrupt *corrupt = image->corrupt;
 
     if (image->header.version < 3 || image->read_only ||
         (image->header.incompatible & HEADER_INCOMPATIBLE_CORRUPT))
         return;
     image->header.incompatible |= HEADER_INCOMPATIBLE_CORRUPT;
     corrupt->busy = true;
-    op_init_internal(&corrupt->op, image, corrupt_step);
+    op_init(&corrupt->op, image, image->runq, corrupt_step);
     corrupt->op.state = CORRUPT_WRITE;
     sync_wait(&corrupt->op);
 }

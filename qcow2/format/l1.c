@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/mapping/l1.h"
+#include "qcow2/format/l1.h"
 
 #include <errno.h>
 #include <stdlib.h>

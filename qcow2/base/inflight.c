@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "qcow2/mapping/inflight.h"
+#include "qcow2/base/inflight.h"
 
 #include <assert.h>
+
+#include "qcow2/base/op.h"
 
 void inflight_init(struct inflight *inflight)
 {
@@ -14,7 +16,7 @@ int inflight_wait(struct inflight *inflight, uint64_t first, uint64_t end, struc
 
     TAILQ_FOREACH (other, &inflight->ranges, link) {
         if (other->first < end && first < other->end)
-            return waitq_park(&other->waiters, op);
+            return op_park(op, &other->waiters);
     }
     return 0;
 }

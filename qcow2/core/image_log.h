@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// image_log.h: lines for the operator about one image.
+#ifndef LAZYCOW_QCOW2_CORE_IMAGE_LOG_H
+#define LAZYCOW_QCOW2_CORE_IMAGE_LOG_H
+
+struct image;
+
+// Says one line, which begins with the file's name.
+__attribute__((format(printf, 2, 3))) void image_log(struct image *image, const char *format, ...);
+
+#endif

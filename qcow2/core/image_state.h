@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// image_state.h: the state of one image that is being served. Modules that work on the whole image
+// have their state behind a pointer, so that only a file that includes a module's header can touch
+// it.
+#ifndef LAZYCOW_QCOW2_CORE_IMAGE_STATE_H
+#define LAZYCOW_QCOW2_CORE_IMAGE_STATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/inflight.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/host.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/format/entry.h"
+#include "qcow2/format/geometry.h"
+#include "qcow2/format/header.h"
+#include "qcow2/format/l1.h"
+#include "qcow2/format/snapshot_table.h"
+
+struct image {
+    struct file *file; // owned
+    struct runq *runq;
+    struct image_host host;
+    struct image_options options;
+    enum image_format format;
+    uint64_t size; // guest bytes
+    bool read_only;
+    int latched_error; // a barrier failed or the image is corrupt: writes and flushes end with it
+
+    struct image *backing;       // owned; NULL: none
+    const struct image *overlay; // the image above it; NULL: it is served itself
+
+    // The step function of each kind of op.
+    void (*const *steps)(struct op *op);
+    struct epochs plans; // of ops that may use host clusters
+    struct epochs loans; // of ops that have something lent
+    size_t op_count;     // started and not done, internal ones not counted
+    size_t bounce_bytes; // held by copies on write
+    struct waitq bounce_room;
+    SLIST_HEAD(, op_work) spare_work;
+    size_t spare_work_count;
+
+    // Below: qcow2 only.
+    struct header header;
+    struct geometry geometry;
+    struct entry_context entry_context;
+    bool lazy;      // refcounts wait for a clean shutdown
+    bool dirty_bit; // may be set on disk: from the HEADER stage of a sync on, until CLEAN clears it
+    struct snapshot_table snapshots;
+    struct l1 l1;
+    uint64_t mapping_changes; // how often an L2 entry changed
+    LIST_HEAD(, table_copy) table_copies;
+    struct inflight inflight;
+    struct sync_queue syncs;
+
+    // Owned. The pointers below point into it; all are NULL for raw images.
+    struct image_parts *parts;
+    struct cache *cache;
+    struct inflated_cache *inflated;
+    struct chain *chain;
+    struct refcounts *refcounts;
+    struct alloc *alloc;
+    struct quarantine *quarantine;
+    struct punch *punch;
+    struct guard *guard;
+    struct sync *sync;
+    struct corrupt *corrupt;
+    struct recovery *recovery;
+};
+
+#endif

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "qcow2/request/request.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "qcow2/base/container.h"
+#include "qcow2/base/epoch.h"
+#include "qcow2/base/inflight.h"
+#include "qcow2/base/loan.h"
+#include "qcow2/base/op.h"
+#include "qcow2/base/runq.h"
+#include "qcow2/base/waitq.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/space/quarantine.h"
+
+// Whether the op may run at all: 0 or a negative errno.
+static int admit(const struct image *image, const struct op *op)
+{
+    bool changes = op->kind == OP_WRITE || op->kind == OP_DISCARD || op->kind == OP_WRITE_ZEROES;
+
+    if (op->kind != OP_FLUSH) {
+        if (op->offset > image->size || op->length > image->size - op->offset)
+            return changes ? -ENOSPC : -EINVAL;
+        if ((op->kind == OP_READ || op->kind == OP_WRITE) && op->length > OP_PAYLOAD_MAX)
+            return -EINVAL;
+    }
+    if (changes && image->read_only)
+        return -EPERM;
+    if (changes || op->kind == OP_FLUSH)
+        return image->latched_error;
+    return 0;
+}
+
+void op_start(struct image *image, struct op *op)
+{
+    op->image = image;
+    op->wait.task = (struct task){.run = op_take_turn};
+    op->wait.runq = image->runq;
+    op->wait.result = 0;
+    op->step = image->steps[op->kind];
+    op->state = 0;
+    op->result = 0;
+    op->pos = op->offset;
+    op->extent_count = 0;
+    op->plan.inside = NULL;
+    op->loan.inside = NULL;
+    op->scanned = false;
+    op->space_waits = 0;
+    op->descent.layer = NULL;
+    op->work = NULL;
+    op->lender = NULL;
+    op->io.lend = false;
+    image->op_count++;
+
+    int result = admit(image, op);
+    if (result < 0) {
+        op_finish(op, result);
+        return;
+    }
+    op->step(op);
+}
+
+int op_need_work(struct op *op)
+{
+    struct image *image = op->image;
+
+    if (op->work)
+        return 0;
+
+    struct op_work *work = SLIST_FIRST(&image->spare_work);
+    if (work) {
+        SLIST_REMOVE_HEAD(&image->spare_work, spare_link);
+        image->spare_work_count--;
+    } else {
+        work = malloc(sizeof(*work));
+        if (!work)
+            return -ENOMEM;
+    }
+    *work = (struct op_work){.parent = op};
+    waitq_init(&work->range.waiters);
+    op->work = work;
+    return 0;
+}
+
+int op_bounce_wait(struct op *op)
+{
+    struct image *image = op->image;
+
+    return image->bounce_bytes < OP_BOUNCE_BYTES_MAX ? 0 : op_park(op, &image->bounce_room);
+}
+
+int op_bounce(struct op *op, size_t bytes)
+{
+    struct op_work *work = op->work;
+
+    work->bounce = calloc(1, bytes);
+    if (!work->bounce)
+        return -ENOMEM;
+    work->bounce_bytes = bytes;
+    op->image->bounce_bytes += bytes;
+    return 0;
+}
+
+void op_bounce_free(struct op *op)
+{
+    struct op_work *work = op->work;
+    struct image *image = op->image;
+
+    free(work->bounce);
+    work->bounce = NULL;
+    image->bounce_bytes -= work->bounce_bytes;
+    if (work->bounce_bytes > 0 && image->bounce_bytes < OP_BOUNCE_BYTES_MAX)
+        waitq_wake(&image->bounce_room, 0);
+    work->bounce_bytes = 0;
+}
+
+static void release_work(struct op *op)
+{
+    struct image *image = op->image;
+    struct op_work *work = op->work;
+
+    if (!work)
+        return;
+    op_bounce_free(op);
+    op->work = NULL;
+    if (work->run.count > 0)
+        quarantine_add(image, work->run.first, work->run.count);
+    inflight_unlock(&image->inflight, &work->range);
+    if (image->spare_work_count < OP_SPARE_WORK_MAX) {
+        SLIST_INSERT_HEAD(&image->spare_work, work, spare_link);
+        image->spare_work_count++;
+    } else {
+        free(work);
+    }
+}
+
+static void tell_owner(struct task *task)
+{
+    struct op *op = container_of(task, struct op, wait.task);
+
+    op->image->op_count--;
+    op->done(op);
+}
+
+void op_finish(struct op *op, int result)
+{
+    assert(result <= 0);
+    release_work(op);
+    epoch_leave(&op->plan);
+    if (result < 0 && op->lender)
+        loan_return(op);
+    op->result = result;
+    op->wait.task.run = tell_owner;
+    op_post(op);
+}
+
+static void child_done(struct op *child)
+{
+    struct op *op = container_of(child, struct op_work, child)->parent;
+
+    op->wait.result = child->result;
+    op->step(op);
+}
+
+void op_start_child(struct op *op, struct image *image, const struct op *child)
+{
+    epoch_leave(&op->plan);
+    op->work->child = *child;
+    op->work->child.done = child_done;
+    op_start(image, &op->work->child);
+}

@@ -8,18 +8,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qcow2/base/container.h"
 #include "qcow2/base/epoch.h"
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/inflight.h"
-#include "qcow2/base/op.h"
 #include "qcow2/base/runq.h"
 #include "qcow2/base/waitq.h"
 #include "qcow2/core/corrupt.h"
 #include "qcow2/core/host.h"
 #include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
+#include "qcow2/durable/clean.h"
 #include "qcow2/durable/recover.h"
 #include "qcow2/durable/sync.h"
 #include "qcow2/format/backing_name.h"
@@ -312,108 +311,6 @@ bool image_read_only(const struct image *image)
 const char *image_name(const struct image *image)
 {
     return image->file->name;
-}
-
-// ---- Clean points
-
-// What a clean point takes: sync, let the quarantine empty, punch holes, write refcounts. A
-// refcount table that moved leaves its old clusters to quarantine, hence more rounds, and
-// without lazy refcounts it may move in the first sync already.
-#define CLEAN_ROUNDS 4
-
-enum { CLEAN_SYNC, CLEAN_RELEASE, CLEAN_PUNCH, CLEAN_REFCOUNTS, CLEAN_ROUND_ENDED };
-
-struct cleaner {
-    struct op op; // internal
-    int rounds;
-    image_clean_done *done;
-    void *context;
-};
-
-static void end_clean(struct cleaner *cleaner, int result)
-{
-    cleaner->done(cleaner->context, result);
-    free(cleaner);
-}
-
-static void clean_step(struct op *op)
-{
-    struct cleaner *cleaner = container_of(op, struct cleaner, op);
-    struct image *image = op->image;
-    int result = op->wait.result;
-
-    while (result == 0) {
-        switch (op->state) {
-        case CLEAN_SYNC:
-            op->state = CLEAN_RELEASE;
-            result = sync_flush(op);
-            break;
-        case CLEAN_RELEASE:
-            op->state = CLEAN_PUNCH;
-            quarantine_kick(image);
-            if (!TAILQ_EMPTY(&image->quarantine->pending)) {
-                // Something was given up since the sync began: by an op, or the sync itself.
-                op->state = CLEAN_SYNC;
-                result = ++cleaner->rounds == CLEAN_ROUNDS ? -EBUSY : 0;
-            } else if (!quarantine_empty(image->quarantine)) {
-                result = op_park(op, &image->quarantine->empty);
-            }
-            break;
-        case CLEAN_PUNCH:
-            op->state = CLEAN_REFCOUNTS;
-            punch_all(image);
-            if (!punch_idle(image->punch))
-                result = op_park(op, &image->punch->idle);
-            break;
-        case CLEAN_REFCOUNTS:
-            op->state = CLEAN_ROUND_ENDED;
-            result = sync_clean(op);
-            break;
-        default:
-            if (quarantine_empty(image->quarantine) || ++cleaner->rounds == CLEAN_ROUNDS) {
-                end_clean(cleaner, 0);
-                return;
-            }
-            op->state = CLEAN_SYNC;
-            break;
-        }
-    }
-    if (result < 0)
-        end_clean(cleaner, result);
-}
-
-void image_clean(struct image *image, image_clean_done *done, void *context)
-{
-    struct cleaner *cleaner = calloc(1, sizeof(*cleaner));
-
-    if (!cleaner) {
-        done(context, -ENOMEM);
-        return;
-    }
-    cleaner->done = done;
-    cleaner->context = context;
-    op_init(&cleaner->op, image, image->runq, clean_step);
-    cleaner->op.state = CLEAN_SYNC;
-    op_post(&cleaner->op);
-}
-
-bool image_needs_clean(const struct image *image)
-{
-    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2 || image->latched_error < 0)
-        return false;
-    if (!recover_complete(image))
-        return image->recovery->running || sync_needed(image);
-    return image->dirty_bit || image->refcounts->dirty_pages > 0 ||
-           image->refcounts->table_any_dirty || !quarantine_empty(image->quarantine) ||
-           !punch_idle(image->punch) || sync_needed(image);
-}
-
-bool image_tick(struct image *image)
-{
-    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
-        return false;
-    punch_all(image);
-    return !punch_idle(image->punch);
 }
 
 // ---- The end

@@ -13,6 +13,7 @@
 #include "qcow2/base/offload.h"
 #include "qcow2/base/op.h"
 #include "qcow2/core/host.h"
+#include "qcow2/durable/clean.h"
 #include "qcow2/request/request.h"
 
 // "qcow2" and "raw"; IMAGE_FORMAT_UNKNOWN for any other name.
@@ -28,19 +29,6 @@ uint64_t
 image_cluster_size(const struct image *image);   // bytes; for raw images the preferred block size
 bool image_read_only(const struct image *image); // as asked, or because the image is corrupt
 const char *image_name(const struct image *image);
-
-// True while writes since the last clean point leave refcounts to be written.
-bool image_needs_clean(const struct image *image);
-
-// To be called about once a second, while it returns true or ops that change the image come: what
-// can wait for a quiet moment, such as punching holes where clusters were freed. Returns whether
-// more is to be done.
-bool image_tick(struct image *image);
-
-// Writes refcounts and clears the dirty bit while serving, unless ops are in flight. done is called
-// with 0, -EBUSY where the image was not idle, or an error. One at a time.
-typedef void image_clean_done(void *context, int result);
-void image_clean(struct image *image, image_clean_done *done, void *context);
 
 // Finishes: no op may be in flight or started any more. Everything is made durable, refcounts are
 // written, the dirty bit is cleared and space allocated ahead given back. Blocking. Returns 0 or

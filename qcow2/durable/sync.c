@@ -276,8 +276,7 @@ static enum sync_state write_header(struct image *image)
 static bool refcounts_pending(const struct image *image)
 {
     return image->sync->refcounts.state != REFCOUNT_WRITE_PLACE ||
-           image->refcounts->dirty_pages > 0 || image->refcounts->table_any_dirty ||
-           image->refcounts->table_moved;
+           refcounts_dirty(image->refcounts);
 }
 
 static enum sync_state write_refcounts(struct image *image)

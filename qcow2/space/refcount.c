@@ -135,6 +135,11 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster)
     return 0;
 }
 
+bool refcounts_dirty(const struct refcounts *rc)
+{
+    return rc->dirty_pages > 0 || rc->table_any_dirty || rc->table_moved;
+}
+
 // ---- Loading a page
 
 struct refcount_load {

@@ -67,6 +67,9 @@ int refcounts_add(struct refcounts *rc, uint64_t cluster, uint64_t count, uint64
 uint64_t refcounts_find_free(const struct refcounts *rc, uint64_t from, uint64_t end, uint64_t want,
                              uint64_t *first, uint64_t *next);
 
+// True when memory has refcounts, or a table, that disk has not.
+bool refcounts_dirty(const struct refcounts *rc);
+
 // One past the last cluster below end whose refcount is not 0 or not known; 0 if there is none.
 uint64_t refcounts_end(const struct refcounts *rc, uint64_t end);
 

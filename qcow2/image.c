@@ -50,7 +50,8 @@ enum image_format image_format_parse(const char *name)
 {
     if (strcmp(name, "qcow2") == 0)
         return IMAGE_FORMAT_QCOW2;
-    if (strcmp(name, "raw") == 0)
+    // QEMU's drivers of files and devices, as formats: the bytes as they are.
+    if (strcmp(name, "raw") == 0 || strcmp(name, "file") == 0 || strcmp(name, "host_device") == 0)
         return IMAGE_FORMAT_RAW;
     return IMAGE_FORMAT_UNKNOWN;
 }
@@ -113,8 +114,11 @@ static int open_backing(struct image *image, struct error *err)
             "--backing-format, or store it with 'qemu-img rebase -u -F'",
             image->file->name, header->backing_name);
     if (!backing_name_is_local(header->backing_name))
-        return error_set(err, ENOTSUP, "'%s': the backing file '%s' is not a local file",
-                         image->file->name, header->backing_name);
+        return error_set(
+            err, ENOTSUP,
+            "'%s': the backing file '%s' is not a local file; make it one with 'qemu-img "
+            "convert' and name that with 'qemu-img rebase -u'",
+            image->file->name, header->backing_name);
 
     char *path = backing_name_resolve(image->file->name, header->backing_name);
     if (!path)

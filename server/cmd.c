@@ -145,6 +145,14 @@ bool cmd_parse_output(const char *text, bool *json)
     return true;
 }
 
+bool cmd_parse_locking(const char *text, enum file_locking *locking)
+{
+    if (file_locking_parse(text, locking))
+        return true;
+    cmd_fail("--locking %s: must be " FILE_LOCKING_VALUES, text);
+    return false;
+}
+
 const char *cmd_one_image(int argc, char **argv, const char *command)
 {
     if (argc - optind == 1)
@@ -170,10 +178,21 @@ json_t *cmd_json_text(const char *text)
     return string;
 }
 
-int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access, struct error *err)
+static void warn(void *context, const char *line)
+{
+    (void)context;
+    fprintf(stderr, "lazycow: warning: %s\n", line);
+}
+
+int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access,
+             enum file_locking locking, struct error *err)
 {
     const struct file_open_options options = {
-        .read_only = access != CMD_WRITE, .lock = true, .force_share = access == CMD_READ_SHARED};
+        .read_only = access != CMD_WRITE,
+        .force_share = access == CMD_READ_SHARED,
+        .locking = locking,
+        .warn = warn,
+    };
 
     runq_init(&cf->runq);
     cf->file = NULL;

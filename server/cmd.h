@@ -10,6 +10,7 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/runq.h"
+#include "server/file_locking.h"
 
 // Each subcommand gets its own name as argv[0] and returns the exit code of the process.
 int cmd_serve(int argc, char **argv);
@@ -50,6 +51,9 @@ bool cmd_next_option(char **rest, char **name, char **value);
 // --output human|json. Returns false, with a message, for anything else.
 bool cmd_parse_output(const char *text, bool *json);
 
+// --locking auto|on|off. Returns false, with a message, for anything else.
+bool cmd_parse_locking(const char *text, enum file_locking *locking);
+
 // The one argument that is left behind the options of a command; NULL, with a message, if there is
 // another number of them.
 const char *cmd_one_image(int argc, char **argv, const char *command);
@@ -71,7 +75,8 @@ enum cmd_access {
 };
 
 // Opens an existing file. Returns 0, or a negative errno with a message; then nothing is open.
-int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access, struct error *err);
+int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access,
+             enum file_locking locking, struct error *err);
 void cmd_close(struct cmd_file *cf);
 
 // Whether the file begins like a qcow2 image; false if it cannot be read.

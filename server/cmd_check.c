@@ -28,6 +28,7 @@ struct check_command {
     const char *format; // NULL: by its first bytes
     enum check_repair repair;
     enum cmd_access access;
+    enum file_locking locking;
     bool json;
     bool quiet;
     bool progress_shown;
@@ -44,6 +45,9 @@ static void print_help(void)
           "  -f, --format FORMAT     format of the image; only qcow2 has checks\n"
           "  -q, --quiet             print nothing but errors\n"
           "  -U, --force-share       look at an image in use; may see errors that are not there\n"
+          "      --locking auto|on|off\n"
+          "                          lock the image meanwhile; auto: where its file system has "
+          "locks\n"
           "  -h, --help              print this and exit\n"
           "\n"
           "Exit codes: 0 consistent, 1 not checked, 2 corrupt, 3 leaked clusters only,\n"
@@ -154,7 +158,10 @@ static int run(struct check_command *c)
         options.message = say;
     if (!c->quiet && isatty(STDERR_FILENO))
         options.progress = show_progress;
-    if (cmd_open(&cf, c->path, c->access, &err) < 0) {
+    int ret = cmd_open(&cf, c->path, c->access, c->locking, &err);
+    if (ret == -EAGAIN && c->repair == CHECK_REPORT)
+        error_append(&err, ", or look at it all the same with -U (--force-share)");
+    if (ret < 0) {
         cmd_fail("%s", err.text);
         return EXIT_NOT_CHECKED;
     }
@@ -163,7 +170,7 @@ static int run(struct check_command *c)
         cmd_fail("'%s': not a qcow2 image; other formats have no checks", c->path);
         return EXIT_NO_CHECKS;
     }
-    int ret = check_image(cf.file, &options, &result, &err);
+    ret = check_image(cf.file, &options, &result, &err);
     cmd_close(&cf);
     hide_progress(c);
     if (ret < 0) {
@@ -190,22 +197,22 @@ static int parse_repair(const char *text, enum check_repair *repair)
 
 int cmd_check(int argc, char **argv)
 {
-    enum { OPTION_OUTPUT = 256 };
+    enum { OPTION_OUTPUT = 256, OPTION_LOCKING };
     static const struct option long_options[] = {
         {"repair", required_argument, NULL, 'r'},
         {"output", required_argument, NULL, OPTION_OUTPUT},
         {"format", required_argument, NULL, 'f'},
         {"quiet", no_argument, NULL, 'q'},
         {"force-share", no_argument, NULL, 'U'},
+        {"locking", required_argument, NULL, OPTION_LOCKING},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    static char title[] = "lazycow check"; // for getopt's messages
-    struct check_command c = {.access = CMD_READ};
+    struct check_command c = {.access = CMD_READ, .locking = FILE_LOCKING_AUTO};
     int opt;
 
-    argv[0] = title;
-    while ((opt = getopt_long(argc, argv, "r:f:qUh", long_options, NULL)) != -1) {
+    opterr = 0;
+    while ((opt = getopt_long(argc, argv, ":r:f:qUh", long_options, NULL)) != -1) {
         switch (opt) {
         case 'r':
             if (parse_repair(optarg, &c.repair) != 0)
@@ -213,6 +220,10 @@ int cmd_check(int argc, char **argv)
             break;
         case OPTION_OUTPUT:
             if (!cmd_parse_output(optarg, &c.json))
+                return cmd_hint("check");
+            break;
+        case OPTION_LOCKING:
+            if (!cmd_parse_locking(optarg, &c.locking))
                 return cmd_hint("check");
             break;
         case 'f':
@@ -228,7 +239,7 @@ int cmd_check(int argc, char **argv)
             print_help();
             return 0;
         default:
-            return cmd_hint("check");
+            return cmd_wrong_option("check", opt, argc, argv, long_options);
         }
     }
     c.path = cmd_one_image(argc, argv, "check");

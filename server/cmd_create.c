@@ -15,21 +15,10 @@
 #include "qcow2/format/header.h"
 #include "qcow2/image.h"
 #include "server/cmd.h"
+#include "server/create_options.h"
 
 // Guest sizes are whole sectors, as QEMU makes them.
 #define SECTOR_BYTES 512u
-
-struct create_command {
-    struct create_options options;
-    char *path;
-    bool have_size;
-    bool quiet;
-    bool unsafe;               // the backing file is not looked at
-    bool lazy_asked;           // lazy_refcounts was given
-    const char *preallocation; // as given, NULL if not
-    const char *version;
-    const char *nocow;
-};
 
 static void print_help(void)
 {
@@ -44,6 +33,8 @@ static void print_help(void)
           "                         format of the backing file: qcow2 or raw (needed with -b)\n"
           "  -u                     do not look at the backing file; it need not exist\n"
           "  -f, --format FORMAT    qcow2, the only one\n"
+          "      --locking auto|on|off  lock the image meanwhile; auto: where its file system has "
+          "locks\n"
           "  -q, --quiet            print nothing but errors\n"
           "  -h, --help             print this and exit\n"
           "\n"
@@ -66,201 +57,14 @@ static void print_help(void)
           stdout);
 }
 
-static bool parse_switch(const char *value, bool *on)
-{
-    *on = value == NULL || strcmp(value, "on") == 0 || strcmp(value, "yes") == 0 ||
-          strcmp(value, "true") == 0 || strcmp(value, "y") == 0;
-    return *on || strcmp(value, "off") == 0 || strcmp(value, "no") == 0 ||
-           strcmp(value, "false") == 0 || strcmp(value, "n") == 0;
-}
-
-// The exponent of a power of two; false for any other number.
-static bool power_of_two(uint64_t value, unsigned *exponent)
-{
-    if (value == 0 || (value & (value - 1)) != 0)
-        return false;
-    *exponent = (unsigned)__builtin_ctzll(value);
-    return true;
-}
-
-static int bad_value(const struct create_command *c, const char *name, const char *value,
-                     const char *wanted)
-{
-    return cmd_fail("'%s': option %s=%s: must be %s", c->path, name, value ? value : "", wanted);
-}
-
-static int take_size(struct create_command *c, const char *text)
-{
-    if (c->have_size)
-        return cmd_fail("'%s': the size is given twice; leave one of them out", c->path);
-    if (!cmd_parse_size(text, &c->options.size))
-        return cmd_fail("'%s': invalid size '%s'; use a number up to 2^63-1, or with a suffix "
-                        "k, M, G, T, P or E",
-                        c->path, text);
-    c->have_size = true;
-    return 0;
-}
-
-static int option_size(struct create_command *c, const char *name, char *value)
-{
-    return value == NULL ? bad_value(c, name, value, "a size") : take_size(c, value);
-}
-
-static int option_compat(struct create_command *c, const char *name, char *value)
-{
-    if (value != NULL && (strcmp(value, "0.10") == 0 || strcmp(value, "v2") == 0))
-        c->options.version = 2;
-    else if (value != NULL && (strcmp(value, "1.1") == 0 || strcmp(value, "v3") == 0))
-        c->options.version = 3;
-    else
-        return bad_value(c, name, value, "0.10 (or v2) or 1.1 (or v3)");
-    c->version = value;
-    return 0;
-}
-
-static int option_cluster_size(struct create_command *c, const char *name, char *value)
-{
-    uint64_t size;
-
-    if (value == NULL || !cmd_parse_size(value, &size) ||
-        !power_of_two(size, &c->options.cluster_bits) ||
-        c->options.cluster_bits < HEADER_CLUSTER_BITS_MIN ||
-        c->options.cluster_bits > HEADER_CLUSTER_BITS_MAX)
-        return bad_value(c, name, value, "a power of two from 512 to 2M");
-    return 0;
-}
-
-static int option_refcount_bits(struct create_command *c, const char *name, char *value)
-{
-    uint64_t bits;
-
-    if (value == NULL || !cmd_parse_size(value, &bits) ||
-        !power_of_two(bits, &c->options.refcount_order) ||
-        c->options.refcount_order > FORMAT_REFCOUNT_ORDER_MAX)
-        return bad_value(c, name, value, "a power of two from 1 to 64");
-    return 0;
-}
-
-static int option_lazy_refcounts(struct create_command *c, const char *name, char *value)
-{
-    c->lazy_asked = true;
-    return parse_switch(value, &c->options.lazy_refcounts) ? 0
-                                                           : bad_value(c, name, value, "on or off");
-}
-
-static int option_preallocation(struct create_command *c, const char *name, char *value)
-{
-    static const char *const modes[] = {[CREATE_PREALLOCATE_OFF] = "off",
-                                        [CREATE_PREALLOCATE_METADATA] = "metadata",
-                                        [CREATE_PREALLOCATE_SPACE] = "falloc",
-                                        [CREATE_PREALLOCATE_ZEROS] = "full"};
-
-    for (size_t i = 0; value != NULL && i < sizeof(modes) / sizeof(modes[0]); i++) {
-        if (strcmp(value, modes[i]) == 0) {
-            c->options.preallocation = (enum create_preallocation)i;
-            c->preallocation = value;
-            return 0;
-        }
-    }
-    return bad_value(c, name, value, "off, metadata, falloc or full");
-}
-
-static int option_backing_file(struct create_command *c, const char *name, char *value)
-{
-    if (value == NULL || value[0] == '\0')
-        return bad_value(c, name, value, "a file name");
-    c->options.backing_name = value;
-    return 0;
-}
-
-static int option_backing_format(struct create_command *c, const char *name, char *value)
-{
-    if (value == NULL || value[0] == '\0')
-        return bad_value(c, name, value, "qcow2 or raw");
-    c->options.backing_format = value;
-    return 0;
-}
-
-// What is not supported may be given where it asks for nothing.
-static int option_off(struct create_command *c, const char *name, char *value)
-{
-    bool on;
-
-    if (!parse_switch(value, &on))
-        return bad_value(c, name, value, "off");
-    if (on)
-        return cmd_fail("'%s': %s is not supported; leave it out", c->path, name);
-    if (strcmp(name, "nocow") == 0)
-        c->nocow = value;
-    return 0;
-}
-
-static int option_compression(struct create_command *c, const char *name, char *value)
-{
-    if (value == NULL || (strcmp(value, "zlib") != 0 && strcmp(value, "zstd") != 0))
-        return bad_value(c, name, value, "zlib or zstd");
-    c->options.compression_type =
-        strcmp(value, "zstd") == 0 ? FORMAT_COMPRESSION_ZSTD : FORMAT_COMPRESSION_ZLIB;
-    return 0;
-}
-
-static int option_unsupported(struct create_command *c, const char *name, char *value)
-{
-    (void)value;
-    return cmd_fail("'%s': %s is not supported; leave it out", c->path, name);
-}
-
-static int take_option(struct create_command *c, const char *name, char *value)
-{
-    static const struct {
-        const char *name;
-        int (*take)(struct create_command *c, const char *name, char *value);
-    } options[] = {
-        {"size", option_size},
-        {"compat", option_compat},
-        {"cluster_size", option_cluster_size},
-        {"refcount_bits", option_refcount_bits},
-        {"lazy_refcounts", option_lazy_refcounts},
-        {"preallocation", option_preallocation},
-        {"backing_file", option_backing_file},
-        {"backing_fmt", option_backing_format},
-        {"nocow", option_off},
-        {"extended_l2", option_off},
-        {"data_file_raw", option_off},
-        {"encryption", option_off},
-        {"compression_type", option_compression},
-        {"data_file", option_unsupported},
-    };
-
-    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
-        if (strcmp(name, options[i].name) == 0)
-            return options[i].take(c, name, value);
-    }
-    if (strncmp(name, "encrypt.", 8) == 0)
-        return option_unsupported(c, name, value);
-    cmd_fail("'%s': unknown option '%s'", c->path, name);
-    return cmd_hint("create");
-}
-
-// Applies one -o list; values keep pointing into it.
-static int take_options(struct create_command *c, char *list)
-{
-    char *name, *value;
-
-    while (cmd_next_option(&list, &name, &value)) {
-        int ret = take_option(c, name, value);
-        if (ret != 0)
-            return ret;
-    }
-    return 0;
-}
-
 // Guest size of the backing file at path.
-static int backing_size(const char *path, enum image_format format, uint64_t *size,
-                        struct error *err)
+static int backing_size(const char *path, enum image_format format, enum file_locking locking,
+                        uint64_t *size, struct error *err)
 {
     struct cmd_file cf;
-    int ret = cmd_open(&cf, path, CMD_READ, err);
+    int ret = cmd_open(&cf, path, CMD_READ, locking, err);
+    if (ret == -EAGAIN)
+        error_append(err, ", or give the size and -u to leave it unlooked at");
     if (ret < 0)
         return ret;
 
@@ -310,7 +114,7 @@ static int use_backing(struct create_command *c)
         return cmd_fail("'%s': no memory", c->path);
     struct error err;
     uint64_t size = 0;
-    int ret = backing_size(path, format, &size, &err);
+    int ret = backing_size(path, format, c->locking, &size, &err);
     free(path);
     if (ret < 0)
         return cmd_fail("'%s': backing file: %s", c->path, err.text);
@@ -364,7 +168,7 @@ static int make_image(struct create_command *c)
         close(fd);
 
     struct cmd_file cf;
-    int ret = cmd_open(&cf, c->path, CMD_WRITE, &err);
+    int ret = cmd_open(&cf, c->path, CMD_WRITE, c->locking, &err);
     if (ret == 0) {
         ret = create_image(cf.file, &c->options, &err);
         cmd_close(&cf);
@@ -403,25 +207,51 @@ static int run(struct create_command *c)
 // The -o lists in the order they were given; the image's name is known only after all options.
 #define OPTION_LISTS_MAX 64
 
+// Takes what stands behind the options, and the lists, and does it. Returns the exit code.
+static int take_arguments(struct create_command *c, int argc, char **argv, char *const *lists,
+                          size_t list_count)
+{
+    int ret = 0;
+
+    if (argc - optind < 1 || argc - optind > 2) {
+        cmd_fail("create: expected IMAGE and maybe SIZE");
+        return cmd_hint("create");
+    }
+    c->path = backing_name_path(argv[optind]);
+    if (!backing_name_is_local(argv[optind]))
+        return cmd_fail("'%s': not the name of a local file; write './%s' for a file called so",
+                        c->path, c->path);
+    if (argc - optind == 2)
+        ret = create_take_size(c, argv[optind + 1]);
+    for (size_t i = 0; i < list_count && ret == 0; i++)
+        ret = create_take_options(c, lists[i]);
+    return ret != 0 ? ret : run(c);
+}
+
 int cmd_create(int argc, char **argv)
 {
+    enum { OPTION_LOCKING = 256 };
     static const struct option long_options[] = {
-        {"backing", required_argument, NULL, 'b'}, {"backing-format", required_argument, NULL, 'F'},
-        {"format", required_argument, NULL, 'f'},  {"quiet", no_argument, NULL, 'q'},
-        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0},
+        {"backing", required_argument, NULL, 'b'},
+        {"backing-format", required_argument, NULL, 'F'},
+        {"format", required_argument, NULL, 'f'},
+        {"quiet", no_argument, NULL, 'q'},
+        {"locking", required_argument, NULL, OPTION_LOCKING},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     struct create_command c = {
         .options = {.version = 3,
                     .cluster_bits = CREATE_CLUSTER_BITS_DEFAULT,
                     .refcount_order = CREATE_REFCOUNT_ORDER_DEFAULT},
+        .locking = FILE_LOCKING_AUTO,
     };
-    static char title[] = "lazycow create"; // for getopt's messages
     char *lists[OPTION_LISTS_MAX];
     size_t list_count = 0;
     int opt;
 
-    argv[0] = title;
-    while ((opt = getopt_long(argc, argv, "o:b:F:f:quh", long_options, NULL)) != -1) {
+    opterr = 0;
+    while ((opt = getopt_long(argc, argv, ":o:b:F:f:quh", long_options, NULL)) != -1) {
         switch (opt) {
         case 'o':
             if (strcmp(optarg, "help") == 0 || strcmp(optarg, "?") == 0) {
@@ -448,22 +278,16 @@ int cmd_create(int argc, char **argv)
         case 'u':
             c.unsafe = true;
             break;
+        case OPTION_LOCKING:
+            if (!cmd_parse_locking(optarg, &c.locking))
+                return cmd_hint("create");
+            break;
         case 'h':
             print_help();
             return 0;
         default:
-            return cmd_hint("create");
+            return cmd_wrong_option("create", opt, argc, argv, long_options);
         }
     }
-    if (argc - optind < 1 || argc - optind > 2) {
-        cmd_fail("create: expected IMAGE and maybe SIZE");
-        return cmd_hint("create");
-    }
-    c.path = argv[optind];
-    int ret = 0;
-    if (argc - optind == 2)
-        ret = take_size(&c, argv[optind + 1]);
-    for (size_t i = 0; i < list_count && ret == 0; i++)
-        ret = take_options(&c, lists[i]);
-    return ret != 0 ? ret : run(&c);
+    return take_arguments(&c, argc, argv, lists, list_count);
 }

@@ -18,6 +18,7 @@ struct info_command {
     const char *path;
     enum image_format format;
     enum cmd_access access;
+    enum file_locking locking;
     bool chain;
     bool json;
 };
@@ -31,6 +32,9 @@ static void print_help(void)
           "      --backing-chain      and about its backing files\n"
           "  -f, --format FORMAT      qcow2 or raw; by default what the file begins like\n"
           "  -U, --force-share        look at an image in use; what it says may be outdated\n"
+          "      --locking auto|on|off\n"
+          "                           lock the image meanwhile; auto: where its file system has "
+          "locks\n"
           "  -h, --help               print this and exit\n",
           stdout);
 }
@@ -44,7 +48,7 @@ static int read_chain(const struct info_command *c, json_t *list)
 
     while (path != NULL) {
         struct error err;
-        json_t *info = info_read(path, format, c->access, &err);
+        json_t *info = info_read(path, format, c->access, c->locking, &err);
         if (info == NULL)
             return cmd_fail("%s", err.text);
         json_array_append_new(list, info);
@@ -87,24 +91,29 @@ static int run(const struct info_command *c)
 
 int cmd_info(int argc, char **argv)
 {
-    enum { OPTION_OUTPUT = 256, OPTION_CHAIN };
+    enum { OPTION_OUTPUT = 256, OPTION_CHAIN, OPTION_LOCKING };
     static const struct option long_options[] = {
         {"output", required_argument, NULL, OPTION_OUTPUT},
         {"backing-chain", no_argument, NULL, OPTION_CHAIN},
         {"format", required_argument, NULL, 'f'},
         {"force-share", no_argument, NULL, 'U'},
+        {"locking", required_argument, NULL, OPTION_LOCKING},
         {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0},
     };
-    static char title[] = "lazycow info"; // for getopt's messages
-    struct info_command c = {.format = IMAGE_FORMAT_UNKNOWN, .access = CMD_READ};
+    struct info_command c = {
+        .format = IMAGE_FORMAT_UNKNOWN, .access = CMD_READ, .locking = FILE_LOCKING_AUTO};
     int opt;
 
-    argv[0] = title;
-    while ((opt = getopt_long(argc, argv, "f:Uh", long_options, NULL)) != -1) {
+    opterr = 0;
+    while ((opt = getopt_long(argc, argv, ":f:Uh", long_options, NULL)) != -1) {
         switch (opt) {
         case OPTION_OUTPUT:
             if (!cmd_parse_output(optarg, &c.json))
+                return cmd_hint("info");
+            break;
+        case OPTION_LOCKING:
+            if (!cmd_parse_locking(optarg, &c.locking))
                 return cmd_hint("info");
             break;
         case OPTION_CHAIN:
@@ -122,7 +131,7 @@ int cmd_info(int argc, char **argv)
             print_help();
             return 0;
         default:
-            return cmd_hint("info");
+            return cmd_wrong_option("info", opt, argc, argv, long_options);
         }
     }
     c.path = cmd_one_image(argc, argv, "info");

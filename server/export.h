@@ -11,6 +11,7 @@
 #include "qcow2/base/error.h"
 #include "qcow2/image.h"
 #include "server/export_argument.h"
+#include "server/file_locking.h"
 #include "server/log.h"
 
 // How many images one server takes: more than anybody names on a command line, and few enough for a
@@ -26,10 +27,11 @@ enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 struct export_options {
     bool read_only;
     bool force_share; // no locks; only with read_only
-    bool direct;      // O_DIRECT
-    bool no_flush;    // flushes are not passed to the host
-    bool force_fua;   // every write is durable before it is answered
-    bool unmap;       // discards give space back
+    enum file_locking locking;
+    bool direct;    // O_DIRECT
+    bool no_flush;  // flushes are not passed to the host
+    bool force_fua; // every write is durable before it is answered
+    bool unmap;     // discards give space back
     enum detect_zeroes detect_zeroes;
     enum image_format format;
     enum image_format backing_format;

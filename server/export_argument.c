@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "protocol/session.h"
+#include "qcow2/format/backing_name.h"
 
 // Returns true if the text is well-formed UTF-8 ("Syntax of UTF-8 Byte Sequences" in RFC 3629).
 static bool utf8_valid(const char *text)
@@ -47,8 +48,9 @@ static bool utf8_valid(const char *text)
 
 // The name for an image that was given without one: the last part of its path without its
 // extension. Returns NULL when there is no memory.
-static char *name_from_path(const char *path)
+static char *name_from_path(const char *text)
 {
+    const char *path = backing_name_path(text);
     const char *slash = strrchr(path, '/');
     const char *base = slash != NULL ? slash + 1 : path;
     const char *dot = strrchr(base, '.');
@@ -68,8 +70,9 @@ static const char *plain_separator(const char *text)
 
 // Returns false only where there is no file: one that cannot be looked at is opened, and the message
 // about that says why it cannot be used.
-static bool file_exists(const char *path)
+static bool file_exists(const char *name)
 {
+    const char *path = backing_name_path(name);
     struct stat st;
 
     return path[0] != '\0' &&

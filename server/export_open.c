@@ -23,11 +23,17 @@ static int open_backing(void *context, const char *path, struct file **out, stru
         .read_only = true,
         .direct = exports->options.direct,
         .no_flush = exports->options.no_flush,
-        .lock = true,
         .force_share = exports->options.force_share,
+        .locking = exports->options.locking,
+        .warn = log_from_image,
+        .context = context,
     };
+    int result = backend_open_file(exports->backend, path, &options, out, err);
 
-    return backend_open_file(exports->backend, path, &options, out, err);
+    if (result == -EAGAIN) {
+        error_append(err, ", or serve it all the same with --read-only --force-share (-r -U)");
+    }
+    return result;
 }
 
 static void offload(void *context, struct offload_job *job)
@@ -52,8 +58,10 @@ static int open_image(struct exports *exports, struct export *export, const char
         .read_only = options->read_only,
         .direct = options->direct,
         .no_flush = options->no_flush,
-        .lock = true,
         .force_share = options->force_share,
+        .locking = options->locking,
+        .warn = log_from_image,
+        .context = export,
     };
     const struct image_options image_options = {
         .format = options->format,
@@ -75,6 +83,12 @@ static int open_image(struct exports *exports, struct export *export, const char
     int result;
 
     result = backend_open_file(exports->backend, path, &file_options, &file, err);
+    if (result == -EAGAIN) {
+        error_append(err, ", or serve it all the same with %s",
+                     options->read_only
+                         ? "--force-share (-U)"
+                         : "--read-only (-r), and --force-share (-U) where others write to it");
+    }
     if (result < 0) {
         return result;
     }

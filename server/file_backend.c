@@ -7,13 +7,13 @@
 #include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "qcow2/format/backing_name.h"
 #include "server/file_align.h"
-#include "server/file_lock.h"
+#include "server/file_locking.h"
 #include "server/file_posix.h"
 
 // Alignments that are tried where the kernel does not tell: every disk has one of them.
@@ -102,6 +102,10 @@ static int explain_open(const char *path, const struct file_open_options *option
         advice = "; it can be opened read-only: 'serve --read-only' (-r), 'check' without -r";
     else if (code == EISDIR)
         advice = "; name an image file or a block device";
+    else if (code == ENOENT && !backing_name_is_local(path))
+        advice = "; only local files and block devices can be opened, no URLs and no json: names";
+    else if (code == EMFILE || code == ENFILE)
+        advice = "; each image of a backing chain takes one: raise the limit with 'ulimit -n'";
     return error_set(err, code, "%s: cannot open: %s%s", path, strerror(code), advice);
 }
 
@@ -231,27 +235,10 @@ static int wrap_direct(int fd, struct file *lower, struct file **out, struct err
     return result < 0 ? error_set(err, -result, "%s: %s", lower->name, strerror(-result)) : 0;
 }
 
-// A server that was killed keeps its files, and so their locks, until the kernel has ended its
-// requests in io_uring, a flush for instance. Whoever starts it again at once should not have to
-// know that.
-#define LOCK_WAIT_NS 2000000000
-#define LOCK_RETRY_NS 10000000
-
-static int lock_file(int fd, enum file_lock_role role, const char *path, struct error *err)
-{
-    const struct timespec pause = {.tv_nsec = LOCK_RETRY_NS};
-    int result = file_lock(fd, role, path, err);
-
-    for (int i = 0; result == -EAGAIN && i < LOCK_WAIT_NS / LOCK_RETRY_NS; i++) {
-        nanosleep(&pause, NULL);
-        result = file_lock(fd, role, path, err);
-    }
-    return result;
-}
-
-int backend_open_file(struct backend *backend, const char *path,
+int backend_open_file(struct backend *backend, const char *name,
                       const struct file_open_options *options, struct file **out, struct error *err)
 {
+    const char *path = backing_name_path(name);
     bool block_device = false;
     int result;
 
@@ -261,8 +248,9 @@ int backend_open_file(struct backend *backend, const char *path,
     int fd = open_descriptor(path, options, &block_device, err);
     if (fd < 0)
         return fd;
-    if (options->lock && !options->force_share) {
-        result = lock_file(fd, options->read_only ? FILE_LOCK_READER : FILE_LOCK_WRITER, path, err);
+    if (!options->force_share) {
+        result = file_locking_take(fd, options->read_only ? FILE_LOCK_READER : FILE_LOCK_WRITER,
+                                   options->locking, path, options->warn, options->context, err);
         if (result < 0) {
             close(fd);
             return result;

@@ -14,6 +14,7 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/runq.h"
+#include "server/file_locking.h"
 
 struct backend;
 
@@ -58,13 +59,17 @@ struct file_open_options {
     bool read_only;
     bool direct;      // O_DIRECT: past the host's page cache; any alignment still works
     bool no_flush;    // FILE_DATASYNC completes at once, nothing is durable (cache=unsafe)
-    bool lock;        // take the image locks that QEMU's tools understand (file_lock.h)
-    bool force_share; // with read_only: take no locks although lock is set
+    bool force_share; // with read_only: others may write meanwhile; takes no locks
+    // The image locks that QEMU's tools understand (file_lock.h).
+    enum file_locking locking;
+    file_locking_warn *warn; // may be NULL
+    void *context;           // of warn
 };
 
-// Opens a regular file or block device that exists. Returns 0 and sets *out, which file_close
+// Opens a regular file or block device that exists; the name is its path, also behind "file:" or
+// "host_device:". Returns 0 and sets *out, which file_close
 // frees; or a negative errno with a message. Blocks as open(2) does.
-int backend_open_file(struct backend *backend, const char *path,
+int backend_open_file(struct backend *backend, const char *name,
                       const struct file_open_options *options, struct file **out,
                       struct error *err);
 

@@ -19,6 +19,10 @@
 #define PERMISSION_RESIZE 3
 #define PERMISSION_COUNT 4
 
+_Static_assert(FILE_LOCK_BYTE_FIRST == USED_BASE, "the first lock byte");
+_Static_assert(FILE_LOCK_BYTE_WRITES == USED_BASE + PERMISSION_WRITE, "the lock byte of writers");
+_Static_assert(FILE_LOCK_BYTE_LAST == UNSHARED_BASE + PERMISSION_COUNT - 1, "the last lock byte");
+
 #define BIT(permission) (1u << (permission))
 
 struct permissions {
@@ -109,13 +113,9 @@ int file_lock(int fd, enum file_lock_role role, const char *name, struct error *
     unlock_all(fd);
     // POSIX lets a refused lock be EACCES too: someone holds a write lock on one of the bytes.
     if (result == -EAGAIN || result == -EACCES)
-        return error_set(
-            err, EAGAIN,
-            "%s: another process %s this image; stop it first (a virtual machine, qemu-nbd, "
-            "qemu-img or lazycow)%s",
-            name, role == FILE_LOCK_WRITER ? "uses" : "writes to",
-            role == FILE_LOCK_WRITER ? ", or open the image read-only if that only reads" : "");
-    return error_set(err, -result,
-                     "%s: cannot lock the image: %s (does its file system have locks?)", name,
-                     strerror(-result));
+        return error_set(err, EAGAIN,
+                         "%s: another process %s this image; stop it first (a virtual machine, "
+                         "qemu-nbd, qemu-img or lazycow)",
+                         name, role == FILE_LOCK_WRITER ? "uses" : "writes to");
+    return error_set(err, -result, "%s: cannot lock the image: %s", name, strerror(-result));
 }

@@ -10,6 +10,11 @@
 
 #include "qcow2/base/error.h"
 
+// The bytes of a file on which image locks lie, and the one that tells that its user writes.
+#define FILE_LOCK_BYTE_FIRST 100
+#define FILE_LOCK_BYTE_WRITES 101
+#define FILE_LOCK_BYTE_LAST 203
+
 enum file_lock_role {
     FILE_LOCK_READER, // any number of readers, no writer
     FILE_LOCK_WRITER, // alone

@@ -182,13 +182,17 @@ static int raw_json(json_t *info, const char *path, struct file *file, struct er
     return 0;
 }
 
-json_t *info_read(const char *path, enum image_format format, enum cmd_access access,
-                  struct error *err)
+json_t *info_read(const char *name, enum image_format format, enum cmd_access access,
+                  enum file_locking locking, struct error *err)
 {
+    const char *path = backing_name_path(name);
     struct cmd_file cf;
     struct stat st;
 
-    if (cmd_open(&cf, path, access, err) < 0)
+    int ret = cmd_open(&cf, path, access, locking, err);
+    if (ret == -EAGAIN)
+        error_append(err, ", or look at it all the same with -U (--force-share)");
+    if (ret < 0)
         return NULL;
     if (format == IMAGE_FORMAT_UNKNOWN)
         format = cmd_is_qcow2(cf.file) ? IMAGE_FORMAT_QCOW2 : IMAGE_FORMAT_RAW;
@@ -199,8 +203,8 @@ json_t *info_read(const char *path, enum image_format format, enum cmd_access ac
                         json_string(format == IMAGE_FORMAT_QCOW2 ? "qcow2" : "raw"));
     if (stat(path, &st) == 0)
         json_object_set_new(info, "actual-size", number((uint64_t)st.st_blocks * 512));
-    int ret = format == IMAGE_FORMAT_QCOW2 ? qcow2_json(info, path, cf.file, err)
-                                           : raw_json(info, path, cf.file, err);
+    ret = format == IMAGE_FORMAT_QCOW2 ? qcow2_json(info, path, cf.file, err)
+                                       : raw_json(info, path, cf.file, err);
     cmd_close(&cf);
     if (ret < 0) {
         json_decref(info);

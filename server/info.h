@@ -11,8 +11,8 @@
 
 // Looks at one image. format UNKNOWN: qcow2 if it begins like that, else raw. Returns a new JSON
 // object with the names of qemu-img, or NULL with a message.
-json_t *info_read(const char *path, enum image_format format, enum cmd_access access,
-                  struct error *err);
+json_t *info_read(const char *name, enum image_format format, enum cmd_access access,
+                  enum file_locking locking, struct error *err);
 
 // Prints such an object for people.
 void info_print(const json_t *info);

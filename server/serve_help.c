@@ -44,6 +44,7 @@ const char serve_help[] =
     "      --backing-format=FORMAT of backing files whose format the image does not tell\n"
     "  -U, --force-share           with --read-only: open images that others write to\n"
     "      --skip-broken           serve the other images where one cannot be opened; exit code 3\n"
+    "      --locking=auto|on|off   lock the images (default: auto, where the system can)\n"
     "  -t, --persistent            stay when the last client has left: the default\n"
     "      --exit-with-last-client stop when there was a client and none is left\n"
     "\n"

@@ -200,6 +200,11 @@ static bool set_force_share(struct serve_options *o, const char *value)
     return true;
 }
 
+static bool set_locking(struct serve_options *o, const char *value)
+{
+    return file_locking_parse(value, &o->exports.locking);
+}
+
 static bool set_persistent(struct serve_options *o, const char *value)
 {
     (void)o;
@@ -320,6 +325,7 @@ const struct serve_setting serve_settings[] = {
     {"backing-format", 0, set_backing_format, "qcow2 or raw"},
     {"force-share", 'U', set_force_share, NULL},
     {"skip-broken", 0, set_skip_broken, NULL},
+    {"locking", 0, set_locking, FILE_LOCKING_VALUES},
     {"persistent", 't', set_persistent, NULL},
     {"exit-with-last-client", 0, set_exit_with_last_client, NULL},
     {"tls", 0, set_tls, "require, on or off"},
@@ -340,6 +346,7 @@ void serve_options_init(struct serve_options *options)
 {
     *options = (struct serve_options){
         .exports = {.unmap = true,
+                    .locking = FILE_LOCKING_AUTO,
                     .format = IMAGE_FORMAT_QCOW2,
                     .clean_after = CLEAN_AFTER_DEFAULT},
         .listen = {.port = LISTEN_PORT_DEFAULT},

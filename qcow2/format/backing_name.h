@@ -5,11 +5,15 @@
 
 #include <stdbool.h>
 
-// A name that begins like a URL ("nbd:…", "json:…") stands for no local file.
+// The path in a name: what stands behind "file:" or "host_device:" where it begins so. Points into
+// the name.
+const char *backing_name_path(const char *name);
+
+// A name that begins with another protocol ("nbd:…", "json:…") stands for no local file.
 bool backing_name_is_local(const char *name);
 
 // The path of a local backing file: a relative name is relative to the folder of the image that
-// names it. Returns a string to be freed, NULL without memory.
-char *backing_name_resolve(const char *image_path, const char *name);
+// names it, also behind "file:". Returns a string to be freed, NULL without memory.
+char *backing_name_resolve(const char *image_name, const char *name);
 
 #endif

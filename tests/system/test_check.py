@@ -451,7 +451,7 @@ def test_quiet(workdir):
 def test_wrong_use_has_a_hint(workdir, words):
     answer = lazycow("check", *words, cwd=workdir)
     assert answer.code == 1
-    assert answer.err.endswith("Try 'lazycow check --help'.\n"), answer
+    assert "'lazycow check --help'" in answer.err, answer
 
 
 def test_help():

@@ -144,7 +144,7 @@ def test_refused_options(workdir, options, part):
 def test_wrong_use_has_a_hint(workdir, words):
     answer = lazycow("create", *words, cwd=workdir)
     assert answer.code == 1
-    assert answer.err.endswith("Try 'lazycow create --help'.\n"), answer
+    assert "'lazycow create --help'" in answer.err, answer
     assert os.listdir(workdir) == []
 
 

@@ -163,7 +163,7 @@ def test_missing_files(workdir):
 def test_wrong_use_has_a_hint(workdir, words):
     answer = lazycow("info", *words, cwd=workdir)
     assert answer.code == 1
-    assert answer.err.endswith("Try 'lazycow info --help'.\n"), answer
+    assert "'lazycow info --help'" in answer.err, answer
 
 
 def test_help():

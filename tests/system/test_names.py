@@ -6,13 +6,17 @@ import os
 import pytest
 
 import lib_tools
-from lib_server import Server, refused
+from lib_server import BINARY, Server, refused
 from lib_tools import run
 from lib_wire import OPT_GO, OPT_INFO, Wire, go_data
 
 pytestmark = pytest.mark.lazycow_only
 
 MEBI = 1 << 20
+
+
+def lazycow(*arguments, **keywords):
+    return run(BINARY, *arguments, **keywords)
 
 
 def image(workdir, name, size):
@@ -94,3 +98,57 @@ def test_a_file_with_an_equals_sign(workdir, monkeypatch):
     assert "write './c=d.qcow2'" in refused(workdir, f"--socket={workdir}/s", "c=d.qcow2")
     with Server(workdir, options=["./c=d.qcow2"]) as server:
         assert exports(server) == [("c=d", MEBI)]
+
+
+# ---- Local files by QEMU's names ----------------------------------------------------------------
+
+def test_file_prefix(workdir, monkeypatch):
+    """file: stands before the name of a local file everywhere, relative names are the overlay's."""
+    monkeypatch.chdir(workdir)
+    os.mkdir("sub")
+    lazycow("create", "-q", "file:base.qcow2", "1M")
+    lib_tools.qemu_io("base.qcow2", "write -P 7 0 64k")
+    lazycow("create", "-q", "-b", "file:../base.qcow2", "-F", "qcow2", "file:sub/top.qcow2")
+    assert os.path.exists("sub/top.qcow2")
+    chain = json.loads(lazycow("info", "--output=json", "--backing-chain", "file:sub/top.qcow2"))
+    assert [info["filename"] for info in chain] == ["sub/top.qcow2", "sub/../base.qcow2"]
+    assert chain[0]["backing-filename"] == "file:../base.qcow2"
+    lazycow("check", "file:sub/top.qcow2")
+    with Server(workdir, "file:sub/top.qcow2") as server:
+        handle = server.connect("top")
+        assert handle.pread(512, 0) == b"\7" * 512
+        handle.shutdown()
+    with Server(workdir, options=[f"--export=/x=file:{workdir}/sub/top.qcow2"]) as server:
+        assert exports(server) == [("/x", MEBI)]
+
+
+@pytest.mark.parametrize("driver", ["file", "host_device"])
+def test_drivers_of_files_as_backing_formats(workdir, driver):
+    with open(f"{workdir}/base.raw", "wb") as stream:
+        stream.write(b"\3" * MEBI)
+    # QEMU insists on a device behind host_device.
+    makers = [lambda *words: lazycow("create", *words)]
+    if driver == "file":
+        makers.append(lambda *words: lib_tools.qemu_img("create", "-f", "qcow2", *words))
+    for create in makers:
+        create("-q", "-b", f"{driver}:{workdir}/base.raw", "-F", driver, f"{workdir}/top.qcow2")
+        with Server(workdir, f"{workdir}/top.qcow2") as server:
+            handle = server.connect()
+            assert handle.pread(512, MEBI - 512) == b"\3" * 512
+            handle.shutdown()
+        chain = json.loads(lazycow("info", "--output=json", "--backing-chain",
+                                   f"{workdir}/top.qcow2"))
+        assert chain[0]["backing-filename-format"] == driver and chain[1]["format"] == "raw"
+        os.unlink(f"{workdir}/top.qcow2")
+
+
+def test_other_protocols_are_refused(workdir):
+    for name in ("nbd:unix:/s", "json:{}", "http://host/x", "a:b"):
+        lib_tools.qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "qcow2",
+                           f"{workdir}/top.qcow2", "1M")
+        line = refused(workdir, f"--socket={workdir}/s", f"{workdir}/top.qcow2")
+        assert f"the backing file '{name}' is not a local file" in line
+        assert "no URLs" in refused(workdir, f"--socket={workdir}/s", name)
+        assert "no URLs" in lazycow("info", name, codes=(1,))
+        assert "write './" in lazycow("create", name, "1M", codes=(1,))
+        assert not os.path.exists(name)

@@ -520,11 +520,11 @@ static void test_open_locks(void **state)
     struct file *writer;
     struct file *reader;
 
-    x->options.lock = true;
+    x->options.locking = FILE_LOCKING_ON;
     assert_int_equal(backend_open_file(x->backend, x->path, &x->options, &writer, &x->err), 0);
-    open_fails(x, x->path, EAGAIN, "another process");
+    open_fails(x, x->path, EBUSY, "given twice");
     x->options.read_only = true;
-    open_fails(x, x->path, EAGAIN, "another process");
+    open_fails(x, x->path, EBUSY, "given twice");
     x->options.force_share = true;
     assert_int_equal(backend_open_file(x->backend, x->path, &x->options, &reader, &x->err), 0);
     assert_true(reader->read_only);

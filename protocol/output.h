@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "protocol/session.h"
+#include "protocol/session_types.h"
 
 struct output_block;
 

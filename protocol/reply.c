@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "protocol/session_reply.h"
 #include "protocol/wire.h"
 
 // Longest message of an error chunk, in bytes. The protocol admits 4096; a line is enough.

@@ -8,6 +8,7 @@
 
 #include "protocol/meta_context.h"
 #include "protocol/reply.h"
+#include "protocol/session_reply.h"
 #include "protocol/wire.h"
 
 // Most descriptors of one chunk: the protocol's advice is to stay below 2^20; 2^16 of them are a

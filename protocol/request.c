@@ -10,6 +10,7 @@
 #include "protocol/cursor.h"
 #include "protocol/meta_context.h"
 #include "protocol/reply.h"
+#include "protocol/session_reply.h"
 #include "protocol/wire.h"
 
 // Payload that is refused is taken in and thrown away up to this many bytes, so that the connection

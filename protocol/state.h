@@ -8,7 +8,7 @@
 
 #include "protocol/input.h"
 #include "protocol/output.h"
-#include "protocol/session.h"
+#include "protocol/session_types.h"
 
 // Copied output (headers, option replies, status replies; not read payload) that may wait while the
 // session takes more in, in bytes. 10 000 small replies: more than any client has outstanding, so

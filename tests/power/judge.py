@@ -90,7 +90,7 @@ class Judge:
     def check_tool(self, tool, *words, codes=(0,)):
         result = subprocess.run([tool, "check", "--output=json", *words, self.path],
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, check=False, timeout=60)
+                                stderr=subprocess.STDOUT, check=False, timeout=300)
         text = result.stdout.decode(errors="replace")
         if result.returncode not in codes:
             raise Wrong(f"{tool} check {' '.join(words)} ends with {result.returncode}:\n"

@@ -9,7 +9,7 @@ import time
 import lib_server
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MOUNT_SECONDS = 10
+MOUNT_SECONDS = 120
 
 SOURCES = {
     "recordfs": ("recordfs.c", []),

@@ -16,8 +16,8 @@
 #include <unistd.h>
 
 // Seconds that requests wait for new connections, and for a reply.
-#define DEAD_CONNECTION_SECONDS 120
-#define TIMEOUT_SECONDS 60
+#define DEAD_CONNECTION_SECONDS 600
+#define TIMEOUT_SECONDS 300
 
 struct message {
     struct nlmsghdr header;

@@ -14,7 +14,7 @@ MEBI = 1 << 20
 def serve_refused(workdir, image, *options):
     """The one line that refuses the image; it names the file, and the file stays as it is."""
     before = lib_tools.digest(image)
-    line = refused(workdir, "-k", "s", *options, image, timeout=20)
+    line = refused(workdir, "-k", "s", *options, image)
     assert os.path.basename(image) in line, line
     assert lib_tools.digest(image) == before
     return line
@@ -58,6 +58,6 @@ def survive(workdir, image):
                 attempt(handle.pwrite, b"q" * length, offset)
         attempt(handle.flush)
         handle.shutdown()
-        server.stop(codes=(0, 1), timeout=20)
+        server.stop(codes=(0, 1))
     finally:
         server.kill()

@@ -25,7 +25,7 @@ class Answer:
 
 def ask(*words, cwd=None):
     return Answer(subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=300,
                                  check=False, cwd=cwd,
                                  env=lib_server.sanitizer_environment()))
 

@@ -23,10 +23,22 @@ BINARY = os.path.abspath(os.environ.get("LAZYCOW", os.path.join(ROOT, "build", "
 PLAIN_BINARY = os.path.abspath(os.environ.get("LAZYCOW_PLAIN", BINARY))
 REFERENCE = os.environ.get("LAZYCOW_REFERENCE", "") == "qemu-nbd"
 
-# A sanitized server on a busy machine of two cores is up within a second; more means that it hangs.
-START_SECONDS = 30
+# Longer means that it hangs. A sanitized server on two cores is up within a second, on a machine that
+# is busy with other things within ten.
+START_SECONDS = 120
 # The stop writes every refcount and runs the leak checker.
-STOP_SECONDS = 60
+STOP_SECONDS = 120
+# For whatever else must come: a reply, the end of a connection, a line of the log.
+PATIENCE_SECONDS = 120
+
+
+def wait_for(condition):
+    """Waits until the condition holds. That is the only use of time in an assertion: what has to
+    come may take long, and nothing is expected to be quick."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not after {PATIENCE_SECONDS} s"
+        time.sleep(0.02)
 
 SANITIZER = re.compile(
     r"(AddressSanitizer|LeakSanitizer|UndefinedBehaviorSanitizer|ThreadSanitizer|runtime error:)")
@@ -198,7 +210,7 @@ class Server:
         return (f"nbd://127.0.0.1:{self.port}/{name}" if self.tcp
                 else f"nbd+unix:///{name}?socket={self.socket}")
 
-    def raw_socket(self, timeout=20):
+    def raw_socket(self, timeout=PATIENCE_SECONDS):
         if self.tcp:
             return socket.create_connection(("127.0.0.1", self.port), timeout)
         connection = socket.socket(socket.AF_UNIX)
@@ -253,17 +265,34 @@ class Server:
     def hold_and_stop(self):
         """Tells it to stop while it does nothing: what is sent now comes behind that. To be let go
         with SIGCONT."""
-        time.sleep(0.5)  # until it waits for events again, with none left over from before
+        wait_for(self._rests)
         self.process.send_signal(signal.SIGSTOP)
-        deadline = time.monotonic() + START_SECONDS
-        while self._state() != "T":
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: self._state() == "T")
         self.process.send_signal(signal.SIGTERM)
 
-    def _state(self):
+    def _stat(self):
         with open(f"/proc/{self.pid}/stat", encoding="ascii") as stat:
-            return stat.read().rpartition(")")[2].split()[0]
+            return stat.read().rpartition(")")[2].split()
+
+    def _state(self):
+        return self._stat()[0]
+
+    def cpu_ticks(self):
+        return sum(map(int, self._stat()[11:13]))
+
+    def _rests(self):
+        """True where it has slept for half a second: it waits for events, none is left over."""
+        before = self.switches()
+        time.sleep(0.5)
+        return self._state() == "S" and self.switches() - before <= 2  # a tick
+
+    def switches(self):
+        """How often its threads went to sleep or lost the processor."""
+        count = 0
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            with open(f"/proc/{self.pid}/task/{task}/status", encoding="ascii") as status:
+                count += sum(int(line.split()[1]) for line in status if "ctxt_switches" in line)
+        return count
 
     def check_sanitizers(self):
         text = self.stderr()

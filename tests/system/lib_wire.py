@@ -3,6 +3,8 @@
 doc/proto.md in NetworkBlockDevice/nbd."""
 import struct
 
+from lib_server import PATIENCE_SECONDS
+
 NBDMAGIC = 0x4e42444d41474943
 IHAVEOPT = 0x49484156454F5054
 OPTION_REPLY_MAGIC = 0x0003e889045565a9
@@ -108,7 +110,7 @@ def extended_request_bytes(kind, cookie, offset=0, length=0, flags=0, payload=b"
 class Wire:
     """One raw connection."""
 
-    def __init__(self, server, timeout=20):
+    def __init__(self, server, timeout=PATIENCE_SECONDS):
         self.socket = server.raw_socket(timeout)
         self.server = server
         self.name = server.name()

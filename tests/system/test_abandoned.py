@@ -5,13 +5,12 @@ import random
 import socket
 import ssl
 import struct
-import time
 
 import pytest
 
 import lib_tls
 import lib_tools
-from lib_server import Server
+from lib_server import PATIENCE_SECONDS, PLAIN_BINARY, Server, wait_for
 from lib_wire import *  # the protocol's names, all of them
 
 pytestmark = pytest.mark.lazycow_only
@@ -23,10 +22,9 @@ NAME = "disk"
 # until its own end.
 OPEN = 8
 # What malloc may keep for later, and a connection's buffers; a leak of 1 KiB a connection is more
-# than that after 10 000.
+# than that after 10 000. Only asked of a binary without sanitizers: their allocator keeps more or
+# less aside, and they look for leaks themselves.
 MEMORY_GROWTH = 8 * MEBI
-# Freed memory that the sanitizer keeps aside would look like a leak.
-SANITIZER = {"ASAN_OPTIONS": "exitcode=99:quarantine_size_mb=1"}
 
 
 # ---- Conversations ------------------------------------------------------------------------------
@@ -144,7 +142,7 @@ def begin_tls(rng, server):
         connection.sendall(data[:left])
         left -= len(data)
         if left > 0:
-            connection.settimeout(5)
+            connection.settimeout(PATIENCE_SECONDS)
             missing = 18 + 20  # the greeting and the ACK
             while missing > 0:
                 missing -= len(connection.recv(missing)) or missing
@@ -176,14 +174,12 @@ def begin_tls(rng, server):
 
 def settle(server, descriptors):
     """Waits until the server has closed what its clients have left."""
-    deadline = time.monotonic() + 20
-    while server.descriptors() > descriptors:
-        assert time.monotonic() < deadline, (server.descriptors(), descriptors)
-        time.sleep(0.02)
+    wait_for(lambda: server.descriptors() <= descriptors)
 
 
 def abandon(server, rng, count, start):
     """count connections. Asserts that descriptors and memory are those of the first fifth."""
+    measured = server.binary == PLAIN_BINARY
     descriptors = server.descriptors()
     open_ones = []
     early = None
@@ -200,7 +196,7 @@ def abandon(server, rng, count, start):
                   f"{resident // 1024} KiB")
             if number >= count // 5:
                 early = resident if early is None else early
-                assert resident - early < MEMORY_GROWTH
+                assert not measured or resident - early < MEMORY_GROWTH
     with Wire(server) as wire:
         wire.go()
         wire.check_alive()
@@ -213,20 +209,20 @@ def image(workdir):
     return image
 
 
-@pytest.mark.limit(1200)
+@pytest.mark.limit(3000)
 @pytest.mark.parametrize("plain", [False, True], ids=["tested", "plain"])
 def test_abandoned_connections(workdir, image, seed, plain):
-    with Server(workdir, image, plain=plain, environment=SANITIZER) as server:
+    with Server(workdir, image, plain=plain) as server:
         abandon(server, random.Random(seed), lib_tools.scaled(10000), begin)
     lib_tools.check_clean(image)
 
 
-@pytest.mark.limit(1200)
+@pytest.mark.limit(3000)
 @pytest.mark.parametrize("plain", [False, True], ids=["tested", "plain"])
 def test_abandoned_connections_with_tls(workdir, image, seed, plain):
     authority = lib_tls.Authority(f"{workdir}/ca")
     authority.issue("server", f"{workdir}/server", "localhost")
-    with Server(workdir, image, plain=plain, environment=SANITIZER, options=[
+    with Server(workdir, image, plain=plain, options=[
             "--tls-certificates", f"{workdir}/server", "--tls=on"]) as server:
         abandon(server, random.Random(seed), lib_tools.scaled(2000), begin_tls)
     lib_tools.check_clean(image)

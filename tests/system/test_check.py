@@ -370,7 +370,7 @@ def test_cut_file_is_not_taken_for_lost_growth(damaged):
     assert os.path.getsize(damaged.path) == size
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(900)
 def test_random_damage_never_crashes(workdir, seed):
     rng = random.Random(seed)
     damaged = Damaged(workdir, cluster=512, snapshot=True)

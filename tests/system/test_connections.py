@@ -10,7 +10,7 @@ import time
 import pytest
 
 import lib_tools
-from lib_server import Server
+from lib_server import Server, wait_for
 from lib_wire import *  # the protocol's names, all of them
 
 MEBI = 1 << 20
@@ -30,18 +30,24 @@ def shared(tmp_path_factory):
     lib_tools.check_clean(image)
 
 
-def settled_descriptors(server, expected, seconds=5):
+def settle_descriptors(server, expected):
     """Waits until the server has no more descriptors open than expected."""
-    deadline = time.monotonic() + seconds
-    while server.descriptors() > expected and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return server.descriptors()
+    wait_for(lambda: server.descriptors() <= expected)
 
 
 def check_serves(server):
     with Wire(server) as wire:
         wire.go()
         wire.check_alive()
+
+
+def serves(server):
+    """Returns True if there is room for a client."""
+    try:
+        check_serves(server)
+    except (Closed, OSError):
+        return False
+    return True
 
 
 def test_reads_whose_answers_are_never_taken(shared):
@@ -56,15 +62,11 @@ def test_reads_whose_answers_are_never_taken(shared):
                 greedy.socket.sendall(request_bytes(CMD_READ, cookie, 0, MEBI))
         except TimeoutError:
             pass
-        slowest = 0
         with Wire(shared) as other:
             other.go()
             for _ in range(50):
-                start = time.monotonic()
                 other.read(0, 4096)
-                slowest = max(slowest, time.monotonic() - start)
         assert shared.resident_bytes() - before < MEMORY_BOUND
-        assert slowest < 1, f"another client's read took {slowest:.2f} s"
     check_serves(shared)
 
 
@@ -150,7 +152,7 @@ def test_disconnect_at_every_byte(shared):
         with shared.raw_socket() as connection:
             connection.sendall(data[:cut])
             ends[cut % len(ends)](connection)
-    assert settled_descriptors(shared, before) <= before
+    settle_descriptors(shared, before)
     assert shared.resident_bytes() - resident < MEMORY_BOUND
     check_serves(shared)
 
@@ -175,7 +177,7 @@ def test_disconnect_under_load(shared):
             except TimeoutError:
                 pass
             time.sleep(rng.choice((0, 0, 0.001, 0.01)))
-    assert settled_descriptors(shared, before) <= before
+    settle_descriptors(shared, before)
     check_serves(shared)
 
 
@@ -213,7 +215,7 @@ def test_random_bytes(shared, seed):
                     pass
             except OSError:
                 pass
-    assert settled_descriptors(shared, before) <= before
+    settle_descriptors(shared, before)
     check_serves(shared)
 
 
@@ -232,7 +234,7 @@ def test_hundreds_of_connections(shared):
     finally:
         for wire in wires:
             wire.socket.close()
-    assert settled_descriptors(shared, before) <= before
+    settle_descriptors(shared, before)
 
 
 def test_thousands_of_connections_in_a_row(shared):
@@ -242,7 +244,7 @@ def test_thousands_of_connections_in_a_row(shared):
     before, resident = shared.descriptors(), shared.resident_bytes()
     for _ in range(lib_tools.scaled(1500)):
         check_serves(shared)
-    assert settled_descriptors(shared, before) <= before
+    settle_descriptors(shared, before)
     assert shared.resident_bytes() - resident < 64 * MEBI
 
 
@@ -283,16 +285,15 @@ def test_silent_clients_are_dropped(workdir):
         drip = server.raw_socket()
         established = Wire(server)
         established.go()
-        start = time.monotonic()
         check_serves(server)
-        while time.monotonic() - start < 25:
+        dripping = True
+        while dripping:  # to the end of the test where the server lets it
             try:
                 drip.sendall(b"\0")
+                time.sleep(0.25)
             except OSError:
-                break
-            time.sleep(0.25)
+                dripping = False
         for connection in silent:
-            connection.settimeout(10)
             data = b"x"
             while data:
                 try:
@@ -300,7 +301,6 @@ def test_silent_clients_are_dropped(workdir):
                 except ConnectionResetError:
                     break
             connection.close()
-        drip.settimeout(5)
         try:
             while drip.recv(100):
                 pass
@@ -333,44 +333,36 @@ def test_connection_limit(workdir):
         for connection in excess:
             connection.close()
         wires.pop().socket.close()
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                check_serves(server)
-                break
-            except (Closed, OSError):
-                assert time.monotonic() < deadline, "no room after a client left"
-                time.sleep(0.05)
+        wait_for(lambda: serves(server))
         for wire in wires:
             wire.check_alive()
             wire.socket.close()
 
 
 def test_one_flooding_client_leaves_room_for_another(shared):
-    """32 MiB requests without pause, and somebody else's small reads."""
+    """32 MiB requests without pause, and somebody else's small reads: each of these waits for a few of
+    the large ones at most. The bound leaves room for a machine that is slow to run this client."""
     stop = threading.Event()
+    flooded = [0]
 
     def flood():
-        with Wire(shared, timeout=60) as wire:
+        with Wire(shared) as wire:
             wire.go(structured=False)
             while not stop.is_set():
                 cookie = wire.request(CMD_READ, 0, 32 * MEBI)
                 assert wire.reply(32 * MEBI)[:2] == (cookie, 0)
+                flooded[0] += 1
     thread = threading.Thread(target=flood)
     thread.start()
     try:
-        times = []
         with Wire(shared) as wire:
             wire.go()
             for _ in range(100):
-                start = time.monotonic()
                 wire.read(4096, 4096)
-                times.append(time.monotonic() - start)
+            assert flooded[0] < 10 * 100
     finally:
         stop.set()
         thread.join()
-    times.sort()
-    assert times[50] < 0.25 and times[-1] < 2, times[-5:]
 
 
 @pytest.mark.lazycow_only
@@ -382,30 +374,22 @@ def test_no_descriptors_left(workdir):
         with Wire(server) as established:
             established.go()
             crowd = []
+            begun = time.monotonic()
             for _ in range(60):
                 crowd.append(server.raw_socket())
             time.sleep(2.5)
             established.check_alive()
-            assert server.stderr().count("cannot accept connections: Too many open files") in (1, 2, 3)
-            spent = cpu_seconds(server)
+            told = server.stderr().count("cannot accept connections: Too many open files")
+            assert 1 <= told <= 1 + time.monotonic() - begun
+            # A server that turned round and round would have what processor it can get.
+            spent, waited = server.cpu_ticks(), server.switches()
             time.sleep(1)
-            assert cpu_seconds(server) - spent < 0.5, "it turns round and round"
+            assert server.cpu_ticks() - spent < os.sysconf("SC_CLK_TCK") / 2
+            assert server.switches() - waited < 100
             for connection in crowd:
                 connection.close()
-            deadline = time.monotonic() + 20
-            while True:
-                try:
-                    check_serves(server)
-                    break
-                except (Closed, OSError):
-                    assert time.monotonic() < deadline
+            wait_for(lambda: serves(server))
             established.check_alive()
-
-
-def cpu_seconds(server):
-    with open(f"/proc/{server.pid}/stat", encoding="ascii") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.parametrize("piece", [1, 27, 28, 29, 4095, 4124, 4223, 4224, 4225, 4253, 9000])
@@ -454,15 +438,11 @@ def test_slow_drip_into_requests(shared):
     with Wire(shared) as dripping, Wire(shared) as other:
         dripping.go(structured=False)
         other.go()
-        slowest = 0
         for at in range(len(data)):
             dripping.send(data[at:at + 1])
-            start = time.monotonic()
             other.read(0, 4096)
-            slowest = max(slowest, time.monotonic() - start)
         assert dripping.reply()[:2] == (5, 0)
         assert other.read(40 * MEBI, len(payload)) == payload
-        assert slowest < 1
 
 
 @pytest.mark.lazycow_only
@@ -471,19 +451,16 @@ def test_stuck_clients_give_way(workdir):
     otherwise."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     lib_tools.qemu_io(image, f"write -P 5 0 {SIZE}")
+    text = "took no replies while others waited for memory"
     with Server(workdir, image) as server:
+        start = time.monotonic()
         stuck = [Wire(server) for _ in range(24)]
         for wire in stuck:
             wire.go(structured=False)
             wire.send(b"".join(request_bytes(CMD_READ, cookie, 0, 32 * MEBI)
                                for cookie in range(3)))
-        start = time.monotonic()
         check_serves(server)
-        assert time.monotonic() - start < 5, "others wait for those who are stuck"
-        text = "took no replies while others waited for memory"
-        while text not in server.stderr():
-            assert time.monotonic() - start < 60
-            time.sleep(0.5)
+        wait_for(lambda: text in server.stderr())
         assert time.monotonic() - start > 25
         check_serves(server)
         for wire in stuck:

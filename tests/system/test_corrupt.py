@@ -439,7 +439,7 @@ def interesting(path):
     return offsets
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(900)
 def test_flipped_bytes(workdir, seed):
     """Random damage to metadata; the sanitizers watch."""
     rng = random.Random(seed)

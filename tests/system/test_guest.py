@@ -64,14 +64,14 @@ def test_a_failing_script_is_noticed(workdir):
         lib_guest.boot(workdir, drive, "true\nfalse\ntrue\n")
 
 
-@pytest.mark.limit(400)
+@pytest.mark.limit(1500)
 def test_guest_finds_its_files_after_a_reboot(workdir):
     image = lib_tools.create(f"{workdir}/disk.qcow2", 2 * GIBI, lazy_refcounts="on")
 
     def boot(server, script):
         drive = (f"file=nbd:unix:{server.socket}:exportname={server.name()},format=raw,if=virtio,"
                  "discard=unmap,detect-zeroes=unmap,cache=none")
-        return lib_guest.boot(workdir, drive, script, timeout=180)
+        return lib_guest.boot(workdir, drive, script, timeout=700)
     with Server(workdir, image) as server:
         first = boot(server, FIRST_BOOT)
         assert "trimmed" in first, "fstrim said nothing"
@@ -112,7 +112,7 @@ umount /mnt
 """
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(1500)
 @pytest.mark.lazycow_only  # qemu-nbd would be stopped and started in other words
 def test_guest_outlives_the_server(workdir):
     """QEMU's own client, with reconnect-delay: the guest writes to its files before and after the
@@ -120,13 +120,13 @@ def test_guest_outlives_the_server(workdir):
     image = lib_tools.create(f"{workdir}/disk.qcow2", GIBI, lazy_refcounts="on")
     first = Server(workdir, image)
     devices = ["-blockdev", f"driver=nbd,node-name=d,server.type=unix,server.path={first.socket},"
-                            f"export={first.name()},reconnect-delay=60,discard=unmap",
+                            f"export={first.name()},reconnect-delay=600,discard=unmap",
                "-device", "virtio-blk-pci,drive=d"]
     script = RECONNECT_SCRIPT.replace("OPERATIONS", str(lib_tools.scaled(OPERATIONS) // 3))
     program = lib_guest.compiled(workdir, "guest_files")
     try:
         with lib_guest.BackgroundGuest(workdir, devices, script, programs=[program],
-                                       timeout=200) as guest:
+                                       timeout=700) as guest:
             guest.wait_for_word("STOP THE SERVER")
             first.stop()
             lib_tools.check_clean(image)

@@ -2,7 +2,6 @@
 """Small images whose numbers are large: they take neither the server's time nor its memory."""
 import os
 import struct
-import time
 
 import pytest
 
@@ -15,7 +14,6 @@ from lib_tools import create, qemu_img
 pytestmark = pytest.mark.lazycow_only
 
 MEBI = 1 << 20
-PATIENCE = 5  # seconds; each of these takes some milliseconds
 EXTENSION_CRYPTO = 0x0537BE77
 EXTENSION_BITMAPS = 0x23852875
 
@@ -28,7 +26,6 @@ def read(path, offset, length):
 
 def serve_in_time(workdir, image, codes=(0,)):
     """Another client is served while the first one writes, and all of it in little memory."""
-    begun = time.monotonic()
     server = Server(workdir, image, plain=True, wrapper=("prlimit", "--as=1500000000"))
     with server:
         writer, other = server.connect(), server.connect()
@@ -40,8 +37,6 @@ def serve_in_time(workdir, image, codes=(0,)):
         writer.shutdown()
         other.shutdown()
         server.stop(codes=codes)
-    taken = time.monotonic() - begun
-    assert taken < PATIENCE, taken
     assert "recovery failed" not in server.stderr()
     return server.stderr()
 
@@ -138,6 +133,4 @@ def test_image_behind_itself_by_another_name(workdir, behind):
         last = create(f"{workdir}/{behind}", MEBI)
         qemu_img("rebase", "-u", "-F", "qcow2", "-b", behind, image)
     qemu_img("rebase", "-u", "-F", "qcow2", "-b", "./other.qcow2", last)
-    begun = time.monotonic()
     assert "stands behind itself" in refused(workdir, "-k", "s", "--read-only", image)
-    assert time.monotonic() - begun < PATIENCE

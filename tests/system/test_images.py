@@ -258,11 +258,11 @@ def test_backing_loops(workdir):
     one = create(f"{workdir}/disk.qcow2", SIZE)
     two = overlay(workdir, "disk.qcow2", name="two.qcow2")
     qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "two.qcow2", one)
-    refused(workdir, "-k", "s", one, timeout=20)
-    refused(workdir, "-k", "s", two, timeout=20)
+    refused(workdir, "-k", "s", one)
+    refused(workdir, "-k", "s", two)
     qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "disk.qcow2", one)
-    refused(workdir, "-k", "s", one, timeout=20)
-    refused(workdir, "-k", "s", "--read-only", one, timeout=20)
+    refused(workdir, "-k", "s", one)
+    refused(workdir, "-k", "s", "--read-only", one)
 
 
 def test_names_are_relative_to_the_image(workdir):

@@ -12,7 +12,7 @@ import nbd
 import pytest
 
 import lib_tools
-from lib_server import Server
+from lib_server import PATIENCE_SECONDS, Server, wait_for
 from lib_tools import run
 
 MEBI = 1 << 20
@@ -153,13 +153,6 @@ def test_nbdcopy_both_ways_with_four_connections(workdir):
 
 # ---- QEMU ---------------------------------------------------------------------------------------
 
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 class StorageDaemon:
     """A qemu-storage-daemon that has the export as a block device and serves that again."""
 
@@ -199,7 +192,7 @@ def test_qemu_reconnects_over_a_restart(workdir):
                 time.sleep(0.5)
                 assert waiting.poll() is None
                 with Server(workdir, image, socket_path=socket_path):
-                    text, _ = waiting.communicate(timeout=60)
+                    text, _ = waiting.communicate(timeout=PATIENCE_SECONDS)
                     assert waiting.returncode == 0 and b"failed" not in text, text
                     lib_tools.qemu_io(qemu.uri, "read -P 2 1M 1M", image_format="raw")
     finally:

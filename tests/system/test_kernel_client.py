@@ -40,7 +40,7 @@ SCRIPT = FILE_OPERATIONS + r"""
 ifconfig lo 127.0.0.1
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0
 
-nbd-client HOST PORT /dev/nbd0 -N first -b 512 -C 1 -t 30
+nbd-client HOST PORT /dev/nbd0 -N first -b 512 -C 1 -t 300
 [ "$(cat /sys/block/nbd0/queue/logical_block_size)" = 512 ]
 [ "$(cat /sys/block/nbd0/size)" = 4194304 ]
 mkfs.ext4 -q -F /dev/nbd0
@@ -53,7 +53,7 @@ cd /mnt; find . -type f | sort | xargs sha256sum > /tmp/sums; cd /
 umount /mnt
 e2fsck -fn /dev/nbd0
 
-nbd-client HOST PORT /dev/nbd1 -N xfs -b 4096 -C 4 -t 30
+nbd-client HOST PORT /dev/nbd1 -N xfs -b 4096 -C 4 -t 300
 mkfs.xfs -q -f /dev/nbd1
 mount -t xfs -o discard /dev/nbd1 /mnt
 operations xfs
@@ -68,7 +68,7 @@ echo FIRST DONE
 
 # The server stops and another one starts, which has the image under another name.
 tries=0
-until nbd-client HOST PORT /dev/nbd0 -N second -b 4096 -C 4 -t 30; do
+until nbd-client HOST PORT /dev/nbd0 -N second -b 4096 -C 4 -t 300; do
     tries=$((tries + 1))
     [ $tries -lt 40 ]
     sleep 1
@@ -90,7 +90,7 @@ nbd-client -d /dev/nbd0
 NETWORK = ["-netdev", "user,id=n", "-device", "virtio-net-pci,netdev=n"]
 
 
-@pytest.mark.limit(400)
+@pytest.mark.limit(1500)
 def test_kernel_client(workdir):
     """ext4 with one connection and 512-byte blocks, then, after the server was stopped and started
     again, with four connections and blocks of 4096 bytes; in between XFS on another export."""
@@ -101,7 +101,7 @@ def test_kernel_client(workdir):
     try:
         with lib_guest.BackgroundGuest(
                 workdir, NETWORK, script, modules=MODULES,
-                programs=("nbd-client", "mkfs.xfs", "xfs_repair"), timeout=300) as guest:
+                programs=("nbd-client", "mkfs.xfs", "xfs_repair"), timeout=900) as guest:
             # Four connections to the one export, one to the other.
             guest.wait_until(lambda: first.stderr().count("disconnected by the client") >= 5)
             first.stop()
@@ -136,7 +136,7 @@ nbd-client -d /dev/nbd0
 """
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(1500)
 def test_kernel_client_over_tls(workdir):
     """nbd-client -certfile: TLS ends in a process of nbd-client's, the kernel speaks NBD inside."""
     authority = lib_tls.Authority(f"{workdir}/ca")
@@ -152,7 +152,7 @@ def test_kernel_client_over_tls(workdir):
             "--tls-allow=disk:CN=guest,*"]) as server:
         script = files + TLS_SCRIPT.replace("HOST", HOST).replace("PORT", str(server.port))
         text = lib_guest.boot_with(workdir, NETWORK, script, modules=MODULES,
-                                   programs=("nbd-client",), timeout=250)
+                                   programs=("nbd-client",), timeout=900)
         assert "TLS as CN=guest" in server.stderr()
     assert "trimmed" in text, text[-6000:]
     lib_tools.check_clean(image)
@@ -202,7 +202,7 @@ nbd-client -d /dev/nbd0
 """
 
 
-@pytest.mark.limit(400)
+@pytest.mark.limit(1500)
 @pytest.mark.parametrize("kind, make, check, connections", [
     ("ext4", "mkfs.ext4 -q -F", "e2fsck -fn", 1),
     ("xfs", "mkfs.xfs -q -f", "xfs_repair -n", 4)], ids=["ext4", "xfs"])
@@ -221,7 +221,7 @@ def test_mounted_file_system_outlives_the_server(workdir, kind, make, check, con
         script = script.replace(word, str(value))
     try:
         with lib_guest.BackgroundGuest(workdir, NETWORK, script, modules=MODULES,
-                                       programs=programs, timeout=300) as guest:
+                                       programs=programs, timeout=900) as guest:
             guest.wait_for_word("STOP THE SERVER")
             first.stop()
             lib_tools.check_clean(image)
@@ -248,7 +248,7 @@ stop() {
 }
 lazycow create /tmp/disk.qcow2 GIBI
 start
-nbd-client -unix /tmp/socket /dev/nbd0 -N disk -b 512 -t 30
+nbd-client -unix /tmp/socket /dev/nbd0 -N disk -b 512 -t 300
 mkfs.ext4 -q -F /dev/nbd0
 mount -t ext4 -o discard /dev/nbd0 /mnt
 mkdir /mnt/files
@@ -258,7 +258,7 @@ e2fsck -fn /dev/nbd0
 nbd-client -d /dev/nbd0
 stop
 start
-nbd-client -unix /tmp/socket /dev/nbd0 -N disk -b 4096 -C 4 -t 30
+nbd-client -unix /tmp/socket /dev/nbd0 -N disk -b 4096 -C 4 -t 300
 mount -t ext4 -o discard /dev/nbd0 /mnt
 guest_files verify /mnt/files /tmp/model
 guest_files run /mnt/files /tmp/model 2 OPERATIONS
@@ -271,13 +271,13 @@ grep -c "export 'disk'" /tmp/log
 """
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(1500)
 def test_kernel_client_over_a_unix_socket(workdir):
     """Server and client in one guest: what a host does that has its own images as devices."""
     script = UNIX_SCRIPT.replace("GIBI", str(GIBI)).replace(
         "OPERATIONS", str(lib_tools.scaled(OPERATIONS) // 4))
     text = lib_guest.boot_with(
-        workdir, [], script, modules=MODULES, timeout=250,
+        workdir, [], script, modules=MODULES, timeout=900,
         programs=(lib_guest.compiled(workdir, "guest_files"), "nbd-client", PLAIN_BINARY))
     assert text.count("is as it must be") == 3 and "trimmed" in text, text[-6000:]
     assert text.count("No errors were found on the image") == 2, text[-6000:]

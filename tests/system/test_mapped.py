@@ -9,7 +9,7 @@ import pytest
 
 import lib_qcow2
 import lib_tools
-from lib_server import Server
+from lib_server import Server, wait_for
 from lib_wire import CMD_READ, Wire, request_bytes
 
 pytestmark = pytest.mark.lazycow_only
@@ -42,10 +42,7 @@ def test_what_is_mapped_is_given_back(workdir, aio):
         handle = server.connect()
         read_all(handle)
         assert mapped_bytes(server) > SIZE // 2
-        deadline = time.monotonic() + 20
-        while mapped_bytes(server) > 16 * MEBI:
-            assert time.monotonic() < deadline, mapped_bytes(server)
-            time.sleep(0.2)
+        wait_for(lambda: mapped_bytes(server) <= 16 * MEBI)
         read_all(handle, rounds=1)
         handle.shutdown()
 
@@ -86,7 +83,7 @@ def tagged(number, generation):
     return (b"%07d %07d\n" % (number, generation)) * (BLOCK // 16)
 
 
-@pytest.mark.parametrize("patience", [0, 2.5])
+@pytest.mark.parametrize("patience", [0, 5])
 def test_replies_that_wait_are_nobody_elses(workdir, patience):
     """A client takes no replies to what it has read, from mapped pages. Others trim that, and use
     the space for other places. What the client gets in the end is of the place that it has read: what was
@@ -157,7 +154,7 @@ def replies_of_a_cut_image(workdir, tcp):
 @pytest.mark.parametrize("tcp", [False, True])
 def test_an_image_that_is_cut_while_replies_wait(workdir, tcp):
     """What was sent or copied before is what was there then, what was lent is zeros."""
-    for _ in range(10):
+    for _ in range(50):
         replies = replies_of_a_cut_image(workdir, tcp)
         assert replies[0] == b"\7" * (4 * BLOCK)
         assert all(set(data) <= {0, 7} for data in replies.values())
@@ -166,7 +163,7 @@ def test_an_image_that_is_cut_while_replies_wait(workdir, tcp):
     raise AssertionError("nothing was ever lent while the image was cut")
 
 
-@pytest.mark.parametrize("patience", [0, 2.5])
+@pytest.mark.parametrize("patience", [0, 5])
 def test_a_cluster_that_two_places_share(workdir, patience):
     """The second and the third cluster of the guest have those of the first and the second on the host;
     a reply that waits has what is lent of them apart."""

@@ -123,7 +123,7 @@ def test_nbdcopy_in_square_brackets(workdir, image):
 
 def test_standard_output_belongs_to_the_program_that_starts_it(workdir, image):
     result = subprocess.run(["nbdcopy", "--", *BRACKETS, image, "]", "-"], check=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=300)
     assert len(result.stdout) == SIZE
     assert result.stdout[MEBI:MEBI + 65536] == b"\5" * 65536
 

@@ -10,7 +10,7 @@ import nbd
 import pytest
 
 import lib_tools
-from lib_server import Server
+from lib_server import Server, wait_for
 from lib_wire import Wire
 
 pytestmark = pytest.mark.lazycow_only
@@ -24,10 +24,10 @@ def image(workdir):
     return lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
 
 
-def stop_delays():
-    """0 to 50 ms after the start, which covers it from exec to the first request."""
+def stop_delays(start_seconds):
+    """From the beginning of a start that takes so long to some time behind it."""
     steps = lib_tools.scaled(25)
-    return [0.05 * step / steps for step in range(steps)]
+    return [1.5 * start_seconds * step / steps for step in range(steps)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
@@ -35,16 +35,16 @@ def test_signal_during_start(workdir, number):
     """Before main() runs a signal kills, after that it stops cleanly; nothing in between, and the
     image is as clean as it was."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
-    clean = 0
-    for delay in stop_delays():
+    begun = time.monotonic()
+    with Server(workdir, image, plain=True):
+        taken = time.monotonic() - begun
+    for delay in stop_delays(taken):
         server = Server(workdir, image, plain=True, wait=False)
         time.sleep(delay)
         server.process.send_signal(number)
-        code = server.wait_exit(20)
+        code = server.wait_exit()
         assert code in (0, -number), f"exit code {code} after {delay} s: {server.stderr_tail()}"
-        clean += code == 0
         assert not os.path.exists(server.socket), f"socket left behind after {delay} s, {code}"
-    assert clean > 0
     lib_tools.check_clean(image)
 
 
@@ -52,10 +52,9 @@ def test_signal_once_listening_is_never_lost(workdir, image):
     """At the moment when the socket appears, before anybody could have connected."""
     for _ in range(lib_tools.scaled(15)):
         server = Server(workdir, image, wait=False)
-        deadline = time.monotonic() + 20
         while not os.path.exists(server.socket):
-            assert time.monotonic() < deadline
-        server.stop(timeout=20)
+            pass  # without a pause: the moment counts; the limit of the test is that of this loop
+        server.stop()
 
 
 class Writers:
@@ -83,6 +82,9 @@ class Writers:
                 self.answered[number][-1] = (offset, content, True)
         except nbd.Error:
             pass
+
+    def count(self):
+        return sum(len(writes) for writes in list(self.answered.values()))
 
     def join(self):
         self.stop = True
@@ -112,13 +114,14 @@ class Writers:
 @pytest.mark.parametrize("signals", [1, 5])
 def test_stop_under_load(workdir, image, aio, signals):
     """What was answered is there, the image is clean, and more signals do no harm."""
-    for delay in (0.05, 0.2, 0.4):
+    for delay in (0, 0.2, 0.4):
         server = Server(workdir, image, aio=aio)
         # The model below begins with an empty disk.
         handle = server.connect()
         handle.zero(SIZE, 0)
         handle.shutdown()
         writers = Writers(server, 6, SIZE)
+        wait_for(lambda: writers.count() > 6)
         time.sleep(delay)
         for _ in range(signals - 1):
             server.process.send_signal(random.choice((signal.SIGTERM, signal.SIGINT)))
@@ -127,7 +130,6 @@ def test_stop_under_load(workdir, image, aio, signals):
                 break
         server.stop()
         writers.join()
-        assert sum(len(writes) for writes in writers.answered.values()) > 6
         lib_tools.check_clean(image)
         writers.check(lib_tools.read_all(image))
 
@@ -144,7 +146,7 @@ def test_stop_with_a_stuck_client(workdir, image):
                 wire.request(0, 0, MEBI)
         except TimeoutError:
             pass
-        server.stop(timeout=30)
+        server.stop()
     lib_tools.check_clean(image)
 
 
@@ -155,7 +157,7 @@ def test_stop_with_idle_and_half_open_clients(workdir, image):
     half_write = Wire(server)
     half_write.go()
     half_write.send(b"\x25\x60\x95\x13\0\0\0\1")
-    server.stop(timeout=20)
+    server.stop()
     for connection in half_open:
         connection.close()
     half_write.socket.close()

@@ -11,7 +11,7 @@ import nbd
 import pytest
 
 import lib_tools
-from lib_server import Server
+from lib_server import PATIENCE_SECONDS, Server, wait_for
 from lib_wire import CMD_FLAG_FUA, CMD_READ, CMD_WRITE, Wire, request_bytes
 
 pytestmark = pytest.mark.lazycow_only
@@ -38,10 +38,7 @@ class Trace:
         # One line a thread; when the first thread is attached, strace has stopped and attached all.
         line = self.process.stderr.readline()
         assert "attached" in line, line
-        deadline = time.monotonic() + 10
-        while not self.attached():
-            assert time.monotonic() < deadline, "strace did not attach to every thread"
-            time.sleep(0.02)
+        wait_for(self.attached)
         return self
 
     def attached(self):
@@ -53,7 +50,7 @@ class Trace:
 
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGINT)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=PATIENCE_SECONDS)
 
     def calls(self):
         """[(name, arguments and result)], each call once. A call during which another thread ran

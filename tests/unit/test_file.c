@@ -31,7 +31,7 @@
 #define MIB (1024u * KIB)
 
 // How long a completion may take before a test gives up: a busy machine, a slow disk.
-#define PATIENCE_MS 30000
+#define PATIENCE_MS 120000
 
 struct variant {
     enum backend_kind kind;

@@ -200,6 +200,7 @@ static int open_qcow2(struct image *image, struct error *err)
     sync_init(image);
     quarantine_init(image->quarantine, image);
     punch_init(image->punch, image);
+    guard_init(image->guard);
     alloc_init(image->alloc, image, ALLOC_FRESH_UNKNOWN, 0, false);
     if (cache_init(image->cache, image->options.cache_bytes, image->geometry.piece_bytes) < 0)
         return error_set(err, ENOMEM, "'%s': no memory for the cache", image->file->name);

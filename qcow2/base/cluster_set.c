@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
+// Slots of the smallest set.
+#define SLOTS_MIN 64
+
 static size_t home_slot(const struct cluster_set *set, uint64_t cluster)
 {
     return (size_t)((cluster * 0x9e3779b97f4a7c15ull) >> 20) & (set->capacity - 1);
@@ -25,10 +28,9 @@ void cluster_set_free(struct cluster_set *set)
     *set = (struct cluster_set){0};
 }
 
-static int grow(struct cluster_set *set)
+static int set_capacity(struct cluster_set *set, size_t capacity)
 {
-    struct cluster_set larger = {.capacity = set->capacity ? set->capacity * 2 : 64,
-                                 .count = set->count};
+    struct cluster_set larger = {.capacity = capacity, .count = set->count};
 
     larger.slots = calloc(larger.capacity, sizeof(*larger.slots));
     if (!larger.slots)
@@ -42,10 +44,21 @@ static int grow(struct cluster_set *set)
     return 0;
 }
 
+void cluster_set_reserve(struct cluster_set *set, uint64_t count)
+{
+    size_t capacity = SLOTS_MIN;
+
+    while (capacity / 2 < count)
+        capacity *= 2;
+    if (capacity > set->capacity)
+        set_capacity(set, capacity);
+}
+
 int cluster_set_add(struct cluster_set *set, uint64_t cluster)
 {
     // Half full at the most, so that probing stays short.
-    if (set->count * 2 >= set->capacity && grow(set) < 0)
+    if (set->count * 2 >= set->capacity &&
+        set_capacity(set, set->capacity ? set->capacity * 2 : SLOTS_MIN) < 0)
         return -ENOMEM;
 
     size_t slot = find_slot(set, cluster);

@@ -46,10 +46,13 @@ static int place_blocks(struct op *op)
                 result = -EIO;
             if (result != 0)
                 return result;
-            refcounts_set_block(rc, page, cluster << rc->geometry.cluster_bits);
             result = guard_add(image, cluster << rc->geometry.cluster_bits);
-            if (result < 0)
+            if (result < 0) {
+                quarantine_add(image, cluster, 1);
                 return result;
+            }
+            // From here on the page has its block, so nothing may fail before all of it is dirty.
+            refcounts_set_block(rc, page, cluster << rc->geometry.cluster_bits);
             // All pieces: where the space was not fresh after all, zeros have to be written too.
             for (uint64_t piece = 0; piece < refcounts_pieces(rc); piece++)
                 refcounts_piece_again(rc, page, piece);

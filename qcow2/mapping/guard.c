@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/mapping/guard.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -69,10 +70,19 @@ static void merge_ranges(struct guard *guard)
     guard->range_count = last + 1; // the header is always there
 }
 
+static void free_collected(struct guard *guard)
+{
+    cluster_set_free(&guard->tables);
+    free(guard->ranges);
+    guard->ranges = NULL;
+    guard->range_count = 0;
+}
+
 // Metadata that overlaps other metadata would be written over it.
 static int put_table(struct image *image, uint64_t offset, bool written)
 {
-    if (offset == 0)
+    if (offset == 0 ||
+        cluster_set_has(&image->guard->added, offset >> image->geometry.cluster_bits))
         return 0;
     const char *what = written ? guard_hit(image, offset, image->geometry.cluster_size) : NULL;
     if (what) {
@@ -83,11 +93,11 @@ static int put_table(struct image *image, uint64_t offset, bool written)
     return cluster_set_add(&image->guard->tables, offset >> image->geometry.cluster_bits);
 }
 
-int guard_init(struct image *image)
+static int begin(struct image *image)
 {
     const struct header *h = &image->header;
     struct guard *guard = image->guard;
-    int result = 0;
+    uint64_t entries = image->refcounts->table_size + image->l1.size;
 
     guard->ranges = calloc(FIXED_RANGES + image->snapshots.count, sizeof(*guard->ranges));
     if (!guard->ranges)
@@ -98,25 +108,83 @@ int guard_init(struct image *image)
         .first = h->refcount_table_offset >> h->cluster_bits,
         .end = (h->refcount_table_offset >> h->cluster_bits) + h->refcount_table_clusters,
         .what = "the refcount table"};
+    guard->next = 0;
+    // Room for every entry costs only what is used of it, and moving what is in a full set takes long.
+    cluster_set_reserve(&guard->tables, entries);
+    return 0;
+}
 
-    for (uint64_t i = 0; i < image->refcounts->table_size && result == 0; i++)
-        result = put_table(image, image->refcounts->table[i], true);
+// One entry of the refcount table, and behind those one of the L1 table.
+static int collect(struct image *image, uint64_t i)
+{
+    uint64_t blocks = image->refcounts->table_size;
+
+    if (i < blocks)
+        return put_table(image, image->refcounts->table[i], true);
     // A table that is not ours alone is copied before it is written.
-    for (uint64_t i = 0; i < image->l1.size && result == 0; i++)
-        result = put_table(image, image->l1.entries[i] & FORMAT_L1_OFFSET_MASK,
-                           (image->l1.entries[i] & FORMAT_COPIED) != 0);
-    if (result < 0)
-        guard_free(guard);
-    else
-        guard->ready = true;
-    return result;
+    uint64_t entry = image->l1.entries[i - blocks];
+    return put_table(image, entry & FORMAT_L1_OFFSET_MASK, (entry & FORMAT_COPIED) != 0);
+}
+
+static void end(struct guard *guard, int result)
+{
+    cluster_set_free(&guard->added);
+    if (result < 0) {
+        free_collected(guard);
+        guard->state = GUARD_NONE;
+    } else {
+        guard->state = GUARD_READY;
+    }
+    waitq_wake(&guard->waiters, result);
+}
+
+static void collect_step(struct op *op)
+{
+    struct image *image = op->image;
+    struct guard *guard = image->guard;
+    int result = 0;
+
+    for (unsigned n = 0; result == 0; n++) {
+        if (guard->next == image->refcounts->table_size + image->l1.size)
+            break;
+        if (n == GUARD_ENTRIES_A_TURN) {
+            op_post(op);
+            return;
+        }
+        result = collect(image, guard->next++);
+    }
+    end(guard, result);
+}
+
+int guard_wait(struct op *op)
+{
+    struct image *image = op->image;
+    struct guard *guard = image->guard;
+
+    if (guard->state == GUARD_READY)
+        return 0;
+    if (guard->state == GUARD_NONE) {
+        int result = begin(image);
+
+        if (result < 0)
+            return result;
+        guard->state = GUARD_COLLECTING;
+        op_init(&guard->op, image, image->runq, collect_step);
+        op_post(&guard->op);
+    }
+    return op_park(op, &guard->waiters);
+}
+
+void guard_init(struct guard *guard)
+{
+    *guard = (struct guard){0};
+    waitq_init(&guard->waiters);
 }
 
 void guard_free(struct guard *guard)
 {
-    cluster_set_free(&guard->tables);
-    free(guard->ranges);
-    *guard = (struct guard){0};
+    free_collected(guard);
+    cluster_set_free(&guard->added);
 }
 
 static const char *range_hit(const struct guard *guard, uint64_t first, uint64_t end)
@@ -156,7 +224,7 @@ const char *guard_hit(const struct image *image, uint64_t offset, uint64_t lengt
 
 bool guard_refuses(struct image *image, uint64_t offset, uint64_t length)
 {
-    const char *what = image->guard->ready ? guard_hit(image, offset, length) : NULL;
+    const char *what = image->guard->state == GUARD_READY ? guard_hit(image, offset, length) : NULL;
 
     if (what)
         corrupt_found(image, "a write to host offset %llu would have overwritten %s",
@@ -166,13 +234,19 @@ bool guard_refuses(struct image *image, uint64_t offset, uint64_t length)
 
 int guard_add(struct image *image, uint64_t host_offset)
 {
-    if (!image->guard->ready)
+    struct guard *guard = image->guard;
+    uint64_t cluster = host_offset >> image->geometry.cluster_bits;
+
+    if (guard->state == GUARD_NONE)
         return 0;
-    return cluster_set_add(&image->guard->tables, host_offset >> image->geometry.cluster_bits);
+    if (guard->state == GUARD_COLLECTING && cluster_set_add(&guard->added, cluster) < 0)
+        return -ENOMEM;
+    return cluster_set_add(&guard->tables, cluster);
 }
 
 void guard_remove(struct image *image, uint64_t host_offset)
 {
+    assert(image->guard->state == GUARD_READY);
     cluster_set_remove(&image->guard->tables, host_offset >> image->geometry.cluster_bits);
 }
 

@@ -23,13 +23,8 @@ int change_prepare(struct op *op)
 
     if (image->latched_error < 0)
         return image->latched_error;
-    if (!image->guard->ready) {
-        int result = guard_init(image);
-
-        if (result < 0)
-            return result;
-    }
-    return sync_drop_autoclear(op);
+    int result = guard_wait(op);
+    return result != 0 ? result : sync_drop_autoclear(op);
 }
 
 int change_mapping(struct op *op)

@@ -127,14 +127,14 @@ static int punch_front(struct op *op)
     if (end > page_end)
         end = page_end;
     if (refcounts_find_free(rc, extent->first, end, 1, &first, &next) == 0) {
-        skip(punch, end - extent->first);
+        skip(punch, next - extent->first);
         return 0;
     }
     if (first > extent->first)
         skip(punch, first - extent->first);
     punch->run = 1;
-    while (punch->run < PUNCH_BYTES_MAX >> bits && first + punch->run < end &&
-           refcounts_get(rc, first + punch->run) == 0)
+    while (punch->run < PUNCH_BYTES_MAX >> bits && punch->run < PUNCH_CLUSTERS_MAX &&
+           first + punch->run < end && refcounts_get(rc, first + punch->run) == 0)
         punch->run++;
     set_taken(image, first, punch->run, true);
     op->state = PUNCH_DONE;
@@ -151,15 +151,19 @@ static void punch_step(struct op *op)
         set_taken(image, STAILQ_FIRST(&punch->due)->first, punch->run, false);
         alloc_freed(image->alloc);
         skip(punch, punch->run);
-        if (op->wait.result == -EOPNOTSUPP) {
+        // What is remembered is forgotten as it becomes due.
+        if (op->wait.result == -EOPNOTSUPP)
             punch->enabled = false;
-            punch_free(punch);
-            punch->last = NULL;
-        }
         op->state = PUNCH_NEXT;
     }
-    while (!STAILQ_EMPTY(&punch->due)) {
-        if (punch_front(op) == OP_PARKED)
+    for (unsigned n = 0; !STAILQ_EMPTY(&punch->due); n++) {
+        if (n == PUNCH_EXTENTS_A_TURN) {
+            op_post(op);
+            return;
+        }
+        if (!punch->enabled)
+            drop_first(punch, &punch->due);
+        else if (punch_front(op) == OP_PARKED)
             return;
     }
     punch->running = false;

@@ -21,6 +21,11 @@ struct image;
 #define PUNCH_EXTENTS_MAX (256u << 10)
 // What one punch takes away for a while: other writers find the rest.
 #define PUNCH_BYTES_MAX (64u << 20)
+// The same in clusters, which are marked one by one: a fraction of a millisecond where they are small.
+#define PUNCH_CLUSTERS_MAX 8192
+// Extents that are looked at in one turn of the loop; most of them were taken again where a guest
+// writes and trims in turn.
+#define PUNCH_EXTENTS_A_TURN 1024
 
 struct punch_extent {
     uint64_t first; // host clusters

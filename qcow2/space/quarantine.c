@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/space/quarantine.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -22,6 +23,7 @@ void quarantine_init(struct quarantine *q, struct image *image)
     TAILQ_INIT(&q->durable);
     waitq_init(&q->empty);
     waitq_init(&q->room);
+    waitq_init(&q->released);
     op_init(&q->releaser, image, image->runq, release_step);
 }
 
@@ -50,6 +52,13 @@ bool quarantine_full(const struct quarantine *q)
 bool quarantine_empty(const struct quarantine *q)
 {
     return q->count == 0;
+}
+
+int quarantine_wait_release(struct op *op)
+{
+    struct quarantine *q = op->image->quarantine;
+
+    return q->releaser_state == RELEASER_RUNNING ? op_park(op, &q->released) : 0;
 }
 
 void quarantine_add(struct image *image, uint64_t first, uint64_t count)
@@ -152,14 +161,16 @@ static void lower(struct image *image, uint64_t first, uint64_t run)
     alloc_freed(image->alloc);
 }
 
-// One more step of the first extent: 0, or OP_PARKED when the releaser's next turn comes by itself.
-static int release_front(struct op *op, struct quarantined *extent)
+// Releases at most *budget clusters of the first extent, and counts them off. Returns 0, or OP_PARKED
+// when the releaser's next turn comes by itself.
+static int release_front(struct op *op, struct quarantined *extent, uint64_t *budget)
 {
     struct image *image = op->image;
     const struct refcounts *rc = image->refcounts;
 
     // Beyond the fresh boundary nothing was ever counted: an entry of a broken image pointed there.
     if (extent->first >= image->alloc->fresh) {
+        *budget -= 1;
         drop_front(image->quarantine, extent, extent->count);
         return 0;
     }
@@ -167,12 +178,16 @@ static int release_front(struct op *op, struct quarantined *extent)
     if (result == OP_PARKED)
         return OP_PARKED;
     if (result < 0) {
+        *budget -= 1;
         leak(image, extent, result);
         return 0;
     }
     uint64_t page_end = (refcounts_page_index(rc, extent->first) + 1) << rc->geometry.block_bits;
     uint64_t run =
         page_end - extent->first < extent->count ? page_end - extent->first : extent->count;
+    if (run > *budget)
+        run = *budget;
+    *budget -= run;
     lower(image, extent->first, run);
     drop_front(image->quarantine, extent, run);
     return 0;
@@ -196,16 +211,23 @@ static int wait_for_grace(struct op *op, const struct quarantined *extent)
 
 static void release_step(struct op *op)
 {
-    struct image *image = op->image;
+    struct quarantine *q = op->image->quarantine;
+    uint64_t budget = QUARANTINE_RELEASE_A_TURN;
     struct quarantined *extent;
 
-    // A page that could not be read.
-    if (op->wait.result < 0)
-        leak(image, TAILQ_FIRST(&image->quarantine->durable), op->wait.result);
-    op->wait.result = 0;
-    while ((extent = TAILQ_FIRST(&image->quarantine->durable)) != NULL) {
-        if (wait_for_grace(op, extent) == OP_PARKED || release_front(op, extent) == OP_PARKED)
+    // No wait of the releaser ends with an error: refcounts_load() tells of a page that cannot be
+    // read.
+    assert(op->wait.result == 0);
+    waitq_wake(&q->released, 0);
+    while ((extent = TAILQ_FIRST(&q->durable)) != NULL) {
+        if (budget == 0) {
+            q->releaser_state = RELEASER_RUNNING;
+            op_post(op);
+            return;
+        }
+        if (wait_for_grace(op, extent) == OP_PARKED ||
+            release_front(op, extent, &budget) == OP_PARKED)
             return;
     }
-    image->quarantine->releaser_state = RELEASER_IDLE;
+    q->releaser_state = RELEASER_IDLE;
 }

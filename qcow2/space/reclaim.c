@@ -17,6 +17,8 @@ int reclaim_wait(struct op *op)
         (quarantine_empty(image->quarantine) && punch_idle(image->punch)))
         return -ENOSPC;
     punch_all(image);
+    if (quarantine_wait_release(op) == OP_PARKED)
+        return OP_PARKED;
     if (quarantine_waits_for_loans(image))
         return op_park(op, &image->loans.oldest_left);
     op->space_waits++;

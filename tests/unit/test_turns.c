@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+// Work whose amount an image or a client decides is spread over many turns of the loop: others get
+// theirs in between. Turns are counted; no clock is looked at.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+
+#include "qcow2/base/bits.h"
+#include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
+#include "qcow2/mapping/guard.h"
+#include "qcow2/request/request.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/punch.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/refcount.h"
+#include "tests/unit/scripted_file.h"
+
+#define CLUSTER_BITS 9
+#define CLUSTER 512u
+
+// An image of small clusters that was written once, so that its guard is ready.
+struct fixture {
+    struct scripted_file *disk;
+    struct image *image;
+};
+
+static struct create_options create_options(uint64_t size)
+{
+    return (struct create_options){.size = size,
+                                   .version = 3,
+                                   .cluster_bits = CLUSTER_BITS,
+                                   .refcount_order = 4,
+                                   .lazy_refcounts = 1};
+}
+
+static struct fixture *new_fixture(const struct create_options *create)
+{
+    struct image_options options = {.format = IMAGE_FORMAT_QCOW2, .unmap = true};
+    struct fixture *f = calloc(1, sizeof(*f));
+    unsigned char data[CLUSTER] = {1};
+
+    assert_non_null(f);
+    f->disk = scripted_file_new();
+    f->image = scripted_image_new(f->disk, create, &options);
+    assert_int_equal(scripted_write(f->disk, f->image, data, 0, CLUSTER), 0);
+    return f;
+}
+
+static int set_up(void **state)
+{
+    struct create_options create = create_options(64u << 20);
+
+    *state = new_fixture(&create);
+    return 0;
+}
+
+// Refcount blocks that cover more clusters than one punch may take.
+static int set_up_large_pages(void **state)
+{
+    struct create_options create = create_options(64u << 20);
+
+    create.cluster_bits = 12;
+    create.refcount_order = 0;
+    *state = new_fixture(&create);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+
+    image_close(f->image);
+    scripted_file_free(f->disk);
+    free(f);
+    return 0;
+}
+
+static int flush(struct fixture *f)
+{
+    return scripted_op(f->disk, f->image, &(struct op){.kind = OP_FLUSH});
+}
+
+static void note_done(struct op *op)
+{
+    op->buf = NULL;
+}
+
+// A read of what is in memory, as another client would make it.
+static void start_read(struct fixture *f, struct op *read, void *buf)
+{
+    *read = (struct op){
+        .kind = OP_READ, .offset = 32u << 20, .length = CLUSTER, .buf = buf, .done = note_done};
+    op_start(f->image, read);
+}
+
+// Takes so many clusters behind the others, as if a guest had them, and leaves none free before them.
+// Returns the first.
+static uint64_t take_clusters(struct fixture *f, uint64_t count)
+{
+    struct refcounts *rc = f->image->refcounts;
+    uint64_t in_page = refcount_page_size(&rc->geometry);
+    uint64_t first = (f->image->alloc->fresh + in_page - 1) / in_page * in_page;
+
+    for (uint64_t at = f->image->alloc->fresh; at < first; at++)
+        assert_int_equal(refcounts_set(rc, at, 1), 0);
+    for (uint64_t at = first; at < first + count; at += in_page) {
+        uint64_t n = first + count - at < in_page ? first + count - at : in_page;
+
+        assert_int_equal(refcounts_reach(rc, at), 0);
+        assert_int_equal(refcounts_add(rc, at, n, 1), 0);
+    }
+    f->image->alloc->fresh = first + count;
+    return first;
+}
+
+// Runs until the extents are durable, which is when the releaser begins.
+static void start_release(struct fixture *f)
+{
+    sync_request(f->image);
+    while (TAILQ_EMPTY(&f->image->quarantine->durable)) {
+        if (!scripted_file_turn(f->disk))
+            scripted_file_end(f->disk, 0, 0);
+    }
+}
+
+static uint64_t waiting_clusters(const struct fixture *f)
+{
+    const struct quarantined *extent;
+    uint64_t count = 0;
+
+    TAILQ_FOREACH (extent, &f->image->quarantine->durable, link)
+        count += extent->count;
+    return count;
+}
+
+// ---- What a large discard gives up --------------------------------------------------------------
+
+static void release_in_turns(struct fixture *f, uint64_t count)
+{
+    unsigned char buf[CLUSTER];
+    struct op read;
+    uint64_t left = waiting_clusters(f);
+    size_t turns = 0;
+
+    assert_int_equal(left, count);
+    start_read(f, &read, buf);
+    while (left > 0) {
+        assert_true(scripted_file_turn(f->disk));
+        assert_true(left - waiting_clusters(f) <= QUARANTINE_RELEASE_A_TURN);
+        left = waiting_clusters(f);
+        turns++;
+        if (turns == 2)
+            assert_null(read.buf);
+    }
+    assert_true(turns >= count / QUARANTINE_RELEASE_A_TURN);
+    assert_true(quarantine_empty(f->image->quarantine));
+}
+
+static void one_large_extent_is_released_in_turns(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t count = 10 * QUARANTINE_RELEASE_A_TURN + 7;
+    uint64_t first = take_clusters(f, count);
+
+    quarantine_add(f->image, first, count);
+    start_release(f);
+    release_in_turns(f, count);
+    assert_int_equal(refcounts_get(f->image->refcounts, first), 0);
+    assert_int_equal(refcounts_get(f->image->refcounts, first + count - 1), 0);
+    scripted_file_run(f->disk);
+}
+
+static void many_small_extents_are_released_in_turns(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t count = 3 * QUARANTINE_RELEASE_A_TURN;
+    uint64_t first = take_clusters(f, 2 * count);
+
+    for (uint64_t i = 0; i < count; i++)
+        quarantine_add(f->image, first + 2 * i, 1);
+    start_release(f);
+    release_in_turns(f, count);
+    scripted_file_run(f->disk);
+}
+
+// An entry of a broken image may give up far more than there is.
+static void what_was_never_counted_takes_turns_too(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t count = 3 * QUARANTINE_RELEASE_A_TURN;
+    uint64_t first = f->image->alloc->fresh + 1000;
+
+    for (uint64_t i = 0; i < count; i++)
+        quarantine_add(f->image, first + 2 * i, 1);
+    start_release(f);
+    release_in_turns(f, count);
+    scripted_file_run(f->disk);
+}
+
+// Who finds no space while clusters are being released waits for them, however many turns that takes.
+static void space_that_is_being_released_is_waited_for(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t count = 100 * QUARANTINE_RELEASE_A_TURN;
+    uint64_t first = take_clusters(f, count);
+    unsigned char data[CLUSTER] = {2};
+
+    // All but the last ones are shared, so that releasing them frees nothing.
+    for (uint64_t i = 0; i < count - 8; i++)
+        assert_int_equal(refcounts_set(f->image->refcounts, first + i, 2), 0);
+    assert_int_equal(flush(f), 0);
+    quarantine_add(f->image, first, count);
+    f->disk->fail_kind = FILE_ALLOCATE;
+    f->disk->fail_offset = 0;
+    f->disk->fail_length = UINT64_MAX / 2;
+    f->disk->fail_error = -ENOSPC;
+    f->image->alloc->reserved_end = f->image->alloc->fresh << CLUSTER_BITS;
+    struct op write = {
+        .kind = OP_WRITE, .offset = 8 * CLUSTER, .length = CLUSTER, .buf = data, .done = note_done};
+    op_start(f->image, &write);
+    // The disk is so quick that syncs take no more turns than they must.
+    while (write.buf) {
+        scripted_file_turn(f->disk);
+        while (f->disk->queued > 0)
+            scripted_file_end(f->disk, 0, 0);
+    }
+    assert_int_equal(write.result, 0);
+    assert_int_equal(scripted_read(f->disk, f->image, data, 8 * CLUSTER, CLUSTER), 0);
+    assert_int_equal(data[0], 2);
+}
+
+static void unreadable_refcounts_leak_and_are_told(void **state)
+{
+    struct fixture *f = *state;
+    struct refcounts *rc = f->image->refcounts;
+    uint64_t first = take_clusters(f, 100);
+    uint64_t page = refcounts_page_index(rc, first);
+
+    // Its block is on disk, and is not known.
+    assert_int_equal(flush(f), 0);
+    rc->table[page] = 64u << 20;
+    refcount_page_free(&rc->pages[page]);
+    refcount_page_init(&rc->pages[page], &rc->geometry, false);
+    bits_clear(rc->dirty_bits, page);
+    rc->dirty_pages--;
+    f->disk->fail_kind = FILE_READ;
+    f->disk->fail_offset = 64u << 20;
+    f->disk->fail_length = CLUSTER;
+    f->disk->fail_error = -EIO;
+
+    quarantine_add(f->image, first, 100);
+    assert_int_equal(flush(f), 0);
+    scripted_file_run(f->disk);
+    assert_true(quarantine_empty(f->image->quarantine));
+    assert_non_null(strstr(f->disk->lines[f->disk->line_count - 1], "100 freed clusters leak"));
+}
+
+// ---- Holes --------------------------------------------------------------------------------------
+
+static void holes_are_punched_in_pieces(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t count = 3 * PUNCH_CLUSTERS_MAX;
+    uint64_t first = take_clusters(f, count);
+    unsigned before = f->disk->submitted[FILE_PUNCH];
+
+    punch_add(f->image, first, count);
+    for (uint64_t i = 0; i < count; i++)
+        assert_int_equal(refcounts_set(f->image->refcounts, first + i, 0), 0);
+    punch_all(f->image);
+    while (!punch_idle(f->image->punch)) {
+        if (scripted_file_turn(f->disk))
+            continue;
+        assert_int_equal(f->disk->queue[0]->kind, FILE_PUNCH);
+        assert_true(f->disk->queue[0]->length >> 12 <= PUNCH_CLUSTERS_MAX);
+        scripted_file_end(f->disk, 0, 0);
+    }
+    assert_true(f->disk->submitted[FILE_PUNCH] - before >= 3);
+}
+
+// Clusters that were taken again, and a host that cannot punch.
+static void extents_are_passed_over_in_turns(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t count = 5 * PUNCH_EXTENTS_A_TURN;
+    uint64_t first = take_clusters(f, 2 * count);
+
+    for (int round = 0; round < 2; round++) {
+        for (uint64_t i = 0; i < count; i++)
+            punch_add(f->image, first + 2 * i, 1);
+        punch_all(f->image);
+        f->image->punch->enabled = round == 0;
+        assert_true(scripted_file_turns(f->disk) >= count / PUNCH_EXTENTS_A_TURN);
+        assert_true(punch_idle(f->image->punch));
+        f->image->punch->enabled = true;
+    }
+}
+
+// ---- Metadata, at the first write ---------------------------------------------------------------
+
+static void metadata_is_collected_in_turns(void **state)
+{
+    struct create_options create = create_options(8ull << 30);
+    struct image_options options = {.format = IMAGE_FORMAT_QCOW2};
+    struct fixture f = {.disk = scripted_file_new()};
+    unsigned char data[CLUSTER] = {3}, buf[CLUSTER];
+    struct op write = {.kind = OP_WRITE, .length = CLUSTER, .buf = data, .done = note_done};
+    struct op read;
+    size_t turns = 0;
+
+    (void)state;
+    f.image = scripted_image_new(f.disk, &create, &options);
+    uint64_t entries = f.image->l1.size + f.image->refcounts->table_size;
+    assert_true(entries > 10 * GUARD_ENTRIES_A_TURN);
+    op_start(f.image, &write);
+    start_read(&f, &read, buf);
+    while (f.image->guard->state == GUARD_COLLECTING) {
+        uint64_t before = f.image->guard->next;
+
+        assert_true(scripted_file_turn(f.disk));
+        assert_true(f.image->guard->next - before <= GUARD_ENTRIES_A_TURN);
+        if (++turns == 3)
+            assert_null(read.buf);
+    }
+    assert_true(turns >= entries / GUARD_ENTRIES_A_TURN);
+    scripted_file_run(f.disk);
+    assert_null(write.buf);
+    assert_int_equal(write.result, 0);
+    assert_true(f.image->guard->state == GUARD_READY);
+    image_close(f.image);
+    scripted_file_free(f.disk);
+}
+
+// A refcount block that is placed meanwhile is known, and is not taken for one that lies over itself.
+static void what_comes_meanwhile_is_known(void **state)
+{
+    struct create_options create = create_options(8ull << 30);
+    struct image_options options = {.format = IMAGE_FORMAT_QCOW2};
+    struct fixture f = {.disk = scripted_file_new()};
+    unsigned char data[CLUSTER] = {3};
+    struct op write = {.kind = OP_WRITE, .length = CLUSTER, .buf = data, .done = note_done};
+
+    (void)state;
+    f.image = scripted_image_new(f.disk, &create, &options);
+    struct refcounts *rc = f.image->refcounts;
+    assert_int_equal(refcounts_reach(rc, 1 << 22), 0);
+    op_start(f.image, &write);
+    while (f.image->guard->next == 0)
+        assert_true(scripted_file_turn(f.disk));
+    // One that was looked at, and one that is still to be.
+    uint64_t pages[] = {1, rc->table_size - 1};
+    assert_true(f.image->guard->next > pages[0] && f.image->guard->next < pages[1]);
+    for (size_t i = 0; i < 2; i++) {
+        uint64_t offset = (f.image->alloc->fresh + 100 + i) << CLUSTER_BITS;
+
+        refcounts_set_block(rc, pages[i], offset);
+        assert_int_equal(guard_add(f.image, offset), 0);
+    }
+    scripted_file_run(f.disk);
+    assert_true(f.image->guard->state == GUARD_READY);
+    assert_int_equal(f.image->latched_error, 0);
+    for (size_t i = 0; i < 2; i++)
+        assert_non_null(guard_hit(f.image, rc->table[pages[i]], 1));
+    assert_int_equal(write.result, 0);
+    image_close(f.image);
+    scripted_file_free(f.disk);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(one_large_extent_is_released_in_turns, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(many_small_extents_are_released_in_turns, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(what_was_never_counted_takes_turns_too, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(space_that_is_being_released_is_waited_for, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(unreadable_refcounts_leak_and_are_told, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(holes_are_punched_in_pieces, set_up_large_pages, tear_down),
+        cmocka_unit_test_setup_teardown(extents_are_passed_over_in_turns, set_up, tear_down),
+        cmocka_unit_test(metadata_is_collected_in_turns),
+        cmocka_unit_test(what_comes_meanwhile_is_known),
+    };
+
+    return cmocka_run_group_tests_name("turns", tests, NULL, NULL);
+}

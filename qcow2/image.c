@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/backing.h"
 #include "qcow2/base/epoch.h"
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
@@ -21,7 +22,6 @@
 #include "qcow2/durable/clean.h"
 #include "qcow2/durable/recover.h"
 #include "qcow2/durable/sync.h"
-#include "qcow2/format/backing_name.h"
 #include "qcow2/format/entry.h"
 #include "qcow2/format/geometry.h"
 #include "qcow2/format/header.h"
@@ -39,108 +39,11 @@
 #include "qcow2/space/refcount.h"
 #include "qcow2/writable.h"
 
-// Images in a chain: more than anybody stacks.
-#define BACKING_DEPTH_MAX 200
-
 // The size of a raw image counts whole sectors, as elsewhere; zeros are behind the file's end.
 #define RAW_SECTOR 512u
 #define RAW_BLOCK_SIZE 4096u
 
-enum image_format image_format_parse(const char *name)
-{
-    if (strcmp(name, "qcow2") == 0)
-        return IMAGE_FORMAT_QCOW2;
-    // QEMU's drivers of files and devices, as formats: the bytes as they are.
-    if (strcmp(name, "raw") == 0 || strcmp(name, "file") == 0 || strcmp(name, "host_device") == 0)
-        return IMAGE_FORMAT_RAW;
-    return IMAGE_FORMAT_UNKNOWN;
-}
-
 // ---- Opening
-
-static int open_behind(struct image **out, struct file *file, const struct image_options *options,
-                       const struct image_host *host, const struct image *overlay,
-                       struct error *err);
-
-// Whether a file is the one at path, or what was opened there (NULL: not yet).
-static bool same_file(const struct file *a, const char *path, const struct file *opened)
-{
-    if (!opened)
-        return strcmp(a->name, path) == 0;
-    return (a->device != 0 || a->inode != 0) && a->device == opened->device &&
-           a->inode == opened->inode;
-}
-
-// Whether the image at path may stand behind this one; asked before and after it is opened: by name,
-// as it may be locked, and by what it is.
-static int check_chain(const struct image *image, const char *path, const struct file *file,
-                       struct error *err)
-{
-    unsigned depth = 0;
-
-    for (const struct image *above = image; above; above = above->overlay) {
-        if (same_file(above->file, path, file))
-            return error_set(err, ELOOP,
-                             "'%s' stands behind itself; give one of the images another backing "
-                             "file with 'qemu-img rebase -u'",
-                             path);
-        if (++depth >= BACKING_DEPTH_MAX)
-            return error_set(err, ELOOP,
-                             "more than %d images in the backing chain; shorten it with "
-                             "'qemu-img commit' or 'qemu-img rebase'",
-                             BACKING_DEPTH_MAX);
-    }
-    return 0;
-}
-
-static int open_backing(struct image *image, struct error *err)
-{
-    const struct header *header = &image->header;
-    struct image_options options = image->options;
-    struct file *file = NULL;
-
-    if (header->backing_name[0] == '\0')
-        return 0;
-    options.format = header->backing_format[0] ? image_format_parse(header->backing_format)
-                                               : image->options.backing_format;
-    if (options.format == IMAGE_FORMAT_UNKNOWN && header->backing_format[0])
-        return error_set(err, ENOTSUP,
-                         "'%s': backing format '%s' is not supported, only qcow2 and raw",
-                         image->file->name, header->backing_format);
-    if (options.format == IMAGE_FORMAT_UNKNOWN)
-        return error_set(
-            err, EINVAL,
-            "'%s': the header names the backing file '%s' but not its format; say it with "
-            "--backing-format, or store it with 'qemu-img rebase -u -F'",
-            image->file->name, header->backing_name);
-    if (!backing_name_is_local(header->backing_name))
-        return error_set(
-            err, ENOTSUP,
-            "'%s': the backing file '%s' is not a local file; make it one with 'qemu-img "
-            "convert' and name that with 'qemu-img rebase -u'",
-            image->file->name, header->backing_name);
-
-    char *path = backing_name_resolve(image->file->name, header->backing_name);
-    if (!path)
-        return error_set(err, ENOMEM, "'%s': no memory", image->file->name);
-    int result = check_chain(image, path, NULL, err);
-    if (result == 0)
-        result = image->host.open_backing(image->host.context, path, &file, err);
-    if (result == 0)
-        result = check_chain(image, path, file, err);
-    free(path);
-    if (result < 0) {
-        if (file)
-            file_close(file);
-        error_prefix(err, "'%s': backing file", image->file->name);
-        return result;
-    }
-    options.read_only = true;
-    result = open_behind(&image->backing, file, &options, &image->host, image, err);
-    if (result < 0)
-        file_close(file);
-    return result;
-}
 
 // The modules' state, in one piece of memory.
 struct image_parts {
@@ -211,10 +114,6 @@ static int open_qcow2(struct image *image, struct error *err)
     result = l1_read(&image->l1, image->file, &image->header, &image->geometry, err);
     if (result == 0 && !image->read_only)
         result = snapshot_table_read(image->file, &image->header, &image->snapshots, err);
-    if (result == 0)
-        result = open_backing(image, err);
-    if (result == 0 && !image->read_only)
-        result = writable_prepare(image, err);
     return result;
 }
 
@@ -233,7 +132,7 @@ static int open_raw(struct image *image, struct error *err)
     return 0;
 }
 
-// Frees what the image holds but not its file.
+// Frees what the image holds but neither its file nor the images behind it.
 static void release(struct image *image)
 {
     struct op_work *work;
@@ -242,8 +141,6 @@ static void release(struct image *image)
         SLIST_REMOVE_HEAD(&image->spare_work, spare_link);
         free(work);
     }
-    if (image->backing)
-        image_close(image->backing);
     if (image->parts) {
         snapshot_table_free(&image->snapshots);
         l1_free(&image->l1);
@@ -261,15 +158,14 @@ static void release(struct image *image)
     free(image);
 }
 
-static int open_behind(struct image **out, struct file *file, const struct image_options *options,
-                       const struct image_host *host, const struct image *overlay,
-                       struct error *err)
+// Opens one image, without those behind it and without what writing takes; as image_open().
+static int open_layer(struct image **out, struct file *file, const struct image_options *options,
+                      const struct image_host *host, struct error *err)
 {
     struct image *image = calloc(1, sizeof(*image));
     if (!image)
         return error_set(err, ENOMEM, "'%s': no memory", file->name);
     image->file = file;
-    image->overlay = overlay;
     image->runq = file->runq;
     image->host = *host;
     image->options = *options;
@@ -292,10 +188,49 @@ static int open_behind(struct image **out, struct file *file, const struct image
     return 0;
 }
 
+// Opens the images behind top, one after the other: a chain may be as long as memory and descriptors
+// allow. Where it fails, those that were opened stay behind top.
+static int open_chain(struct image *top, struct error *err)
+{
+    struct backing_members members = {0};
+    int result = 0;
+
+    for (struct image *image = top; result == 0 && image; image = image->backing) {
+        struct image_options options = image->options;
+        struct file *file;
+
+        if (image->format != IMAGE_FORMAT_QCOW2 || image->header.backing_name[0] == '\0')
+            break;
+        options.read_only = true;
+        result = backing_open_file(image, &members, &options.format, &file, err);
+        if (result < 0)
+            break;
+        result = open_layer(&image->backing, file, &options, &image->host, err);
+        if (result < 0)
+            file_close(file);
+    }
+    backing_members_free(&members);
+    return result;
+}
+
 int image_open(struct image **out, struct file *file, const struct image_options *options,
                const struct image_host *host, struct error *err)
 {
-    return open_behind(out, file, options, host, NULL, err);
+    struct image *image;
+    int result = open_layer(&image, file, options, host, err);
+
+    if (result < 0)
+        return result;
+    result = open_chain(image, err);
+    if (result == 0 && image->format == IMAGE_FORMAT_QCOW2 && !image->read_only)
+        result = writable_prepare(image, err);
+    if (result < 0) {
+        image_close(image->backing);
+        release(image);
+        return result;
+    }
+    *out = image;
+    return 0;
 }
 
 uint64_t image_size(const struct image *image)
@@ -393,11 +328,15 @@ int image_finish(struct image *image, struct error *err)
 
 void image_close(struct image *image)
 {
-    struct file *file = image->file;
+    while (image) {
+        struct image *backing = image->backing;
+        struct file *file = image->file;
 
-    assert(image->op_count == 0);
-    // What went on for nobody: reading ahead, punching holes.
-    file_drain(file);
-    release(image);
-    file_close(file);
+        assert(image->op_count == 0);
+        // What went on for nobody: reading ahead, punching holes.
+        file_drain(file);
+        release(image);
+        file_close(file);
+        image = backing;
+    }
 }

@@ -16,9 +16,6 @@
 #include "qcow2/durable/clean.h"
 #include "qcow2/request/request.h"
 
-// "qcow2" and "raw"; IMAGE_FORMAT_UNKNOWN for any other name.
-enum image_format image_format_parse(const char *name);
-
 // Opens an image, blocking. On success the image owns file (also through image_close); on failure
 // the caller still does. Opening changes nothing on disk. host is copied.
 int image_open(struct image **out, struct file *file, const struct image_options *options,
@@ -36,7 +33,7 @@ const char *image_name(const struct image *image);
 // nothing.
 int image_finish(struct image *image, struct error *err);
 
-// Frees the image with its files. No op may be in flight.
+// Frees the image with its files and those behind it. No op may be in flight. NULL is allowed.
 void image_close(struct image *image);
 
 #endif

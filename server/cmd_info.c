@@ -6,13 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "qcow2/backing.h"
 #include "qcow2/format/backing_name.h"
 #include "server/cmd.h"
 #include "server/info.h"
-
-// More images than any chain has; one that is longer refers to itself.
-#define CHAIN_MAX 1000
 
 struct info_command {
     const char *path;
@@ -39,25 +38,45 @@ static void print_help(void)
           stdout);
 }
 
+// Refuses an image that was in the chain before. path stays borrowed. Returns 0, or 1 after a
+// message.
+static int note_member(struct backing_members *members, const char *path)
+{
+    struct backing_member member = {.name = path};
+    struct stat st;
+
+    if (stat(path, &st) == 0) {
+        member.device = st.st_dev;
+        member.inode = st.st_ino;
+    }
+    if (backing_members_have(members, &member))
+        return cmd_fail("'%s': stands behind itself in the backing chain; give one of the images "
+                        "another backing file with 'qemu-img rebase -u'",
+                        path);
+    if (backing_members_add(members, &member) < 0)
+        return cmd_fail("'%s': no memory", path);
+    return 0;
+}
+
 // Appends the infos of the image and, if asked for, of its backing files. Returns 0, or 1 after a
 // message.
-static int read_chain(const struct info_command *c, json_t *list)
+static int read_chain(const struct info_command *c, struct backing_members *members, json_t *list)
 {
     const char *path = c->path;
     enum image_format format = c->format;
 
     while (path != NULL) {
         struct error err;
-        json_t *info = info_read(path, format, c->access, c->locking, &err);
+        json_t *info;
+
+        if (note_member(members, path) != 0)
+            return 1;
+        info = info_read(path, format, c->access, c->locking, &err);
         if (info == NULL)
             return cmd_fail("%s", err.text);
         json_array_append_new(list, info);
         if (!c->chain)
             return 0;
-        if (json_array_size(list) == CHAIN_MAX)
-            return cmd_fail("'%s': has more than %d backing files, or is one of its own; "
-                            "look at them one by one",
-                            c->path, CHAIN_MAX);
         // Owned by the info, and so by the list.
         path = json_string_value(json_object_get(info, "full-backing-filename"));
         const char *name = json_string_value(json_object_get(info, "backing-filename-format"));
@@ -74,7 +93,10 @@ static int read_chain(const struct info_command *c, json_t *list)
 static int run(const struct info_command *c)
 {
     json_t *list = json_array();
-    int ret = read_chain(c, list);
+    struct backing_members members = {0};
+    int ret = read_chain(c, &members, list);
+
+    backing_members_free(&members);
 
     if (ret == 0 && c->json) {
         ret = cmd_print_json(c->chain ? list : json_array_get(list, 0)) < 0;

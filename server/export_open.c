@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "server/export.h"
 #include "server/file_backend.h"
@@ -34,6 +35,17 @@ static int open_backing(void *context, const char *path, struct file **out, stru
         error_append(err, ", or serve it all the same with --read-only --force-share (-r -U)");
     }
     return result;
+}
+
+static void identify(void *context, const char *path, uint64_t *device, uint64_t *inode)
+{
+    struct stat st;
+
+    (void)context;
+    if (stat(path, &st) == 0) {
+        *device = st.st_dev;
+        *inode = st.st_ino;
+    }
 }
 
 static void offload(void *context, struct offload_job *job)
@@ -74,6 +86,7 @@ static int open_image(struct exports *exports, struct export *export, const char
     const struct image_host host = {
         .context = export,
         .open_backing = open_backing,
+        .identify = identify,
         .log = log_from_image,
         .offload = offload,
         .recall = recall,

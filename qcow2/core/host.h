@@ -13,6 +13,9 @@
 
 enum image_format { IMAGE_FORMAT_UNKNOWN, IMAGE_FORMAT_QCOW2, IMAGE_FORMAT_RAW };
 
+// "qcow2" and "raw"; IMAGE_FORMAT_UNKNOWN for any other name.
+enum image_format image_format_parse(const char *name);
+
 enum lazy_refcounts { LAZY_FROM_HEADER, LAZY_ON, LAZY_OFF };
 
 // Memory for L2 slices of one image: 24 MiB map 192 GiB of guest at 64 KiB clusters. QEMU's default is
@@ -25,6 +28,9 @@ struct image_host {
     // Opens a backing file read-only. Returns 0 and *out, which the image then owns, or fills err
     // and returns a negative errno.
     int (*open_backing)(void *context, const char *path, struct file **out, struct error *err);
+    // Sets which file a path stands for (struct file), without opening it; leaves both at 0 where that
+    // is not known. May be NULL.
+    void (*identify)(void *context, const char *path, uint64_t *device, uint64_t *inode);
     // Says one line that an operator should see (a latched error, recovery progress). May be NULL.
     void (*log)(void *context, const char *line);
     // Runs the job's work on another thread, then posts its task to the run queue. May be NULL: the

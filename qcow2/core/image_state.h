@@ -32,8 +32,7 @@ struct image {
     bool read_only;
     int latched_error; // a barrier failed or the image is corrupt: writes and flushes end with it
 
-    struct image *backing;       // owned; NULL: none
-    const struct image *overlay; // the image above it; NULL: it is served itself
+    struct image *backing; // owned; NULL: none
 
     // The step function of each kind of op.
     void (*const *steps)(struct op *op);

@@ -8,6 +8,7 @@
 #include "protocol/meta_context.h"
 
 #define OBSTACLE_UNKNOWN "there is no export for it with the name"
+#define OBSTACLE_REFUSED "refused, too many connections (max-connections) use the export"
 
 // ---- Answers ------------------------------------------------------------------------------------
 
@@ -85,6 +86,12 @@ const char *option_why_unknown(const struct session *s, const uint8_t *name, siz
     return why != NULL ? why : "no export of this name";
 }
 
+// NULL: the export may be used.
+static const char *why_refused(const struct session *s, const struct session_export *export)
+{
+    return s->host->why_refused != NULL ? s->host->why_refused(s->host->context, export) : NULL;
+}
+
 static uint16_t transmission_flags(const struct session *s, const struct session_export *export)
 {
     uint16_t flags = export->flags | NBD_FLAG_HAS_FLAGS;
@@ -120,6 +127,10 @@ static enum step take_export_name(struct session *s, uint32_t option, struct cur
     if (export == NULL) {
         set_obstacle(s, OBSTACLE_UNKNOWN, data.at, data.left);
         return session_end(s, SESSION_CLOSE, "EXPORT_NAME asked for an unknown export");
+    }
+    if (why_refused(s, export) != NULL) {
+        set_obstacle(s, OBSTACLE_REFUSED, data.at, data.left);
+        return session_end(s, SESSION_CLOSE, "EXPORT_NAME asked for an export that is refused");
     }
     struct nbd_export_name_reply reply = {
         .size = htobe64(export->size),
@@ -241,6 +252,13 @@ static enum step take_info_or_go(struct session *s, uint32_t option, struct curs
             set_obstacle(s, OBSTACLE_UNKNOWN, request.name, request.name_length);
         option_error(s, option, NBD_REP_ERR_UNKNOWN,
                      option_why_unknown(s, request.name, request.name_length));
+        return STEP_AGAIN;
+    }
+    // Anybody may ask for information.
+    const char *refusal = option == NBD_OPT_GO ? why_refused(s, export) : NULL;
+    if (refusal != NULL) {
+        set_obstacle(s, OBSTACLE_REFUSED, request.name, request.name_length);
+        option_error(s, option, NBD_REP_ERR_POLICY, refusal);
         return STEP_AGAIN;
     }
     info_export(s, option, export);

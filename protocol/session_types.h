@@ -52,6 +52,9 @@ struct session_host {
     // Why there is no export of this name, for the client; NULL: nothing is known of it. May be
     // NULL itself. The text outlives the call.
     const char *(*why_unknown)(void *context, const uint8_t *name, size_t length);
+    // Why this export may not be used now, for the client; NULL: it may. May be NULL itself. The text
+    // outlives the call.
+    const char *(*why_refused)(void *context, const struct session_export *export);
 };
 
 // Metadata contexts: bits in a set of them.

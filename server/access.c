@@ -61,19 +61,47 @@ static int parse_rule(const struct exports *exports, const char *argument, struc
     return 0;
 }
 
+// A pattern for the export of exactly this name, which may be an image that was left out.
+static void bind_rule(const struct exports *exports, const char *name, struct access_rule *rule)
+{
+    rule->skipped = true;
+    for (size_t i = 0; i < exports->count; i++) {
+        if (strcmp(exports->list[i].name, name) == 0) {
+            rule->export = &exports->list[i];
+            rule->skipped = false;
+        }
+    }
+}
+
+int access_add(struct access *access, const char *name, const char *argument, struct error *err)
+{
+    struct access_rule rule = {.pattern = argument};
+    struct access_rule *rules;
+
+    if (name != NULL && argument[0] != '\0') {
+        bind_rule(access->exports, name, &rule);
+    } else {
+        int result = parse_rule(access->exports, argument, &rule, err);
+
+        if (result < 0) {
+            return result;
+        }
+    }
+    rules = realloc(access->rules, (access->count + 1) * sizeof(*rules));
+    if (rules == NULL) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    access->rules = rules;
+    access->rules[access->count++] = rule;
+    return 0;
+}
+
 int access_init(struct access *access, struct exports *exports, const char *const *arguments,
                 size_t count, struct error *err)
 {
-    *access = (struct access){.exports = exports, .count = count};
-    if (count == 0) {
-        return 0;
-    }
-    access->rules = calloc(count, sizeof(*access->rules));
-    if (access->rules == NULL) {
-        return error_set(err, ENOMEM, "out of memory");
-    }
+    *access = (struct access){.exports = exports};
     for (size_t i = 0; i < count; i++) {
-        int result = parse_rule(exports, arguments[i], &access->rules[i], err);
+        int result = access_add(access, NULL, arguments[i], err);
 
         if (result < 0) {
             access_destroy(access);
@@ -135,6 +163,15 @@ static const char *why_unknown(void *context, const uint8_t *name, size_t length
     return skipped != NULL ? skipped->reason : NULL;
 }
 
+static const char *why_refused(void *context, const struct session_export *chosen)
+{
+    const struct access_view *view = context;
+
+    return export_full(exports_chosen(view->access->exports, chosen))
+               ? "this export has as many connections as it may have (max-connections)"
+               : NULL;
+}
+
 int access_view_init(struct access_view *view, const struct access *access, enum session_tls tls)
 {
     *view = (struct access_view){
@@ -144,6 +181,7 @@ int access_view_init(struct access_view *view, const struct access *access, enum
                 .export_count = visible_count,
                 .export_at = visible_at,
                 .why_unknown = why_unknown,
+                .why_refused = why_refused,
                 .empty_name_hidden = access->exports->first_skipped,
                 .tls = tls,
             },

@@ -32,6 +32,9 @@ int access_init(struct access *access, struct exports *exports, const char *cons
                 size_t count, struct error *err);
 void access_destroy(struct access *access);
 
+// Adds one more rule. With a name the argument is a PATTERN for the export of that name.
+int access_add(struct access *access, const char *name, const char *argument, struct error *err);
+
 // The exports that one peer may use. host is what its session gets, and asks for them.
 struct access_view {
     struct session_host host;

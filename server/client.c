@@ -111,6 +111,9 @@ static void release_unstarted(struct client *client)
 
 void client_abandon(struct client *client)
 {
+    if (client->session != NULL && client->export != NULL) {
+        client->export->connections--;
+    }
     session_free(client->session);
     client->session = NULL;
     client->state = CLIENT_BROKEN;
@@ -281,6 +284,7 @@ static void negotiated(struct client *client)
 
     client->export = exports_chosen(client->shared->access->exports, session_chosen(session));
     assert(client->export != NULL);
+    client->export->connections++;
     log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s%s%s", client->name,
              client->export->name,
              session_extended(session)     ? ", extended headers"

@@ -152,8 +152,7 @@ bool request_is_void(const struct client_request *request, const struct export *
     const struct session_request *wire = &request->request;
 
     // CACHE is a hint, and the host's page cache reads ahead by itself.
-    return wire->type == NBD_CMD_CACHE ||
-           (wire->type == NBD_CMD_TRIM && !export->exports->options.unmap);
+    return wire->type == NBD_CMD_CACHE || (wire->type == NBD_CMD_TRIM && !export->options.unmap);
 }
 
 static bool is_zero(const void *data, size_t length)
@@ -186,7 +185,7 @@ static unsigned read_flags(const struct session_request *wire, const struct sess
 void request_prepare(struct client_request *request, const struct export *export,
                      const struct session *session)
 {
-    const struct export_options *options = &export->exports->options;
+    const struct export_options *options = &export->options;
     const struct session_request *wire = &request->request;
     struct op *op = &request->op;
 

@@ -13,11 +13,13 @@
 #include "server/access.h"
 #include "server/cmd.h"
 #include "server/export.h"
+#include "server/export_plan.h"
 #include "server/listen.h"
 #include "server/loop.h"
 #include "server/notify.h"
 #include "server/privileges.h"
 #include "server/serve_options.h"
+#include "server/serve_set.h"
 #include "server/server.h"
 #include "server/tls.h"
 #include "server/workers.h"
@@ -32,6 +34,7 @@ struct serve {
     struct runq runq;
     struct workers workers;
     struct backend *backend;
+    struct export_plans plans;
     struct exports exports;
     struct access access;
     struct tls_server *tls; // or NULL
@@ -228,15 +231,27 @@ static int run(struct serve *serve, int signal_fd)
     return code;
 }
 
+// Who may use which export.
+static int open_access(struct serve *serve, struct error *err)
+{
+    const struct serve_options *options = serve->options;
+    int result = access_init(&serve->access, &serve->exports, NULL, 0, err);
+
+    for (size_t i = 0; result == 0 && i < options->tls_allow_count; i++) {
+        result =
+            access_add(&serve->access, options->tls_allow[i].name, options->tls_allow[i].text, err);
+    }
+    return result;
+}
+
 // With the images open: opens the rest, serves, closes it. Returns the exit code.
 static int open_rest_and_run(struct serve *serve, unsigned activated, int signal_fd)
 {
-    const struct serve_options *options = serve->options;
     struct error err;
     int code;
 
-    if (access_init(&serve->access, &serve->exports, options->tls_allow, options->tls_allow_count,
-                    &err) < 0) {
+    if (open_access(serve, &err) < 0) {
+        access_destroy(&serve->access);
         return failed(serve, &err);
     }
     if (open_tls(serve, &err) < 0 || open_listeners(serve, activated, &err) < 0) {
@@ -250,8 +265,53 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
     return code;
 }
 
-// Opens everything, serves, closes everything. Returns the exit code.
-static int serve(const struct serve_options *options, unsigned activated, int signal_fd)
+// With the exports planned: opens everything, serves, closes everything. Returns the exit code.
+static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
+{
+    const struct serve_options *options = serve->options;
+    struct error err;
+    int code;
+
+    runq_init(&serve->runq);
+    serve->workers.runq = &serve->runq;
+    serve->backend = backend_new(options->aio, &serve->runq, &err);
+    if (serve->backend == NULL) {
+        return failed(serve, &err);
+    }
+    backend_set_map_max(serve->backend, options->mmap_bytes);
+    if (exports_open(&serve->exports, &serve->plans, options->skip_broken, serve->backend,
+                     &serve->workers, &serve->log, &err) < 0) {
+        backend_free(serve->backend);
+        return failed(serve, &err);
+    }
+    code = open_rest_and_run(serve, activated, signal_fd);
+    exports_close(&serve->exports);
+    backend_free(serve->backend);
+    return code;
+}
+
+// The exports with their settings, which may add to the options.
+static int plan_exports(struct export_plans *plans, struct serve_options *options,
+                        struct error *err)
+{
+    int result =
+        export_plans_make(plans, &options->exports, options->images, options->image_count, err);
+
+    if (result < 0) {
+        return result;
+    }
+    result = serve_set_apply(options, plans, err);
+    if (result == 0) {
+        result = export_plans_check(plans, err);
+    }
+    if (result < 0) {
+        export_plans_free(plans);
+    }
+    return result;
+}
+
+// Serves what the options ask for. Returns the exit code.
+static int serve(struct serve_options *options, unsigned activated, int signal_fd)
 {
     struct serve serve = {.options = options};
     struct error err;
@@ -259,21 +319,11 @@ static int serve(const struct serve_options *options, unsigned activated, int si
 
     log_init(&serve.log, options->log_level, STDERR_FILENO);
     serve.log.timestamps = options->log_timestamps;
-    runq_init(&serve.runq);
-    serve.workers.runq = &serve.runq;
-    serve.backend = backend_new(options->aio, &serve.runq, &err);
-    if (serve.backend == NULL) {
+    if (plan_exports(&serve.plans, options, &err) < 0) {
         return failed(&serve, &err);
     }
-    backend_set_map_max(serve.backend, options->mmap_bytes);
-    if (exports_open(&serve.exports, &options->exports, serve.backend, &serve.workers, &serve.log,
-                     options->images, options->image_count, &err) < 0) {
-        backend_free(serve.backend);
-        return failed(&serve, &err);
-    }
-    code = open_rest_and_run(&serve, activated, signal_fd);
-    exports_close(&serve.exports);
-    backend_free(serve.backend);
+    code = serve_options_check_tls(options) ? serve_plans(&serve, activated, signal_fd) : 1;
+    export_plans_free(&serve.plans);
     return code;
 }
 

@@ -12,14 +12,23 @@
 // for clients that take it for a sector size. Any offset and length is served.
 #define EXPORT_BLOCK_PREFERRED 4096u
 
-static uint16_t transmission_flags(bool read_only)
+// Whether a client may open several connections. That holds for writers too: all connections share
+// one engine, in which a flush covers the writes of all of them. A client that is told so and then
+// refused gives up.
+static bool takes_several(const struct export *export)
 {
-    unsigned flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
-                     NBD_FLAG_SEND_CACHE | NBD_FLAG_CAN_MULTI_CONN;
+    return export->options.connections_max != 1;
+}
 
-    // CAN_MULTI_CONN holds for writers too: all connections share one engine, in which a flush
-    // covers the writes of all of them.
-    if (read_only) {
+static uint16_t transmission_flags(const struct export *export)
+{
+    unsigned flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
+
+    if (takes_several(export)) {
+        flags |= NBD_FLAG_CAN_MULTI_CONN;
+    }
+    if (image_read_only(export->image)) {
         flags |= NBD_FLAG_READ_ONLY;
     } else {
         flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
@@ -32,9 +41,9 @@ void export_init(struct export *export, struct image *image)
     export->image = image;
     export->session = (struct session_export){
         .name = export->name,
-        .description = export->exports->options.description,
+        .description = export->options.description,
         .size = image_size(image),
-        .flags = transmission_flags(image_read_only(image)),
+        .flags = transmission_flags(export),
         .block_min = 1,
         .block_preferred = EXPORT_BLOCK_PREFERRED,
         .block_max = SESSION_PAYLOAD_MAX,
@@ -101,6 +110,12 @@ struct export *exports_chosen(struct exports *exports, const struct session_expo
     return NULL;
 }
 
+bool export_full(const struct export *export)
+{
+    return export->options.connections_max > 0 &&
+           export->connections >= export->options.connections_max;
+}
+
 static void on_cleaned(void *context, int result)
 {
     struct export *export = context;
@@ -125,7 +140,7 @@ bool exports_tick(struct exports *exports, uint64_t now)
         struct export *export = &exports->list[i];
 
         again |= image_tick(export->image);
-        if (exports->options.clean_after == 0) {
+        if (export->options.clean_after == 0) {
             continue;
         }
         if (export->writes != export->writes_seen) {
@@ -137,8 +152,7 @@ bool exports_tick(struct exports *exports, uint64_t now)
             continue;
         }
         again = true;
-        if (export->ops == 0 &&
-            now - export->idle_since >= exports->options.clean_after * 1000ull) {
+        if (export->ops == 0 && now - export->idle_since >= export->options.clean_after * 1000ull) {
             export->cleaning = true;
             image_clean(export->image, on_cleaned, export);
         }

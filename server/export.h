@@ -10,7 +10,6 @@
 #include "protocol/session.h"
 #include "qcow2/base/error.h"
 #include "qcow2/image.h"
-#include "server/export_argument.h"
 #include "server/file_locking.h"
 #include "server/log.h"
 
@@ -20,10 +19,11 @@
 
 struct backend;
 struct workers;
+struct export_plans;
 
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
-// How all images of a server are opened and served; from the command line.
+// How an image is opened and served; from the command line.
 struct export_options {
     bool read_only;
     bool force_share; // no locks; only with read_only
@@ -38,8 +38,8 @@ struct export_options {
     enum lazy_refcounts lazy_refcounts;
     size_t cache_bytes;       // 0: the engine's default
     unsigned clean_after;     // seconds without a write until an image is made clean; 0: never
-    bool skip_broken;         // an image that cannot be opened does not keep the others from it
-    const char *description;  // of all exports, may be NULL; borrowed
+    unsigned connections_max; // to this export; 0: as many as to the server
+    const char *description;  // may be NULL; borrowed
     const char *default_name; // of a single image given without a name, may be NULL; borrowed
 };
 
@@ -48,9 +48,11 @@ struct export
     struct session_export session; // what the protocol says of it
     struct exports *exports;       // that it is one of
     char *name;
+    struct export_options options;
     struct image *image;
-    unsigned ops;    // in flight
-    uint64_t writes; // ops that may have changed the image, started so far
+    unsigned connections; // that use it
+    unsigned ops;         // in flight
+    uint64_t writes;      // ops that may have changed the image, started so far
 
     // For making the image clean when it is idle.
     uint64_t writes_seen; // writes at the last tick that saw a new one
@@ -70,23 +72,23 @@ struct exports {
     size_t count;
     struct skipped_export *skipped;
     size_t skipped_count;
-    bool first_skipped; // the empty name would have been that one's
-    struct export_options options;
+    bool first_skipped;      // the empty name would have been that one's
+    bool skip_broken;        // an image that cannot be opened does not keep the others from it
     struct backend *backend; // borrowed
     struct log *log;         // borrowed
     struct workers *workers; // borrowed
     bool recalled;           // an image wants back what it has lent (qcow2/image.h)
 };
 
-// Opens the images, in order, under the names that their arguments give. Nothing is written. With
+// Opens the images of the plans, in order. Nothing is written. With
 // skip_broken an image that cannot be opened is left out with a line in the log, as long as one can be
 // served. backend, workers and log are borrowed and outlive exports. Returns
 // 0, or a negative errno with a message; nothing is open then.
-int exports_open(struct exports *exports, const struct export_options *options,
+int exports_open(struct exports *exports, const struct export_plans *plans, bool skip_broken,
                  struct backend *backend, struct workers *workers, struct log *log,
-                 const struct export_argument *arguments, size_t count, struct error *err);
+                 struct error *err);
 
-// Makes an export of an open image, which it owns from then on; exports and name are set. What
+// Makes an export of an open image, which it owns from then on; exports, name and options are set. What
 // exports_open does for each of them once its image is there.
 void export_init(struct export *export, struct image *image);
 
@@ -100,6 +102,9 @@ const struct skipped_export *exports_skipped(const struct exports *exports, cons
 
 // Closes the images. After exports_finish, or when no op was ever started.
 void exports_close(struct exports *exports);
+
+// Whether no further connection may use the export.
+bool export_full(const struct export *export);
 
 // The export that a session chose.
 struct export *exports_chosen(struct exports *exports, const struct session_export *chosen);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// export_open.c: exports from the command line's arguments: their names, their files, their images.
+// export_open.c: exports from what the command line asks for: their files, their images.
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "server/export.h"
+#include "server/export_plan.h"
 #include "server/file_backend.h"
 #include "server/workers.h"
 
@@ -19,17 +20,17 @@ static void log_from_image(void *context, const char *line)
 
 static int open_backing(void *context, const char *path, struct file **out, struct error *err)
 {
-    const struct exports *exports = ((const struct export *)context)->exports;
+    const struct export *export = context;
     const struct file_open_options options = {
         .read_only = true,
-        .direct = exports->options.direct,
-        .no_flush = exports->options.no_flush,
-        .force_share = exports->options.force_share,
-        .locking = exports->options.locking,
+        .direct = export->options.direct,
+        .no_flush = export->options.no_flush,
+        .force_share = export->options.force_share,
+        .locking = export->options.locking,
         .warn = log_from_image,
         .context = context,
     };
-    int result = backend_open_file(exports->backend, path, &options, out, err);
+    int result = backend_open_file(export->exports->backend, path, &options, out, err);
 
     if (result == -EAGAIN) {
         error_append(err, ", or serve it all the same with --read-only --force-share (-r -U)");
@@ -65,7 +66,7 @@ static void recall(void *context)
 static int open_image(struct exports *exports, struct export *export, const char *path,
                       struct error *err)
 {
-    const struct export_options *options = &exports->options;
+    const struct export_options *options = &export->options;
     const struct file_open_options file_options = {
         .read_only = options->read_only,
         .direct = options->direct,
@@ -114,22 +115,6 @@ static int open_image(struct exports *exports, struct export *export, const char
     return 0;
 }
 
-// Whether the name is taken already, by an export or by one that was left out.
-static bool name_taken(const struct exports *exports, const char *name)
-{
-    for (size_t i = 0; i < exports->count; i++) {
-        if (strcmp(exports->list[i].name, name) == 0) {
-            return true;
-        }
-    }
-    for (size_t i = 0; i < exports->skipped_count; i++) {
-        if (strcmp(exports->skipped[i].name, name) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 // Leaves out an image that could not be opened, for the reason in err. Takes the name over.
 static int skip_export(struct exports *exports, char *name, struct error *err)
 {
@@ -153,7 +138,7 @@ static int skip_export(struct exports *exports, char *name, struct error *err)
 // Says what an image that cannot be opened means for the others.
 static void advise_skipping(const struct exports *exports, size_t others, struct error *err)
 {
-    if (others > 0 && exports->options.skip_broken) {
+    if (others > 0 && exports->skip_broken) {
         error_append(err, "; nothing is served: none of the images can be");
     } else if (others > 0) {
         error_append(err, "; nothing is served; --skip-broken serves the other images");
@@ -161,36 +146,27 @@ static void advise_skipping(const struct exports *exports, size_t others, struct
 }
 
 // others: how many more the command line names.
-static int open_export(struct exports *exports, const struct export_argument *argument,
-                       size_t others, struct error *err)
+static int open_export(struct exports *exports, const struct export_plan *plan, size_t others,
+                       struct error *err)
 {
     struct export *export = &exports->list[exports->count];
-    const char *path;
     int result;
 
-    *export = (struct export){.exports = exports};
-    result =
-        export_argument_split(argument, exports->options.default_name, &export->name, &path, err);
-    if (result == 0 && name_taken(exports, export->name)) {
-        result = error_set(err, EINVAL,
-                           "'%s': there is an export '%s' already; give another name with "
-                           "NAME=IMAGE or --export NAME=IMAGE",
-                           path, export->name);
+    *export =
+        (struct export){.exports = exports, .name = strdup(plan->name), .options = plan->options};
+    if (export->name == NULL) {
+        return error_set(err, ENOMEM, "out of memory");
     }
-    if (result < 0) {
-        free(export->name);
-        return result;
-    }
-    result = open_image(exports, export, path, err);
+    result = open_image(exports, export, plan->path, err);
     if (result == 0) {
         exports->count++;
         return 0;
     }
     if (result == -ENOENT) {
-        export_argument_advise(argument, path, err);
+        export_argument_advise(plan->argument, plan->path, err);
     }
     // The last one that could have been served is no exception.
-    if (exports->options.skip_broken && exports->skipped_count < others) {
+    if (exports->skip_broken && exports->skipped_count < others) {
         return skip_export(exports, export->name, err);
     }
     free(export->name);
@@ -198,21 +174,21 @@ static int open_export(struct exports *exports, const struct export_argument *ar
     return result;
 }
 
-int exports_open(struct exports *exports, const struct export_options *options,
+int exports_open(struct exports *exports, const struct export_plans *plans, bool skip_broken,
                  struct backend *backend, struct workers *workers, struct log *log,
-                 const struct export_argument *arguments, size_t count, struct error *err)
+                 struct error *err)
 {
-    assert(count > 0 && count <= EXPORTS_MAX);
-    *exports =
-        (struct exports){.options = *options, .backend = backend, .workers = workers, .log = log};
-    exports->list = calloc(count, sizeof(*exports->list));
-    exports->skipped = calloc(count, sizeof(*exports->skipped));
+    assert(plans->count > 0 && plans->count <= EXPORTS_MAX);
+    *exports = (struct exports){
+        .skip_broken = skip_broken, .backend = backend, .workers = workers, .log = log};
+    exports->list = calloc(plans->count, sizeof(*exports->list));
+    exports->skipped = calloc(plans->count, sizeof(*exports->skipped));
     if (exports->list == NULL || exports->skipped == NULL) {
         exports_close(exports);
         return error_set(err, ENOMEM, "out of memory");
     }
-    for (size_t i = 0; i < count; i++) {
-        int result = open_export(exports, &arguments[i], count - 1, err);
+    for (size_t i = 0; i < plans->count; i++) {
+        int result = open_export(exports, &plans->list[i], plans->count - 1, err);
 
         if (result < 0) {
             exports_close(exports);

@@ -2,8 +2,7 @@
 #include "server/cmd.h"
 #include "server/serve_options.h"
 
-// What does not go together for TLS.
-static bool check_tls(const struct serve_options *options)
+bool serve_options_check_tls(const struct serve_options *options)
 {
     const struct tls_options *tls = &options->tls;
     bool given = tls->certificates != NULL || tls->psk != NULL;
@@ -30,7 +29,6 @@ static bool check_tls(const struct serve_options *options)
 
 bool serve_options_check(const struct serve_options *options)
 {
-    const struct export_options *exports = &options->exports;
     const struct serve_listen *listen = &options->listen;
 
     if (options->image_count == 0) {
@@ -40,14 +38,10 @@ bool serve_options_check(const struct serve_options *options)
     } else if (listen->socket_count == 0 &&
                (listen->socket_mode != NULL || listen->socket_group != NULL)) {
         cmd_fail("serve: --socket-mode and --socket-group are for --socket");
-    } else if (exports->default_name != NULL && options->image_count > 1) {
+    } else if (options->exports.default_name != NULL && options->image_count > 1) {
         cmd_fail("serve: --export-name is for a single image; write NAME=IMAGE for each");
-    } else if (exports->force_share && !exports->read_only) {
-        cmd_fail("serve: --force-share is for --read-only; give both or neither");
-    } else if (exports->detect_zeroes == DETECT_ZEROES_UNMAP && !exports->unmap) {
-        cmd_fail("serve: --detect-zeroes=unmap needs --discard=unmap");
     } else {
-        return check_tls(options);
+        return true;
     }
     return false;
 }

@@ -13,9 +13,6 @@
 // qemu-nbd's default is one, which leaves a client that opens several to wait for ever; this is
 // what QEMU's built-in server allows.
 #define CONNECTIONS_MAX_DEFAULT 100
-// A connection takes about 200 KiB when idle; beyond this the descriptors of a process run out on
-// common systems.
-#define CONNECTIONS_MAX_LIMIT 16384
 // Seconds without a write before an image is made clean.
 #define CLEAN_AFTER_DEFAULT 10
 #define CLEAN_AFTER_LIMIT (7 * 24 * 3600)
@@ -34,7 +31,7 @@ static bool set_max_connections(struct serve_options *o, const char *value)
 {
     unsigned long n;
 
-    if (!number(value, 1, CONNECTIONS_MAX_LIMIT, &n)) {
+    if (!number(value, 1, SERVE_CONNECTIONS_LIMIT, &n)) {
         return false;
     }
     o->connections_max = (unsigned)n;
@@ -54,9 +51,7 @@ static bool set_poll_max_ns(struct serve_options *o, const char *value)
 
 static bool set_read_only(struct serve_options *o, const char *value)
 {
-    (void)value;
-    o->exports.read_only = true;
-    return true;
+    return flag(value, &o->exports.read_only);
 }
 
 static bool set_export(struct serve_options *o, const char *value)
@@ -68,6 +63,15 @@ static bool set_export(struct serve_options *o, const char *value)
 static bool set_export_name(struct serve_options *o, const char *value)
 {
     o->exports.default_name = value;
+    return true;
+}
+
+static bool set_set(struct serve_options *o, const char *value)
+{
+    if (o->set_count == SERVE_SETS_MAX) {
+        return false;
+    }
+    o->sets[o->set_count++] = value;
     return true;
 }
 
@@ -189,15 +193,13 @@ static bool set_backing_format(struct serve_options *o, const char *value)
 static bool set_skip_broken(struct serve_options *o, const char *value)
 {
     (void)value;
-    o->exports.skip_broken = true;
+    o->skip_broken = true;
     return true;
 }
 
 static bool set_force_share(struct serve_options *o, const char *value)
 {
-    (void)value;
-    o->exports.force_share = true;
-    return true;
+    return flag(value, &o->exports.force_share);
 }
 
 static bool set_locking(struct serve_options *o, const char *value)
@@ -254,7 +256,7 @@ static bool set_tls_allow(struct serve_options *o, const char *value)
     if (o->tls_allow_count == SERVE_TLS_ALLOW_MAX) {
         return false;
     }
-    o->tls_allow[o->tls_allow_count++] = value;
+    o->tls_allow[o->tls_allow_count++] = (struct serve_tls_allow){.text = value};
     return value[0] != '\0';
 }
 
@@ -310,6 +312,7 @@ const struct serve_setting serve_settings[] = {
     {"read-only", 'r', set_read_only, NULL},
     {"export", 0, set_export, "NAME=IMAGE"},
     {"export-name", 'x', set_export_name, "a name"},
+    {"set", 0, set_set, "one of at most 4096 NAME:KEY=VALUE"},
     {"description", 'D', set_description, "a text of at most 4096 bytes"},
     {"cache", 0, set_cache, "writeback, writethrough, none, directsync or unsafe"},
     {"nocache", 'n', set_nocache, NULL},

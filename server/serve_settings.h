@@ -34,6 +34,13 @@ static inline bool number(const char *value, unsigned long least, unsigned long 
     return *end == '\0' && *out >= least && *out <= most;
 }
 
+// A setting that is on by being given: value is NULL as an option, "on" or "off" in --set.
+static inline bool flag(const char *value, bool *out)
+{
+    *out = value == NULL || strcmp(value, "on") == 0;
+    return *out || strcmp(value, "off") == 0;
+}
+
 // Each sets one option; false for a value that is not among those allowed (serve_listen.c).
 bool serve_set_socket(struct serve_options *options, const char *value);
 bool serve_set_socket_mode(struct serve_options *options, const char *value);

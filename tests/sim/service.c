@@ -105,18 +105,17 @@ bool service_open(struct service *service, struct run *run, const struct scenari
         return false;
     *service = (struct service){.run = run, .clock = 1};
     log_init(&service->log, LOG_LEVEL_ERROR, -1);
-    service->exports = (struct exports){.count = 1,
-                                        .options = {.read_only = plan->read_only,
-                                                    .force_fua = s->force_fua,
-                                                    .unmap = s->unmap,
-                                                    .detect_zeroes = s->detect_zeroes,
-                                                    .clean_after = CLEAN_AFTER},
-                                        .log = &service->log};
+    service->exports = (struct exports){.count = 1, .log = &service->log};
     service->exports.list = calloc(1, sizeof(struct export));
     if (!service->exports.list)
         abort();
     service->exports.list->exports = &service->exports;
     service->exports.list->name = strdup("image");
+    service->exports.list->options = (struct export_options){.read_only = plan->read_only,
+                                                             .force_fua = s->force_fua,
+                                                             .unmap = s->unmap,
+                                                             .detect_zeroes = s->detect_zeroes,
+                                                             .clean_after = CLEAN_AFTER};
     export_init(service->exports.list, image);
     if (access_init(&service->access, &service->exports, NULL, 0, &err) < 0 ||
         client_shared_init(&service->clients, &service->access, &service->log) < 0)

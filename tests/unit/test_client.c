@@ -224,7 +224,7 @@ static void option(struct fixture *f, uint32_t type, const void *data, uint32_t 
 static void setup(struct fixture *f, struct export_options options)
 {
     memset(f, 0, sizeof(*f));
-    f->exports = (struct exports){.list = &f->export, .count = 1, .options = options};
+    f->exports = (struct exports){.list = &f->export, .count = 1};
     f->export = (struct export){
         .session =
             {
@@ -238,6 +238,7 @@ static void setup(struct fixture *f, struct export_options options)
                 .block_max = SESSION_PAYLOAD_MAX,
             },
         .exports = &f->exports,
+        .options = options,
         .name = (char *)"disk",
         .image = &f->image,
     };

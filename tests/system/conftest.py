@@ -24,6 +24,7 @@ STUCK_SECONDS = 60
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "limit(seconds): time after which the test is ended")
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; not for runtests --quick")
     config.addinivalue_line("markers", "lazycow_only: asks for what qemu-nbd does not promise")
 
 

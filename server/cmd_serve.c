@@ -17,6 +17,7 @@
 #include "server/listen.h"
 #include "server/loop.h"
 #include "server/notify.h"
+#include "server/pid_file.h"
 #include "server/privileges.h"
 #include "server/serve_options.h"
 #include "server/serve_set.h"
@@ -67,22 +68,6 @@ static int open_listeners(struct serve *serve, unsigned activated, struct error 
         return listen_take(&serve->listeners, activated, err);
     }
     return serve_listen_open(&options->listen, &serve->listeners, err);
-}
-
-static int write_pid_file(const char *path, struct error *err)
-{
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    bool written;
-
-    if (fd < 0) {
-        return error_set(err, errno, "'%s': cannot write the pid file: %s", path, strerror(errno));
-    }
-    written = dprintf(fd, "%ld\n", (long)getpid()) > 0;
-    if (close(fd) < 0 || !written) {
-        unlink(path);
-        return error_set(err, EIO, "'%s': cannot write the pid file", path);
-    }
-    return 0;
 }
 
 // Prints the URIs. They may be what a script waits for, but clients know other ways to us.
@@ -209,11 +194,13 @@ static int run(struct serve *serve, int signal_fd)
         .ready = on_ready,
         .context = serve,
     };
-    const char *pid_file = serve->options->pid_file;
+    struct pid_file pid_file = {.fd = -1};
     struct error err;
     int code = 0;
 
-    if (pid_file != NULL && write_pid_file(pid_file, &err) < 0) {
+    // Before privileges are dropped: the directory is often root's.
+    if (serve->options->pid_file != NULL &&
+        pid_file_take(&pid_file, serve->options->pid_file, &err) < 0) {
         return failed(serve, &err);
     }
     if (drop_privileges(serve, &err) < 0 || server_run(&server_options, &err) < 0) {
@@ -225,9 +212,7 @@ static int run(struct serve *serve, int signal_fd)
     if (code == 0) {
         code = account_for_skipped(serve);
     }
-    if (pid_file != NULL) {
-        unlink(pid_file);
-    }
+    pid_file_drop(&pid_file);
     return code;
 }
 

@@ -7,13 +7,13 @@
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "server/access.h"
 #include "server/cmd.h"
 #include "server/export.h"
 #include "server/export_plan.h"
+#include "server/limits.h"
 #include "server/listen.h"
 #include "server/loop.h"
 #include "server/notify.h"
@@ -27,6 +27,8 @@
 
 // The exit code after a stop in good order where --skip-broken has left images out.
 #define EXIT_SKIPPED 3
+// Of a server itself: the workers' eventfd, the backend's, a socket, the pid file.
+#define OWN_DESCRIPTORS 4u
 
 // What is open while serving, in the order of opening.
 struct serve {
@@ -42,17 +44,6 @@ struct serve {
     struct listeners listeners;
     bool activated; // these were handed over
 };
-
-// Each connection takes a descriptor, each image of a backing chain one or more.
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
 
 static int open_listeners(struct serve *serve, unsigned activated, struct error *err)
 {
@@ -203,7 +194,8 @@ static int run(struct serve *serve, int signal_fd)
         pid_file_take(&pid_file, serve->options->pid_file, &err) < 0) {
         return failed(serve, &err);
     }
-    if (drop_privileges(serve, &err) < 0 || server_run(&server_options, &err) < 0) {
+    if (drop_privileges(serve, &err) < 0 || limits_check_files(0, &err) < 0 ||
+        server_run(&server_options, &err) < 0) {
         code = failed(serve, &err);
     }
     if (exports_finish(&serve->exports) < 0) {
@@ -257,8 +249,6 @@ static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
     struct error err;
     int code;
 
-    runq_init(&serve->runq);
-    serve->workers.runq = &serve->runq;
     serve->backend = backend_new(options->aio, &serve->runq, &err);
     if (serve->backend == NULL) {
         return failed(serve, &err);
@@ -272,6 +262,24 @@ static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
     code = open_rest_and_run(serve, activated, signal_fd);
     exports_close(&serve->exports);
     backend_free(serve->backend);
+    return code;
+}
+
+// As serve_plans(), with threads for them and what a server takes of the host's limits.
+static int serve_with_workers(struct serve *serve, unsigned activated, int signal_fd)
+{
+    struct error err;
+    int code;
+
+    runq_init(&serve->runq);
+    serve->workers.runq = &serve->runq;
+    // Each image takes one at least; libuv has to find those that it takes later, too.
+    if (limits_check_files((unsigned)serve->options->image_count + OWN_DESCRIPTORS, &err) < 0 ||
+        workers_open(&serve->workers, &err) < 0) {
+        return failed(serve, &err);
+    }
+    code = serve_plans(serve, activated, signal_fd);
+    workers_close(&serve->workers);
     return code;
 }
 
@@ -307,7 +315,7 @@ static int serve(struct serve_options *options, unsigned activated, int signal_f
     if (plan_exports(&serve.plans, options, &err) < 0) {
         return failed(&serve, &err);
     }
-    code = serve_options_check_tls(options) ? serve_plans(&serve, activated, signal_fd) : 1;
+    code = serve_options_check_tls(options) ? serve_with_workers(&serve, activated, signal_fd) : 1;
     export_plans_free(&serve.plans);
     return code;
 }
@@ -325,7 +333,6 @@ int cmd_serve(int argc, char **argv)
     }
     switch (serve_options_parse(&options, argc, argv)) {
     case SERVE_PARSE_RUN:
-        raise_descriptor_limit();
         code = serve(&options, activated, signal_fd);
         break;
     case SERVE_PARSE_DONE:

@@ -15,6 +15,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "server/threads.h"
+
 // Submission entries; the kernel makes twice as many for completions. More requests than that wait
 // here: disks gain nothing from more, and 512 cost 40 KiB.
 #define RING_ENTRIES 256u
@@ -150,6 +152,10 @@ static void finish_or_requeue(struct uring *u, struct file_io *io, int answer)
         // Some drivers and file systems say so instead of letting io_uring wait.
         f->always_async = true;
         enqueue(u, io);
+    } else if (answer == -ECANCELED) {
+        // We cancel nothing: the kernel has lost its last worker and may start no other. To wait
+        // here for the disk is bad; to tell a client that its disk is broken is worse.
+        posix_file_finish(io, posix_file_execute(io));
     } else if (posix_file_advance(io, answer, &result)) {
         posix_file_finish(io, result);
     } else {
@@ -261,6 +267,29 @@ static bool has_operations(struct io_uring *ring)
     return all;
 }
 
+// Has the kernel start a worker, without which it would cancel what cannot be done at once. It keeps
+// the last one; should others be refused later, requests wait. Returns 0 or a negative errno.
+static int start_worker(struct io_uring *ring)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
+    struct io_uring_cqe *cqe;
+    int result;
+
+    io_uring_prep_nop(sqe);
+    sqe->flags |= IOSQE_ASYNC;
+    do {
+        result = io_uring_submit_and_wait(ring, 1);
+    } while (result == -EINTR);
+    if (result < 0)
+        return result;
+    result = io_uring_wait_cqe(ring, &cqe);
+    if (result < 0)
+        return result;
+    result = cqe->res;
+    io_uring_cqe_seen(ring, cqe);
+    return result;
+}
+
 static int set_up_ring(struct io_uring *ring, unsigned *completion_entries)
 {
     // Completions need not interrupt this thread: it looks whenever it comes back from the kernel.
@@ -293,6 +322,14 @@ struct backend *backend_uring_new(struct runq *runq, struct error *err)
     }
     if (!has_operations(&u->ring)) {
         error_set(err, ENOSYS, "io_uring of this kernel is too old (needs Linux 5.6); use threads");
+        io_uring_queue_exit(&u->ring);
+        free(u);
+        return NULL;
+    }
+    result = start_worker(&u->ring);
+    if (result < 0) {
+        error_set(err, -result, "io_uring: the kernel starts no worker (%s); %s", strerror(-result),
+                  threads_advice());
         io_uring_queue_exit(&u->ring);
         free(u);
         return NULL;

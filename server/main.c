@@ -3,8 +3,10 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "server/cmd.h"
+#include "server/limits.h"
 #include "server/standard_files.h"
 
 static const struct command {
@@ -77,6 +79,7 @@ static int run(int argc, char **argv)
 int main(int argc, char **argv)
 {
     int result = standard_files_open();
+    struct error err;
     int code;
 
     if (result < 0) {
@@ -88,6 +91,13 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     // The host's limit of a file's size (ulimit -f) is an error of the write, too.
     signal(SIGXFSZ, SIG_IGN);
+    if (limits_raise(&err) < 0) {
+        error_prefix(&err, "lazycow");
+        error_append(&err, "\n");
+        // Not through stdio, which wants more stack than there may be.
+        (void)!write(STDERR_FILENO, err.text, strlen(err.text));
+        return 1;
+    }
     code = run(argc, argv);
     return code == 0 && cmd_flush_output() < 0 ? 1 : code;
 }

@@ -236,6 +236,12 @@ static int begin(struct server *server, struct error *err)
         client_shared_destroy(&server->shared);
         return result;
     }
+    result = workers_attach(options->exports->workers, &server->loop.uv);
+    if (result < 0) {
+        loop_close(&server->loop);
+        client_shared_destroy(&server->shared);
+        return error_set(err, -result, "cannot poll the workers: %s", uv_strerror(result));
+    }
     connection_set_init(&server->connections, &server->loop.uv, &server->shared, options->tls,
                         options->log, options->connections_max, on_connections_emptied, server);
     server->connections.keepalive = options->keepalive;
@@ -247,6 +253,7 @@ static int begin(struct server *server, struct error *err)
                 uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
             }
             uv_close((uv_handle_t *)&server->turn_timer, NULL);
+            workers_detach(options->exports->workers);
             loop_close(&server->loop);
             client_shared_destroy(&server->shared);
             return error_set(err, -result, "cannot poll a listening socket: %s",
@@ -266,10 +273,9 @@ int server_run(const struct server_options *options, struct error *err)
     if (result < 0) {
         return result;
     }
-    options->exports->workers->loop = &server.loop.uv;
     options->ready(options->context);
     loop_run(&server.loop);
-    options->exports->workers->loop = NULL;
+    workers_detach(options->exports->workers);
     uv_close((uv_handle_t *)&server.turn_timer, NULL);
     loop_close(&server.loop);
     client_shared_destroy(&server.shared);

@@ -1,43 +1,115 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/workers.h"
 
+#include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <uv.h>
 
-struct request {
-    uv_work_t work;
-    struct workers *workers;
-    struct offload_job *job;
+#include "server/threads.h"
+
+// Threads: what libuv's pool has, for it serves the same mixture of short computations.
+#define WORKERS_MAX 4u
+
+// GnuTLS and GMP keep big numbers on the stack, 64 KiB of them at most; sanitizers enlarge frames.
+#define WORKERS_STACK_BYTES (1u << 20)
+
+struct workers_poll {
+    uv_poll_t handle;
 };
 
-static void on_work(uv_work_t *work)
+static struct offload_job *job_of(struct task *task)
 {
-    struct request *request = work->data;
-
-    request->job->work(request->job);
+    return (struct offload_job *)((char *)task - offsetof(struct offload_job, task));
 }
 
-static void on_worked(uv_work_t *work, int status)
+static void work(struct task *task)
 {
-    struct request *request = work->data;
+    struct offload_job *job = job_of(task);
 
-    (void)status; // nothing is ever cancelled
-    runq_post(request->workers->runq, &request->job->task);
-    free(request);
+    job->work(job);
+}
+
+int workers_open(struct workers *workers, struct error *err)
+{
+    const struct threads_options options = {
+        .name = "workers",
+        .work = work,
+        .max = WORKERS_MAX,
+        .stack_bytes = WORKERS_STACK_BYTES,
+    };
+
+    workers->threads = threads_new(&options, err);
+    return workers->threads != NULL ? 0 : -EAGAIN;
+}
+
+void workers_close(struct workers *workers)
+{
+    assert(workers->running == 0);
+    threads_free(workers->threads);
+    workers->threads = NULL;
+}
+
+static void collect(struct workers *workers)
+{
+    struct task_list done = STAILQ_HEAD_INITIALIZER(done);
+    struct task *task;
+
+    threads_collect(workers->threads, &done);
+    while ((task = STAILQ_FIRST(&done)) != NULL) {
+        STAILQ_REMOVE_HEAD(&done, link);
+        workers->running--;
+        runq_post(workers->runq, task);
+    }
+}
+
+static void on_done(uv_poll_t *handle, int status, int events)
+{
+    (void)status;
+    (void)events;
+    collect(handle->data);
+}
+
+int workers_attach(struct workers *workers, struct uv_loop_s *loop)
+{
+    struct workers_poll *poll = malloc(sizeof(*poll));
+    int result;
+
+    if (poll == NULL) {
+        return -ENOMEM;
+    }
+    result = uv_poll_init(loop, &poll->handle, threads_fd(workers->threads));
+    if (result < 0) {
+        free(poll);
+        return result;
+    }
+    poll->handle.data = workers;
+    uv_poll_start(&poll->handle, UV_READABLE, on_done);
+    workers->poll = poll;
+    return 0;
+}
+
+static void on_closed(uv_handle_t *handle)
+{
+    free((char *)handle - offsetof(struct workers_poll, handle));
+}
+
+void workers_detach(struct workers *workers)
+{
+    while (workers->running > 0) {
+        threads_wait(workers->threads);
+        collect(workers);
+    }
+    uv_close((uv_handle_t *)&workers->poll->handle, on_closed);
+    workers->poll = NULL;
 }
 
 void workers_run(struct workers *workers, struct offload_job *job)
 {
-    struct request *request = workers->loop ? malloc(sizeof(*request)) : NULL;
-
-    if (request) {
-        request->work.data = request;
-        request->workers = workers;
-        request->job = job;
-        if (uv_queue_work(workers->loop, &request->work, on_work, on_worked) == 0) {
-            return;
-        }
-        free(request);
+    if (workers->poll != NULL) {
+        workers->running++;
+        threads_give(workers->threads, &job->task);
+        return;
     }
     job->work(job);
     runq_post(workers->runq, &job->task);

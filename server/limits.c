@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "server/limits.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+// The loop: libuv 1.44 opens seven (epoll, an eventfd, two pipes for signals), later ones a ring or
+// two; and aborts where some of them fail.
+#define LOOP_DESCRIPTORS 12u
+// A connection, a file that SIGHUP has read again, a socket of sd_notify.
+#define SERVING_DESCRIPTORS 4u
+#define DESCRIPTORS_MAX (LOOP_DESCRIPTORS + SERVING_DESCRIPTORS + LIMITS_FILES_MAX)
+
+// The main thread's stack: a TLS session is set up with 100 KiB, and sanitizers enlarge frames. What
+// Linux gives a process when nothing is said is 8 MiB.
+#define STACK_BYTES_MIN (256u << 10)
+
+// Raises a soft limit to its hard one. Returns what it is then.
+static rlim_t raise_limit(int resource)
+{
+    struct rlimit limit;
+
+    if (getrlimit(resource, &limit) < 0) {
+        return RLIM_INFINITY;
+    }
+    if (limit.rlim_cur == limit.rlim_max) {
+        return limit.rlim_cur;
+    }
+    const struct rlimit raised = {.rlim_cur = limit.rlim_max, .rlim_max = limit.rlim_max};
+    return setrlimit(resource, &raised) == 0 ? limit.rlim_max : limit.rlim_cur;
+}
+
+int limits_raise(struct error *err)
+{
+    struct rlimit limit;
+    rlim_t stack;
+
+    // Each connection takes a descriptor, each image of a backing chain one or more.
+    (void)raise_limit(RLIMIT_NOFILE);
+    // The kernel lets the stack grow up to the soft limit of the moment.
+    if (getrlimit(RLIMIT_STACK, &limit) < 0 || limit.rlim_cur >= STACK_BYTES_MIN) {
+        return 0;
+    }
+    stack = raise_limit(RLIMIT_STACK);
+    if (stack >= STACK_BYTES_MIN) {
+        return 0;
+    }
+    return error_set(err, ENOMEM,
+                     "the limit of the stack (%llu KiB) is below %u KiB; raise it (ulimit -s, "
+                     "LimitSTACK= of a unit)",
+                     (unsigned long long)stack >> 10, STACK_BYTES_MIN >> 10);
+}
+
+// Whether so many descriptors can be opened; errno says why not. All of them are closed again.
+static bool have_room(unsigned count)
+{
+    int copies[DESCRIPTORS_MAX];
+    unsigned opened = 0;
+    int code;
+
+    assert(count <= DESCRIPTORS_MAX);
+    while (opened < count) {
+        copies[opened] = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
+        if (copies[opened] < 0) {
+            break;
+        }
+        opened++;
+    }
+    code = errno;
+    for (unsigned i = 0; i < opened; i++) {
+        close(copies[i]);
+    }
+    errno = code;
+    return opened == count;
+}
+
+int limits_check_files(unsigned more, struct error *err)
+{
+    unsigned count = LOOP_DESCRIPTORS + SERVING_DESCRIPTORS + more;
+    struct rlimit limit = {0};
+
+    if (have_room(count)) {
+        return 0;
+    }
+    if (errno != EMFILE) {
+        return error_set(err, errno, "cannot open %u more files, which serving takes: %s", count,
+                         strerror(errno));
+    }
+    (void)getrlimit(RLIMIT_NOFILE, &limit);
+    return error_set(err, EMFILE,
+                     "the limit of open files (%llu) leaves no room for %u more, which serving "
+                     "takes; raise it (ulimit -n, LimitNOFILE= of a unit)",
+                     (unsigned long long)limit.rlim_cur, count);
+}

@@ -150,7 +150,6 @@ static void release(struct image *image)
         punch_free(image->punch);
         guard_free(image->guard);
         sync_free(image->sync);
-        recover_free(image->recovery);
         inflated_cache_free(image->inflated);
         chain_free(image->chain);
         free(image->parts);

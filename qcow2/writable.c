@@ -2,19 +2,27 @@
 #include "qcow2/writable.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
+#include "qcow2/base/waitq.h"
 #include "qcow2/core/host.h"
+#include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/durable/recover.h"
+#include "qcow2/format/bitmap_directory.h"
 #include "qcow2/format/format.h"
 #include "qcow2/format/geometry.h"
 #include "qcow2/format/header.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/refcount.h"
+
+// What a line of the log says of bitmaps: as many as most images have, and bytes of each name.
+#define BITMAP_NAMES_SHOWN 5
+#define BITMAP_NAME_SHOWN 64
 
 static int read_refcount_table(struct image *image, struct error *err)
 {
@@ -73,6 +81,48 @@ static int check_whole(const struct image *image, uint64_t size, struct error *e
                 : 0;
 }
 
+// Appends the name of a bitmap as it may go to a terminal, with what stands before it.
+static void append_name(struct error *text, const char *before, const char *name)
+{
+    char shown[BITMAP_NAME_SHOWN + 1];
+
+    snprintf(shown, sizeof(shown), "%s", name);
+    for (char *c = shown; *c != '\0'; c++) {
+        if ((unsigned char)*c < ' ' || (unsigned char)*c > '~')
+            *c = '?';
+    }
+    error_append(text, "%s'%s'", before, shown);
+}
+
+// Says once what becomes of bitmaps, which are not kept.
+static void tell_bitmaps(struct image *image)
+{
+    struct bitmap_directory directory;
+    struct error text;
+    const char *when = image->dirty_bit ? "they are removed now, as it was not closed cleanly"
+                                        : "the first write removes them; to keep them serve "
+                                          "it with --read-only";
+
+    if (!(image->header.autoclear & FORMAT_AUTOCLEAR_BITMAPS)) {
+        image_log(image,
+                  "has persistent bitmaps that are out of date, for something that does not keep "
+                  "them wrote to it: %s",
+                  image->dirty_bit ? when : "the first write removes them");
+        return;
+    }
+    if (bitmap_directory_read(image->file, &image->header, &directory, &text) < 0) {
+        image_log(image, "has persistent bitmaps that cannot be read (%s): %s", text.text, when);
+        return;
+    }
+    error_set(&text, 0, "has %zu persistent bitmaps", directory.count);
+    for (size_t i = 0; i < directory.count && i < BITMAP_NAMES_SHOWN; i++)
+        append_name(&text, i == 0 ? " (" : ", ", directory.bitmaps[i].name);
+    if (directory.count > 0)
+        error_append(&text, directory.count > BITMAP_NAMES_SHOWN ? ", ...)" : ")");
+    image_log(image, "%s, which are not kept: %s", text.text, when);
+    bitmap_directory_free(&directory);
+}
+
 int writable_prepare(struct image *image, struct error *err)
 {
     int64_t size = file_size(image->file);
@@ -98,8 +148,14 @@ int writable_prepare(struct image *image, struct error *err)
     // A device does not end where the image does.
     if (!image->file->fresh_is_zero && refcounts_load_last(image->refcounts, image->file) == 0)
         fresh = refcounts_end(image->refcounts, fresh);
-    // Until recovery knows better nothing is beyond the end.
-    alloc_init(image->alloc, image, image->dirty_bit ? ALLOC_FRESH_UNKNOWN : fresh, (uint64_t)size,
-               true);
-    return image->dirty_bit ? recover_start(image, err) : 0;
+    alloc_init(image->alloc, image, fresh, (uint64_t)size, true);
+    waitq_init(&image->recovery->waiters);
+    // Version 2 has no bit that says whether they are right, so that nobody follows them.
+    image->has_bitmaps =
+        image->header.version >= 3 && bitmap_directory_extension(&image->header) != NULL;
+    if (image->has_bitmaps)
+        tell_bitmaps(image);
+    if (image->dirty_bit)
+        recover_start(image);
+    return 0;
 }

@@ -50,6 +50,9 @@ struct image {
     struct entry_context entry_context;
     bool lazy;      // refcounts wait for a clean shutdown
     bool dirty_bit; // may be set on disk: from the HEADER stage of a sync on, until CLEAN clears it
+    bool has_bitmaps; // the header has an extension for them
+    bool
+        drop_autoclear; // autoclear bits and bitmaps are to go with a sync; set by the first change
     struct snapshot_table snapshots;
     struct l1 l1;
     uint64_t mapping_changes; // how often an L2 entry changed

@@ -13,10 +13,16 @@
 // seems unused. So where there is such a fault nothing is cut, taken from what seems free, or
 // marked clean: what 'lazycow check' or its user may save stays as it is.
 //
+// Bitmaps are not counted: one of an image that was not closed cleanly is out of date, and their
+// directory may be damaged. They are taken out of the header first (sync.c), before anything that they
+// have counts as free. An image that was closed cleanly comes here when its bitmaps end, at the first
+// change: that frees their clusters with the same rules.
+//
 // A power cut during all of this finds the tables untouched and the dirty bit set: the next start
 // does the same again.
 #include "qcow2/durable/recover.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
@@ -31,8 +37,12 @@
 #include "qcow2/format/geometry.h"
 #include "qcow2/format/header.h"
 #include "qcow2/space/alloc.h"
+#include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
 #include "qcow2/walk/walk.h"
+
+// An image that is counted has none any more.
+static const struct bitmap_directory no_bitmaps;
 
 enum { RECOVER_CUT, RECOVER_END };
 
@@ -53,11 +63,6 @@ int recover_wait(struct op *op)
     if (recovery->running)
         return op_park(op, &recovery->waiters);
     return recovery->error;
-}
-
-void recover_free(struct recovery *recovery)
-{
-    bitmap_directory_free(&recovery->bitmaps);
 }
 
 static void tell_fault(struct image *image, const char *what, uint64_t guest, uint64_t host)
@@ -255,25 +260,48 @@ static void walk_ended(void *context, int result)
     op_post(&recovery->op);
 }
 
-int recover_start(struct image *image, struct error *err)
+// The refcounts on disk count more than there is, or less.
+static void count_anew(struct image *image)
 {
     struct recovery *recovery = image->recovery;
-    int result = bitmap_directory_read(image->file, &image->header, &recovery->bitmaps, err);
 
-    if (result < 0)
-        return result;
-    image_log(image, "was not closed cleanly: counting its clusters while serving");
+    // Whatever was given up before would be given up once more.
+    assert(quarantine_empty(image->quarantine) && !image->alloc->taken);
     refcounts_forget(image->refcounts);
-    waitq_init(&recovery->waiters);
+    // Until the end of the pass nothing is beyond the end.
+    image->alloc->fresh = ALLOC_FRESH_UNKNOWN;
     recovery->running = true;
+    recovery->error = 0;
+    recovery->faults = recovery->hidden = recovery->end = recovery->told_percent = 0;
     recovery->walk = (struct walk){.file = image->file,
                                    .header = &image->header,
                                    .snapshots = &image->snapshots,
-                                   .bitmaps = &recovery->bitmaps,
+                                   .bitmaps = &no_bitmaps,
                                    .visitor = &visitor,
                                    .context = image,
                                    .parts = WALK_MAPPING | WALK_SNAPSHOTS | WALK_OTHER,
                                    .done = walk_ended};
     walk_start(&recovery->walk);
-    return 0;
+}
+
+void recover_start(struct image *image)
+{
+    image_log(image, "was not closed cleanly: counting its clusters while serving");
+    if (!image->has_bitmaps) {
+        count_anew(image);
+        return;
+    }
+    image->recovery->running = true;
+    image->drop_autoclear = true;
+    sync_request(image);
+}
+
+void recover_without_bitmaps(struct image *image, int result)
+{
+    if (result == 0) {
+        image_log(image, "its bitmaps are gone: counting its clusters while serving");
+        count_anew(image);
+    } else if (image->recovery->running) {
+        end_recovery(image, result);
+    }
 }

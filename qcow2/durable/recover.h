@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// recover.h: an image that was not closed cleanly, opened for writing. Its refcounts are counted
-// anew from the tables, in one pass while it is served: reads and writes in place go on, whatever
-// changes the mapping waits for the end of the pass.
+// recover.h: an image that was not closed cleanly, opened for writing, or one that gives up its bitmaps.
+// Its refcounts are counted anew from the tables, in one pass while it is served: reads and writes in
+// place go on, whatever changes the mapping waits for the end of the pass.
 #ifndef LAZYCOW_QCOW2_DURABLE_RECOVER_H
 #define LAZYCOW_QCOW2_DURABLE_RECOVER_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "qcow2/format/bitmap_directory.h"
 #include "qcow2/base/op.h"
 #include "qcow2/base/waitq.h"
 #include "qcow2/walk/walk.h"
@@ -30,14 +29,15 @@ struct recovery {
     uint64_t end;          // one past the highest cluster that is referenced
     uint64_t told_percent; // progress that was logged
     struct walk walk;
-    struct bitmap_directory bitmaps;
     struct op op; // internal; what comes after the walk
     struct waitq waiters;
 };
 
-// Begins the pass. Returns 0 or a negative errno with a message.
-int recover_start(struct image *image, struct error *err);
-void recover_free(struct recovery *recovery);
+// Begins the pass, once bitmaps are out of the header.
+void recover_start(struct image *image);
+// For sync.c: the header has no bitmaps any more (result 0), so that all clusters are to be counted;
+// or still has them.
+void recover_without_bitmaps(struct image *image, int result);
 
 // Returns 0 when the mapping may be changed, OP_PARKED (plan again), or the error that forbids it.
 int recover_wait(struct op *op);

@@ -29,6 +29,10 @@
 //        ──> DURABLE         wake the waiters, release the quarantine
 //        ──> CLEAN_…         at shutdown and when idle: refcounts, barrier, dirty bit off, barrier
 //
+// The first change of an image with bitmaps gives them up: HEADER sets the dirty bit and clears the
+// autoclear bits, TABLES takes the extension out of the header, and from DURABLE on clusters are
+// counted anew, without those of bitmaps. Nothing else is changed before that.
+//
 // What fails in BEGIN to WRITTEN goes on at DURABLE, which undoes and tells; in CLEAN it ends the
 // clean point, and the dirty bit counts as set.
 //
@@ -49,6 +53,7 @@
 #include "qcow2/core/sync_queue.h"
 #include "qcow2/durable/recover.h"
 #include "qcow2/durable/refcount_write.h"
+#include "qcow2/durable/tables_write.h"
 #include "qcow2/durable/writeback.h"
 #include "qcow2/format/format.h"
 #include "qcow2/format/header.h"
@@ -93,7 +98,7 @@ static void assert_dirty_before_tables(const struct image *image)
 bool sync_needed(const struct image *image)
 {
     return image->syncs.demand.data || image->cache->dirty_count > 0 || image->l1.dirty_count > 0 ||
-           image->sync->drop_autoclear || !TAILQ_EMPTY(&image->quarantine->pending);
+           image->drop_autoclear || !TAILQ_EMPTY(&image->quarantine->pending);
 }
 
 int sync_flush(struct op *op)
@@ -111,9 +116,12 @@ int sync_drop_autoclear(struct op *op)
 {
     struct image *image = op->image;
 
-    if (image->header.autoclear == 0 && !image->sync->drop_autoclear)
+    // Bitmaps are given up with a count of all clusters, so not during another one.
+    if (image->has_bitmaps && image->recovery->running)
+        return recover_wait(op);
+    if (image->header.autoclear == 0 && !image->drop_autoclear && !image->has_bitmaps)
         return 0;
-    image->sync->drop_autoclear = true;
+    image->drop_autoclear = true;
     return sync_wait(op);
 }
 
@@ -126,111 +134,40 @@ int sync_clean(struct op *op)
 
 // ---- BEGIN
 
-static int copy_slices(struct image *image)
-{
-    struct writeback *wb = &image->sync->writeback;
-    size_t bytes = image->geometry.piece_bytes;
-    struct slice *slice;
-
-    while ((slice = TAILQ_FIRST(&image->cache->dirty)) != NULL) {
-        void *room = writeback_room(wb, bytes);
-
-        if (!room)
-            return -ENOMEM;
-        memcpy(room, slice->entries, bytes);
-        writeback_add(wb, &(struct writeback_piece){.kind = WRITEBACK_L2,
-                                                    .offset = slice->offset,
-                                                    .length = bytes,
-                                                    .slice = slice});
-        cache_write_begins(image->cache, slice);
-    }
-    return 0;
-}
-
-static int copy_l1(struct image *image)
-{
-    struct writeback *wb = &image->sync->writeback;
-    struct l1 *l1 = &image->l1;
-
-    for (uint64_t piece = 0; l1->dirty_count > 0 && piece < l1_pieces(l1); piece++) {
-        if (!l1_piece_dirty(l1, piece))
-            continue;
-        void *room = writeback_room(wb, image->geometry.piece_bytes);
-
-        if (!room)
-            return -ENOMEM;
-        size_t length = l1_encode_piece(l1, piece, room);
-        writeback_add(wb, &(struct writeback_piece){.kind = WRITEBACK_L1,
-                                                    .offset = image->header.l1_offset +
-                                                              (piece << l1->piece_bits),
-                                                    .length = length,
-                                                    .page = piece});
-        l1_mark_piece(l1, piece, false);
-    }
-    return 0;
-}
-
-// The copies are on disk, or did not get there and are dirty again.
-static void settle_copies(struct image *image, bool failed)
-{
-    struct writeback *wb = &image->sync->writeback;
-
-    for (size_t i = 0; i < wb->count; i++) {
-        const struct writeback_piece *piece = &wb->pieces[i];
-
-        if (piece->kind == WRITEBACK_L2)
-            cache_write_ended(image->cache, piece->slice, failed);
-        else if (piece->kind == WRITEBACK_L1 && failed)
-            l1_mark_piece(&image->l1, piece->page, true);
-    }
-    writeback_clear(wb);
-}
-
 static enum sync_state begin(struct image *image)
 {
     struct sync *sync = image->sync;
 
     sync->demand = sync_queue_begin(&image->syncs, &sync->current);
     sync->set_dirty = false;
+    sync->drops = SYNC_DROPS_NOTHING;
+    if (image->drop_autoclear)
+        sync->drops = image->has_bitmaps ? SYNC_DROPS_BITMAPS : SYNC_DROPS_AUTOCLEAR;
     quarantine_sync_begins(image);
     writeback_clear(&sync->writeback);
 
     // After a failed barrier no later one vouches for what was written before it.
     int result = image->latched_error;
     if (result == 0)
-        result = copy_slices(image);
-    if (result == 0)
-        result = copy_l1(image);
+        result = tables_copy(image, &sync->writeback);
     if (result < 0) {
         sync->op.wait.result = result;
         return SYNC_DURABLE;
     }
-    sync->set_dirty =
-        lazy_now(image) && (!image->dirty_bit || sync->dirty_unsure) && sync->writeback.count > 0;
+    // Nothing was changed before the bitmaps are gone, and clusters are counted anew after that.
+    assert(sync->drops != SYNC_DROPS_BITMAPS || sync->writeback.count == 0);
+    bool needs_dirty =
+        sync->drops == SYNC_DROPS_BITMAPS || (lazy_now(image) && sync->writeback.count > 0);
+    sync->set_dirty = needs_dirty && (!image->dirty_bit || sync->dirty_unsure);
     return SYNC_HEADER;
 }
 
 // ---- HEADER
 
-// Writes incompatible, compatible and autoclear bits as the image has them now: 24 bytes in one
-// sector.
 static enum sync_state submit_header(struct image *image, enum sync_state next)
 {
-    struct sync *sync = image->sync;
-    struct header *header = &image->header;
-
-    if (image->dirty_bit)
-        header->incompatible |= HEADER_INCOMPATIBLE_DIRTY;
-    else
-        header->incompatible &= ~HEADER_INCOMPATIBLE_DIRTY;
-    format_put64(sync->header_bytes, header->incompatible);
-    format_put64(sync->header_bytes + 8, header->compatible);
-    format_put64(sync->header_bytes + 16, header->autoclear);
-    sync->iov =
-        (struct iovec){.iov_base = sync->header_bytes, .iov_len = sizeof(sync->header_bytes)};
-    sync->op.state = next;
-    op_submit(&sync->op, image->file, FILE_WRITE, HEADER_OFFSET_INCOMPATIBLE,
-              sizeof(sync->header_bytes), &sync->iov, 1);
+    image->sync->op.state = next;
+    header_write_bits(&image->sync->header, &image->sync->op);
     return SYNC_PARKED;
 }
 
@@ -261,10 +198,10 @@ static enum sync_state write_header(struct image *image)
 {
     struct sync *sync = image->sync;
 
-    if (!sync->set_dirty && !sync->drop_autoclear)
+    if (!sync->set_dirty && sync->drops == SYNC_DROPS_NOTHING)
         return SYNC_REFCOUNTS;
     image->dirty_bit |= sync->set_dirty;
-    if (sync->drop_autoclear)
+    if (sync->drops != SYNC_DROPS_NOTHING)
         image->header.autoclear = 0;
     sync->demand.barrier = true;
     return submit_header(image, SYNC_REFCOUNTS);
@@ -305,9 +242,13 @@ static enum sync_state write_tables(struct image *image)
 {
     struct sync *sync = image->sync;
 
-    sync->drop_autoclear = false;
     if (sync->set_dirty)
         sync->dirty_unsure = false;
+    if (sync->drops == SYNC_DROPS_BITMAPS) {
+        sync->op.state = SYNC_WRITTEN;
+        header_write_no_bitmaps(&sync->header, &sync->op);
+        return SYNC_PARKED;
+    }
     if (sync->writeback.count == 0)
         // Without tables the first barrier has done what the second would.
         return sync->demand.data && !sync->demand.barrier ? SYNC_WRITTEN : SYNC_DURABLE;
@@ -367,18 +308,36 @@ static enum sync_state end(struct image *image, int clean_result)
     return SYNC_PARKED;
 }
 
+// What the header said was dropped, or was not and will be.
+static void settle_drops(struct image *image, int result)
+{
+    struct sync *sync = image->sync;
+
+    if (sync->drops == SYNC_DROPS_NOTHING)
+        return;
+    if (result == 0)
+        image->drop_autoclear = false;
+    if (sync->drops == SYNC_DROPS_BITMAPS) {
+        if (result == 0)
+            header_forget_bitmaps(image);
+        recover_without_bitmaps(image, result);
+    }
+    sync->drops = SYNC_DROPS_NOTHING;
+}
+
 static enum sync_state durable(struct image *image)
 {
     struct sync *sync = image->sync;
     int result = sync->op.wait.result;
 
-    settle_copies(image, result < 0);
+    tables_settle(image, &sync->writeback, result < 0);
     if (result < 0) {
         sync_queue_put_back(&image->syncs, sync->demand);
         sync->dirty_unsure |= sync->set_dirty;
         if (!passes(result))
             latch(image, result);
     }
+    settle_drops(image, result);
     quarantine_sync_ended(image, result < 0);
     waitq_wake(&sync->current, result);
     waitq_wake(&image->cache->room, 0);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "qcow2/base/op.h"
+#include "qcow2/durable/header_write.h"
 #include "qcow2/durable/refcount_write.h"
 #include "qcow2/base/waitq.h"
 #include "qcow2/core/sync_queue.h"
@@ -30,25 +31,27 @@ enum sync_state {
     SYNC_PARKED, // what a stage answers that has set op.state to what comes after its I/O
 };
 
+// What a sync takes out of the header: unknown autoclear bits, bitmaps with theirs.
+enum sync_drops { SYNC_DROPS_NOTHING, SYNC_DROPS_AUTOCLEAR, SYNC_DROPS_BITMAPS };
+
 struct sync {
     struct op op;          // internal; op.state is an enum sync_state
     struct waitq current;  // for the one that runs
     struct waitq cleaning; // for the clean point
 
     bool dirty_unsure; // the dirty bit may be not set, as writing it failed: HEADER writes it again
-    bool drop_autoclear; // unknown autoclear bits are to be cleared; set by the first change
 
     bool clean_wanted; // this sync ends with refcounts written and the dirty bit cleared
     bool clean_final;  // at shutdown: ops are over, nothing is in the way
 
     // Of the sync that runs.
-    bool barrier;   // the I/O in flight is one
+    bool barrier; // the I/O in flight is one
+    enum sync_drops drops;
     bool set_dirty; // HEADER sets the dirty bit
     // data: there is some to make durable, tables or not. barrier: PREPARED makes one, for data,
     // header or refcounts before tables. DURABLE puts it back where the sync failed.
     struct sync_demand demand;
-    unsigned char header_bytes[24];
-    struct iovec iov;
+    struct header_write header;
     struct refcount_write refcounts;
     struct writeback writeback; // of L2 and L1
 };

@@ -15,7 +15,7 @@ static int broken(struct error *err, const struct file *file, const char *what)
                      file->name, what);
 }
 
-static const struct header_extension *find_extension(const struct header *header)
+const struct header_extension *bitmap_directory_extension(const struct header *header)
 {
     for (size_t i = 0; i < header->extension_count; i++) {
         if (header->extensions[i].type == FORMAT_EXTENSION_BITMAPS)
@@ -112,7 +112,7 @@ static int locate(struct file *file, const struct header *header,
 int bitmap_directory_read(struct file *file, const struct header *header,
                           struct bitmap_directory *directory, struct error *err)
 {
-    const struct header_extension *extension = find_extension(header);
+    const struct header_extension *extension = bitmap_directory_extension(header);
 
     memset(directory, 0, sizeof(*directory));
     if (extension == NULL || !(header->autoclear & FORMAT_AUTOCLEAR_BITMAPS))

@@ -39,6 +39,9 @@ struct bitmap_directory {
     uint8_t *storage; // what name points into
 };
 
+// The header extension that leads to the directory, whatever the autoclear bit says of it; or NULL.
+const struct header_extension *bitmap_directory_extension(const struct header *header);
+
 // Reads the directory, blocking; it is empty where the image has none, or has one that is not kept
 // in step with the image (its autoclear bit is off). The tables lie inside the file and, all
 // together, are no larger than it. Returns 0, and it is the caller's to free; or a negative errno

@@ -80,6 +80,9 @@
 #define FORMAT_EXTENSION_BACKING_FORMAT 0xe2792acau
 #define FORMAT_EXTENSION_FEATURE_NAMES 0x6803f857u
 #define FORMAT_EXTENSION_BITMAPS 0x23852875u
+// In place of an extension that was given up, with others behind it: readers pass over types that they
+// do not know ("none" in ASCII).
+#define FORMAT_EXTENSION_NONE 0x6e6f6e65u
 #define FORMAT_EXTENSION_CRYPTO 0x0537be77u
 #define FORMAT_EXTENSION_DATA_FILE 0x44415441u
 

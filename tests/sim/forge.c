@@ -39,7 +39,11 @@ struct forge {
     uint64_t next;       // first host cluster that is not used
     uint64_t first_leak; // [first_leak, end_leak) count as used
     uint64_t end_leak;
-    uint64_t packed_end; // where the last compressed cluster ended, bytes; 0: begin a cluster
+    uint64_t packed_end;       // where the last compressed cluster ended, bytes; 0: begin a cluster
+    uint64_t bitmap_clusters;  // of all that bitmaps have
+    uint64_t bitmap_directory; // first cluster
+    uint64_t bitmap_tables[FORGE_BITMAPS_MAX]; // a cluster each
+    uint64_t bitmap_entries[FORGE_BITMAPS_MAX][FORGE_BITMAP_ENTRIES];
     uint64_t snapshot_cluster;
     uint64_t snapshot_bytes;
     uint64_t table_cluster; // of the refcount table
@@ -234,6 +238,23 @@ static void place_tables(struct forge *f, unsigned number)
     layer->l1_cluster = take(f, divide_up(f->l1_size * 8, f->cluster_size));
 }
 
+// Each bitmap has clusters of bits, and parts that are all zeros or all ones without one.
+static void place_bitmaps(struct forge *f)
+{
+    if (f->recipe->bitmaps == 0)
+        return;
+    f->bitmap_directory = take(f, 1);
+    for (unsigned i = 0; i < f->recipe->bitmaps; i++) {
+        leave_gap(f);
+        f->bitmap_tables[i] = take(f, 1);
+        for (unsigned k = 0; k < FORGE_BITMAP_ENTRIES; k++) {
+            f->bitmap_entries[i][k] = rng_below(f->rng, 2);
+            if (rng_percent(f->rng, 50))
+                f->bitmap_entries[i][k] = take(f, 1) * f->cluster_size;
+        }
+    }
+}
+
 // Clusters that count as used and are not, up to where the refcount table has no room for more, so
 // that it has to grow soon.
 static void place_leaks(struct forge *f, uint64_t per_block)
@@ -286,6 +307,28 @@ static void refer_entry(struct forge *f, uint64_t entry)
     }
 }
 
+static uint64_t refer_bitmaps(struct forge *f)
+{
+    uint64_t clusters = 0;
+
+    if (f->recipe->bitmaps == 0)
+        return 0;
+    refer(f, f->bitmap_directory, 1);
+    clusters++;
+    for (unsigned i = 0; i < f->recipe->bitmaps; i++) {
+        refer(f, f->bitmap_tables[i], 1);
+        clusters++;
+        for (unsigned k = 0; k < FORGE_BITMAP_ENTRIES; k++) {
+            uint64_t cluster = f->bitmap_entries[i][k] / f->cluster_size;
+
+            if (cluster > 0)
+                refer(f, cluster, 1);
+            clusters += cluster > 0;
+        }
+    }
+    return clusters;
+}
+
 static void count_references(struct forge *f)
 {
     f->references = need(calloc(f->next, sizeof(*f->references)));
@@ -294,6 +337,7 @@ static void count_references(struct forge *f)
     refer(f, f->table_cluster, f->table_clusters);
     refer(f, f->block_cluster, f->blocks);
     refer(f, f->snapshot_cluster, divide_up(f->snapshot_bytes, f->cluster_size));
+    f->bitmap_clusters = refer_bitmaps(f);
     for (unsigned n = 0; n < f->layer_count; n++) {
         const struct layer *layer = &f->layers[n];
 
@@ -384,6 +428,53 @@ static void write_snapshots(struct forge *f)
     }
 }
 
+// Each entry has a name of one byte and is padded.
+#define BITMAP_BYTES ((FORMAT_BITMAP_ENTRY_BYTES + 1 + 7) / 8 * 8)
+// Bits for 64 KiB each: a cluster of them is enough for any disk here.
+#define BITMAP_GRANULARITY 16
+
+static void write_bitmaps(struct forge *f)
+{
+    for (unsigned i = 0; i < f->recipe->bitmaps; i++) {
+        unsigned char entry[BITMAP_BYTES] = {0};
+        uint64_t table = f->bitmap_tables[i] * f->cluster_size;
+
+        format_put64(entry + FORMAT_BITMAP_TABLE_OFFSET, table);
+        format_put32(entry + FORMAT_BITMAP_TABLE_SIZE, FORGE_BITMAP_ENTRIES);
+        // In use, or kept up to date by whoever writes.
+        format_put32(entry + FORMAT_BITMAP_FLAGS, rng_percent(f->rng, 50) ? 1 : 2);
+        entry[FORMAT_BITMAP_GRANULARITY - 1] = 1; // the type: of dirty parts
+        entry[FORMAT_BITMAP_GRANULARITY] = BITMAP_GRANULARITY;
+        format_put16(entry + FORMAT_BITMAP_NAME_LENGTH, 1);
+        entry[FORMAT_BITMAP_ENTRY_BYTES] = (unsigned char)('a' + i);
+        put(f, entry, f->bitmap_directory * f->cluster_size + i * BITMAP_BYTES, BITMAP_BYTES);
+        for (unsigned k = 0; k < FORGE_BITMAP_ENTRIES; k++)
+            put64(f, table + k * 8, f->bitmap_entries[i][k]);
+    }
+}
+
+// Returns where the extensions go on.
+static size_t put_bitmaps_extension(const struct forge *f, size_t at)
+{
+    unsigned char *h = f->buffer;
+
+    format_put32(h + at, FORMAT_EXTENSION_BITMAPS);
+    format_put32(h + at + 4, FORMAT_BITMAPS_EXTENSION_BYTES);
+    at += FORMAT_EXTENSION_BYTES;
+    format_put32(h + at + FORMAT_BITMAPS_COUNT, f->recipe->bitmaps);
+    format_put64(h + at + FORMAT_BITMAPS_DIRECTORY_SIZE, f->recipe->bitmaps * BITMAP_BYTES);
+    format_put64(h + at + FORMAT_BITMAPS_DIRECTORY_OFFSET, f->bitmap_directory * f->cluster_size);
+    at += FORMAT_BITMAPS_EXTENSION_BYTES;
+    format_put64(h + FORMAT_HEADER_AUTOCLEAR,
+                 f->recipe->stale_bitmaps ? 0 : FORMAT_AUTOCLEAR_BITMAPS);
+    if (f->recipe->later_extension) {
+        // A type that nobody knows, and no data.
+        format_put32(h + at, 0x6c617a79);
+        at += FORMAT_EXTENSION_BYTES;
+    }
+    return at;
+}
+
 static void write_header(struct forge *f)
 {
     const struct forge_recipe *r = f->recipe;
@@ -414,6 +505,8 @@ static void write_header(struct forge *f)
             format_put64(h + FORMAT_HEADER_INCOMPATIBLE, HEADER_INCOMPATIBLE_COMPRESSION);
         h[FORMAT_HEADER_V3_BYTES_MIN] = zstd;
     }
+    if (r->bitmaps > 0)
+        at = put_bitmaps_extension(f, at);
     if (r->backing_name) {
         size_t bytes = strlen(r->backing_format);
 
@@ -448,11 +541,13 @@ uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct 
         f.snapshot_bytes = recipe->snapshots * SNAPSHOT_BYTES;
         f.snapshot_cluster = take(&f, divide_up(f.snapshot_bytes, f.cluster_size));
     }
+    place_bitmaps(&f);
     place_refcounts(&f);
     count_references(&f);
     for (unsigned n = 0; n < f.layer_count; n++)
         write_layer(&f, &f.layers[n]);
     write_snapshots(&f);
+    write_bitmaps(&f);
     write_refcounts(&f);
     write_header(&f);
     if (out->size < f.next * f.cluster_size)
@@ -463,7 +558,7 @@ uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct 
     }
     free(f.references);
     free(f.buffer);
-    return f.end_leak - f.first_leak;
+    return f.end_leak - f.first_leak + (recipe->stale_bitmaps ? f.bitmap_clusters : 0);
 }
 
 // Bytes of a device that are not zeros in the beginning: those that are taken first.

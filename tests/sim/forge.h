@@ -29,16 +29,22 @@ struct forge_recipe {
     const char *backing_format;
     unsigned snapshots; // at most FORGE_SNAPSHOTS_MAX
     bool compressed;
-    bool zstd;      // compressed with zstd instead of zlib; version 3 only
-    bool leaks;     // count so many clusters as used that the refcount table is nearly full
-    bool gaps;      // leave free clusters in between
-    unsigned fill;  // per cent of the clusters in zones that are mapped
-    uint32_t value; // of the first layer (pattern.h); the layers above it count on
+    bool zstd;            // compressed with zstd instead of zlib; version 3 only
+    bool leaks;           // count so many clusters as used that the refcount table is nearly full
+    bool gaps;            // leave free clusters in between
+    unsigned bitmaps;     // persistent ones, at most FORGE_BITMAPS_MAX; version 3 only
+    bool stale_bitmaps;   // they are not kept in step with the image, and their clusters leak
+    bool later_extension; // the header has an extension behind that of bitmaps
+    unsigned fill;        // per cent of the clusters in zones that are mapped
+    uint32_t value;       // of the first layer (pattern.h); the layers above it count on
     struct forge_zone zones[FORGE_ZONES_MAX];
     unsigned zone_count;
 };
 
 #define FORGE_SNAPSHOTS_MAX 2
+#define FORGE_BITMAPS_MAX 3
+// Clusters of a bitmap's table of entries, and entries in use.
+#define FORGE_BITMAP_ENTRIES 3
 
 // The image in out, which is initialized here. The recipe has to fit the format.
 // Returns how many clusters leak.

@@ -12,7 +12,7 @@
 // Clusters beyond the end of the file whose refcounts are looked at.
 #define BEYOND_END 2048u
 
-enum use { USE_HEADER, USE_TABLE, USE_L2, USE_REFCOUNTS, USE_DATA, USE_COMPRESSED };
+enum use { USE_HEADER, USE_TABLE, USE_L2, USE_REFCOUNTS, USE_DATA, USE_COMPRESSED, USE_BITMAP };
 
 struct cluster {
     uint32_t references;
@@ -149,6 +149,31 @@ static void count_refcounts(struct judge *judge)
     free(table);
 }
 
+// The directory, and tables and bits of the bitmaps in it.
+static void count_bitmaps(struct judge *judge)
+{
+    const struct reader *r = judge->reader;
+    uint64_t at = r->bitmap_directory;
+
+    if (r->bitmap_count > 0)
+        refer(judge, at, r->bitmap_bytes, USE_BITMAP, true);
+    for (uint32_t i = 0; i < r->bitmap_count; i++) {
+        uint64_t table = reader_read64(r, at + FORMAT_BITMAP_TABLE_OFFSET);
+        // The size is followed by the flags, the length of the name by that of what else there is.
+        uint64_t entries = reader_read64(r, at + FORMAT_BITMAP_TABLE_SIZE) >> 32;
+        uint64_t name = reader_read64(r, at + FORMAT_BITMAP_NAME_LENGTH) >> 48;
+
+        refer(judge, table, entries * 8, USE_BITMAP, true);
+        for (uint64_t k = 0; k < entries; k++) {
+            uint64_t bits = reader_read64(r, table + k * 8) & FORMAT_BITMAP_TABLE_ENTRY_OFFSET;
+
+            if (bits != 0)
+                refer(judge, bits, r->cluster_size, USE_BITMAP, true);
+        }
+        at += (FORMAT_BITMAP_ENTRY_BYTES + name + 7) / 8 * 8;
+    }
+}
+
 static void count_all(struct judge *judge)
 {
     const struct reader *r = judge->reader;
@@ -159,6 +184,7 @@ static void count_all(struct judge *judge)
         count_l1(judge, &r->snapshots[i], false);
     if (r->snapshot_count > 0)
         refer(judge, r->snapshot_table_offset, r->snapshot_table_bytes, USE_TABLE, true);
+    count_bitmaps(judge);
     count_refcounts(judge);
 }
 

@@ -51,6 +51,28 @@ static void read_snapshots(struct reader *r)
     r->snapshot_table_bytes = at - r->snapshot_table_offset;
 }
 
+static void find_bitmaps(struct reader *r)
+{
+    uint64_t at = read32(r, FORMAT_HEADER_LENGTH);
+
+    if (!(reader_read64(r, FORMAT_HEADER_AUTOCLEAR) & FORMAT_AUTOCLEAR_BITMAPS))
+        return;
+    while (at + FORMAT_EXTENSION_BYTES < r->cluster_size) {
+        uint32_t type = read32(r, at);
+        uint32_t length = read32(r, at + 4);
+
+        if (type == FORMAT_EXTENSION_END)
+            return;
+        at += FORMAT_EXTENSION_BYTES;
+        if (type == FORMAT_EXTENSION_BITMAPS) {
+            r->bitmap_count = read32(r, at + FORMAT_BITMAPS_COUNT);
+            r->bitmap_bytes = reader_read64(r, at + FORMAT_BITMAPS_DIRECTORY_SIZE);
+            r->bitmap_directory = reader_read64(r, at + FORMAT_BITMAPS_DIRECTORY_OFFSET);
+        }
+        at += (length + 7) & ~7u;
+    }
+}
+
 bool reader_open(struct reader *r, const struct memory *memory, struct reader_backing backing,
                  char *text)
 {
@@ -75,6 +97,7 @@ bool reader_open(struct reader *r, const struct memory *memory, struct reader_ba
         r->incompatible = reader_read64(r, FORMAT_HEADER_INCOMPATIBLE);
         r->refcount_order = read32(r, FORMAT_HEADER_REFCOUNT_ORDER);
         r->zstd = (r->incompatible & HEADER_INCOMPATIBLE_COMPRESSION) != 0;
+        find_bitmaps(r);
     }
     if (r->snapshot_count > READER_SNAPSHOTS_MAX || r->refcount_order > 6) {
         snprintf(text, READER_TEXT, "the header is broken");

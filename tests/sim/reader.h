@@ -41,6 +41,9 @@ struct reader {
     uint64_t snapshot_table_offset;
     uint64_t snapshot_table_bytes;
     uint32_t snapshot_count;
+    uint32_t bitmap_count; // those that are in step with the image
+    uint64_t bitmap_directory;
+    uint64_t bitmap_bytes;
     struct reader_l1 active;
     struct reader_l1 snapshots[READER_SNAPSHOTS_MAX];
 };

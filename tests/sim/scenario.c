@@ -112,9 +112,16 @@ static void draw_image(struct scenario *s, struct rng *rng)
     draw_size(r, shape, rng);
     draw_zones(r, shape, rng);
     draw_layers(r, rng);
+    if (r->version == 3 && rng_percent(rng, 20)) {
+        r->bitmaps = (unsigned)rng_between(rng, 1, FORGE_BITMAPS_MAX);
+        r->stale_bitmaps = rng_percent(rng, 25);
+        r->later_extension = rng_percent(rng, 30);
+    }
     s->created = rng_percent(rng, 20);
     if (s->created) {
         r->snapshots = 0;
+        r->bitmaps = 0;
+        r->stale_bitmaps = false;
         s->preallocated = rng_percent(rng, 20) && r->size < (8u << 20);
     }
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "qcow2/offline/check.h"
+#include "qcow2/format/foreign.h"
 #include "qcow2/format/format.h"
 #include "qcow2/image.h"
 #include "server/cmd.h"
@@ -166,8 +167,15 @@ static int run(struct check_command *c)
         return EXIT_NOT_CHECKED;
     }
     if (c->format == NULL && !cmd_is_qcow2(cf.file)) {
+        const struct foreign_format *foreign = foreign_format_of(cf.file);
+
         cmd_close(&cf);
-        cmd_fail("'%s': not a qcow2 image; other formats have no checks", c->path);
+        if (foreign != NULL && foreign->driver != NULL)
+            cmd_fail("'%s': looks like a %s image; only qcow2 images are checked, others by "
+                     "'qemu-img check'",
+                     c->path, foreign->name);
+        else
+            cmd_fail("'%s': not a qcow2 image; other formats have no checks", c->path);
         return EXIT_NO_CHECKS;
     }
     ret = check_image(cf.file, &options, &result, &err);

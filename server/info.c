@@ -8,6 +8,7 @@
 
 #include "qcow2/format/backing_name.h"
 #include "qcow2/format/bitmap_directory.h"
+#include "qcow2/format/foreign.h"
 #include "qcow2/format/format.h"
 #include "qcow2/format/header.h"
 #include "qcow2/format/snapshot_table.h"
@@ -194,8 +195,18 @@ json_t *info_read(const char *name, enum image_format format, enum cmd_access ac
         error_append(err, ", or look at it all the same with -U (--force-share)");
     if (ret < 0)
         return NULL;
-    if (format == IMAGE_FORMAT_UNKNOWN)
+    if (format == IMAGE_FORMAT_UNKNOWN) {
+        const struct foreign_format *foreign = foreign_format_of(cf.file);
+
+        // As raw it would be told with the size of the container. Compressed data is raw to qemu-img.
+        if (foreign && foreign->driver) {
+            foreign_format_refuse(foreign, path, err);
+            error_append(err, ", or look at the file's own bytes with -f raw");
+            cmd_close(&cf);
+            return NULL;
+        }
         format = cmd_is_qcow2(cf.file) ? IMAGE_FORMAT_QCOW2 : IMAGE_FORMAT_RAW;
+    }
 
     json_t *info = json_object();
     json_object_set_new(info, "filename", cmd_json_text(path));

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "qcow2/format/foreign.h"
 #include "qcow2/format/format.h"
 
 // The smallest cluster, and so the least that can be read to learn the size of the others.
@@ -46,15 +47,17 @@ static int broken(struct error *err, const char *name, const char *what)
 static int check_start(const uint8_t *start, const char *name, struct error *err)
 {
     if (format_get32(start + FORMAT_HEADER_MAGIC) != FORMAT_MAGIC)
-        return error_set(err, EINVAL,
-                         "'%s': not a qcow2 image; name the right file, or its format if it is raw",
-                         name);
+        return error_set(
+            err, EINVAL,
+            "'%s': not a qcow2 image; name the right file, or say '-f raw' where it is a raw "
+            "image",
+            name);
 
     uint32_t version = format_get32(start + FORMAT_HEADER_VERSION);
     if (version != 2 && version != 3)
         return error_set(err, ENOTSUP,
                          "'%s': qcow2 version %" PRIu32
-                         " is not supported; convert it with qemu-img convert -O qcow2",
+                         " is not supported; convert it with 'qemu-img convert -O qcow2'",
                          name, version);
 
     uint32_t bits = format_get32(start + FORMAT_HEADER_CLUSTER_BITS);
@@ -285,8 +288,27 @@ int header_check_features(const uint8_t *first_cluster, size_t length, const cha
         return 0;
     return error_set(err, ENOTSUP,
                      "'%s': uses what lazycow does not support: %s; convert it with "
-                     "qemu-img convert -O qcow2",
+                     "'qemu-img convert -O qcow2'",
                      name, missing);
+}
+
+// Refuses files that cannot be what was meant: other formats, and what holds no header.
+static int check_kind(struct file *file, const uint8_t *start, struct error *err)
+{
+    const struct foreign_format *foreign = foreign_format_of(file);
+    int64_t size = file_size(file);
+
+    if (foreign)
+        return foreign_format_refuse(foreign, file->name, err);
+    if (size == 0)
+        return error_set(err, EINVAL,
+                         "'%s': is empty, not a qcow2 image; name the right file, or make an image "
+                         "with 'lazycow create'",
+                         file->name);
+    if (format_get32(start + FORMAT_HEADER_MAGIC) == FORMAT_MAGIC && size > 0 &&
+        size < FORMAT_HEADER_V2_BYTES)
+        return broken(err, file->name, "it is cut off");
+    return 0;
 }
 
 static int read_with(struct file *file, struct header *header, bool check_features,
@@ -296,7 +318,9 @@ static int read_with(struct file *file, struct header *header, bool check_featur
     int ret = file_read_blocking(file, probe, 0, sizeof(probe));
     if (ret < 0)
         return error_set(err, -ret, "'%s': cannot read the header: %s", file->name, strerror(-ret));
-    ret = check_start(probe, file->name, err);
+    ret = check_kind(file, probe, err);
+    if (ret == 0)
+        ret = check_start(probe, file->name, err);
     if (ret < 0)
         return ret;
 

@@ -155,17 +155,35 @@ static void show_progress(void *context, uint64_t done, uint64_t total)
             done == total ? "\n" : "");
 }
 
+// Makes the file if it is not there: what is there may be in use, which the lock tells. *made is the
+// path of a new file, to be freed. A link that leads to no file has that made, as by qemu-img. Returns
+// 0, or 1 after a message.
+static int make_file(const char *path, char **made)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+
+    if (fd < 0 && errno == EEXIST) {
+        if (access(path, F_OK) == 0 || errno != ENOENT)
+            return 0;
+        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+        if (fd < 0)
+            return cmd_fail("'%s': a link to a file that is not there and cannot be created: %s",
+                            path, strerror(errno));
+    }
+    if (fd < 0)
+        return cmd_fail("'%s': cannot be created: %s", path, strerror(errno));
+    close(fd);
+    *made = realpath(path, NULL);
+    return 0;
+}
+
 static int make_image(struct create_command *c)
 {
     struct error err;
 
-    // Made only if it is not there: what is there may be in use, which the lock tells.
-    int fd = open(c->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    bool made = fd >= 0;
-    if (!made && errno != EEXIST)
-        return cmd_fail("'%s': cannot be created: %s", c->path, strerror(errno));
-    if (made)
-        close(fd);
+    char *made = NULL;
+    if (make_file(c->path, &made) != 0)
+        return 1;
 
     struct cmd_file cf;
     int ret = cmd_open(&cf, c->path, CMD_WRITE, c->locking, &err);
@@ -173,8 +191,9 @@ static int make_image(struct create_command *c)
         ret = create_image(cf.file, &c->options, &err);
         cmd_close(&cf);
     }
-    if (ret < 0 && made)
-        unlink(c->path);
+    if (ret < 0 && made != NULL)
+        unlink(made);
+    free(made);
     return ret < 0 ? cmd_fail("%s", err.text) : 0;
 }
 

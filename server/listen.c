@@ -69,15 +69,53 @@ unsigned listen_activated(void)
 }
 
 // Names the listener after the address that its socket is bound to.
+union socket_address {
+    struct sockaddr any;
+    struct sockaddr_storage storage;
+};
+
+static uint16_t address_port(const struct sockaddr *address)
+{
+    return ntohs(address->sa_family == AF_INET6
+                     ? ((const struct sockaddr_in6 *)(const void *)address)->sin6_port
+                     : ((const struct sockaddr_in *)(const void *)address)->sin_port);
+}
+
+static bool is_any_address(const struct sockaddr *address)
+{
+    if (address->sa_family == AF_INET6) {
+        return IN6_IS_ADDR_UNSPECIFIED(
+            &((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+    }
+    return address->sa_family == AF_INET &&
+           ((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr ==
+               htonl(INADDR_ANY);
+}
+
+// Names the listener after host, with the brackets of an IPv6 address, and port. Clients on this host
+// reach a socket of all addresses as localhost.
+static int set_authority(struct listener *listener, const char *host, unsigned port,
+                         struct error *err)
+{
+    union socket_address address;
+    socklen_t length = sizeof(address);
+
+    if (getsockname(listener->fd, &address.any, &length) == 0 && is_any_address(&address.any)) {
+        host = "localhost";
+    }
+    if (asprintf(&listener->authority, strchr(host, ':') != NULL ? "[%s]:%u" : "%s:%u", host,
+                 port) < 0) {
+        listener->authority = NULL;
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
 static int name_from_socket(struct listener *listener, struct error *err)
 {
-    union {
-        struct sockaddr any;
-        struct sockaddr_storage storage;
-    } address;
+    union socket_address address;
     socklen_t length = sizeof(address);
     char host[NI_MAXHOST];
-    char port[NI_MAXSERV];
 
     if (getsockname(listener->fd, &address.any, &length) < 0) {
         return error_set(err, errno, "descriptor %d: %s", listener->fd, strerror(errno));
@@ -88,17 +126,11 @@ static int name_from_socket(struct listener *listener, struct error *err)
     if (address.any.sa_family == AF_VSOCK) {
         return listen_vsock_name(listener, err);
     }
-    if (getnameinfo(&address.any, length, host, sizeof(host), port, sizeof(port),
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+    if (getnameinfo(&address.any, length, host, sizeof(host), NULL, 0, NI_NUMERICHOST) != 0) {
         return 0; // some other family: it can be served, but no URI names it
     }
     listener->family = LISTENER_TCP;
-    if (asprintf(&listener->authority, address.any.sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s",
-                 host, port) < 0) {
-        listener->authority = NULL;
-        return error_set(err, ENOMEM, "out of memory");
-    }
-    return 0;
+    return set_authority(listener, host, address_port(&address.any), err);
 }
 
 int listen_take(struct listeners *listeners, unsigned count, struct error *err)
@@ -138,13 +170,6 @@ int listen_take(struct listeners *listeners, unsigned count, struct error *err)
 
 // ---- TCP ----------------------------------------------------------------------------------------
 
-static uint16_t address_port(const struct sockaddr *address)
-{
-    return ntohs(address->sa_family == AF_INET6
-                     ? ((const struct sockaddr_in6 *)(const void *)address)->sin6_port
-                     : ((const struct sockaddr_in *)(const void *)address)->sin_port);
-}
-
 static void address_set_port(struct sockaddr *address, uint16_t port)
 {
     if (address->sa_family == AF_INET6) {
@@ -156,10 +181,7 @@ static void address_set_port(struct sockaddr *address, uint16_t port)
 
 static uint16_t bound_port(int fd)
 {
-    union {
-        struct sockaddr any;
-        struct sockaddr_storage storage;
-    } address;
+    union socket_address address;
     socklen_t length = sizeof(address);
 
     return getsockname(fd, &address.any, &length) == 0 ? address_port(&address.any) : 0;
@@ -225,34 +247,36 @@ static int open_addresses(struct listeners *listeners, struct addrinfo *addresse
     return listeners->count > before ? 0 : last;
 }
 
-// The name that clients on this host use.
-static int name_tcp(struct listener *first, const char *host, struct error *err)
+// Finds the addresses of a host. "*" stands for all addresses of this one, as in other programs.
+// Returns as getaddrinfo().
+static int resolve(const char *host, struct addrinfo **addresses)
 {
-    uint16_t port = bound_port(first->fd);
-    bool any = strcmp(host, "0.0.0.0") == 0 || strcmp(host, "::") == 0;
-    bool numeric6 = strchr(host, ':') != NULL && !any;
+    bool all = strcmp(host, "*") == 0;
+    const struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = all ? AI_PASSIVE : 0};
 
-    if (asprintf(&first->authority, numeric6 ? "[%s]:%u" : "%s:%u", any ? "localhost" : host,
-                 (unsigned)port) < 0) {
-        first->authority = NULL;
-        return error_set(err, ENOMEM, "out of memory");
-    }
-    return 0;
+    // Without a name the resolver gives the loopback addresses, also where there is no hosts file, or
+    // where it is asked so (AI_PASSIVE) those that stand for all.
+    return getaddrinfo(all || strcmp(host, "localhost") == 0 ? NULL : host, "0", &hints, addresses);
 }
 
 int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, bool alone,
                struct error *err)
 {
-    const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
     size_t before = listeners->count;
     struct addrinfo *addresses;
+    char address[NI_MAXHOST];
     int result;
 
     host = host != NULL ? host : "localhost";
-    // Without a name the resolver gives the loopback addresses, also where there is no hosts file.
-    result = getaddrinfo(strcmp(host, "localhost") == 0 ? NULL : host, "0", &hints, &addresses);
+    // An IPv6 address may have the brackets that it has in a URI.
+    if (sscanf(host, "[%1023[0-9a-fA-F:.]]", address) == 1 && host[strlen(host) - 1] == ']') {
+        host = address;
+    }
+    result = resolve(host, &addresses);
     if (result != 0) {
-        return error_set(err, EADDRNOTAVAIL, "--bind '%s': %s; give a name or address of this host",
+        return error_set(err, EADDRNOTAVAIL,
+                         "--bind '%s': %s; give a name or address of this host, or '*' for all",
                          host, gai_strerror(result));
     }
     for (int i = 0; i < LISTEN_PORT_TRIES; i++) {
@@ -272,7 +296,8 @@ int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, boo
         return error_set(err, -result, "'%s' port %u: %s; choose others with --bind and --port",
                          host, (unsigned)port, strerror(-result));
     }
-    result = name_tcp(&listeners->list[before], host, err);
+    result =
+        set_authority(&listeners->list[before], host, bound_port(listeners->list[before].fd), err);
     if (result < 0) {
         listen_truncate(listeners, before);
     }

@@ -188,6 +188,48 @@ static int load_file(gnutls_certificate_credentials_t certificates, const char *
     return result;
 }
 
+// Says which of the two files is at fault, by reading the key alone.
+static int explain_key_pair(const char *certificate, const char *key, int code, struct error *err)
+{
+    gnutls_x509_privkey_t parsed = NULL;
+    gnutls_datum_t text = {0};
+    bool encrypted = false;
+    int result = gnutls_load_file(key, &text);
+
+    if (result == 0) {
+        encrypted = memmem(text.data, text.size, "ENCRYPTED", strlen("ENCRYPTED")) != NULL;
+        result = gnutls_x509_privkey_init(&parsed);
+    }
+    if (result == 0) {
+        result = gnutls_x509_privkey_import2(parsed, &text, GNUTLS_X509_FMT_PEM, NULL, 0);
+    }
+    gnutls_x509_privkey_deinit(parsed);
+    if (text.data != NULL) {
+        gnutls_memset(text.data, 0, text.size);
+        gnutls_free(text.data);
+    }
+    if (result < 0 && encrypted) {
+        return error_set(
+            err, EINVAL,
+            "--tls-certificates: '%s': the key is encrypted, and a server has nobody to "
+            "ask for its password; decrypt it with 'openssl pkey -in %s -out NEW', for "
+            "the server's user alone to read",
+            key, key);
+    }
+    if (result < 0) {
+        return error_set(err, EINVAL, "--tls-certificates: '%s': no private key in PEM form: %s",
+                         key, gnutls_strerror(result));
+    }
+    if (code == GNUTLS_E_CERTIFICATE_KEY_MISMATCH) {
+        return error_set(err, EINVAL,
+                         "--tls-certificates: '%s' is not the key of '%s'; put the two that belong "
+                         "together there",
+                         key, certificate);
+    }
+    return error_set(err, EINVAL, "--tls-certificates: '%s': no certificate in PEM form: %s",
+                     certificate, gnutls_strerror(code));
+}
+
 static int load_key_pair(gnutls_certificate_credentials_t certificates, const char *directory,
                          struct error *err)
 {
@@ -211,8 +253,7 @@ static int load_key_pair(gnutls_certificate_credentials_t certificates, const ch
         result = gnutls_certificate_set_x509_key_file(certificates, certificate, key,
                                                       GNUTLS_X509_FMT_PEM);
         if (result < 0) {
-            result = error_set(err, EINVAL, "--tls-certificates: '%s' with server-key.pem: %s",
-                               certificate, gnutls_strerror(result));
+            result = explain_key_pair(certificate, key, result, err);
         }
     }
     free(certificate);

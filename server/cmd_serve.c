@@ -22,6 +22,7 @@
 #include "server/serve_options.h"
 #include "server/serve_set.h"
 #include "server/server.h"
+#include "server/stdio_client.h"
 #include "server/tls.h"
 #include "server/workers.h"
 
@@ -42,7 +43,8 @@ struct serve {
     struct access access;
     struct tls_server *tls; // or NULL
     struct listeners listeners;
-    bool activated; // these were handed over
+    struct stdio_client *client; // NULL: those that come to the listeners
+    bool activated;              // these were handed over
 };
 
 static int open_listeners(struct serve *serve, unsigned activated, struct error *err)
@@ -58,7 +60,7 @@ static int open_listeners(struct serve *serve, unsigned activated, struct error 
         }
         return listen_take(&serve->listeners, activated, err);
     }
-    return serve_listen_open(&options->listen, &serve->listeners, err);
+    return serve->client != NULL ? 0 : serve_listen_open(&options->listen, &serve->listeners, err);
 }
 
 // Prints the URIs. They may be what a script waits for, but clients know other ways to us.
@@ -175,6 +177,7 @@ static int run(struct serve *serve, int signal_fd)
         .tls_required = serve->options->tls_mode == SERVE_TLS_REQUIRE,
         .exit_with_last_client = serve->options->exit_with_last_client,
         .listeners = &serve->listeners,
+        .client_fd = serve->client != NULL ? serve->client->fd : -1,
         .runq = &serve->runq,
         .backend = serve->backend,
         .log = &serve->log,
@@ -303,10 +306,11 @@ static int plan_exports(struct export_plans *plans, struct serve_options *option
     return result;
 }
 
-// Serves what the options ask for. Returns the exit code.
-static int serve(struct serve_options *options, unsigned activated, int signal_fd)
+// Serves what the options ask for, to the client if it is not NULL. Returns the exit code.
+static int serve(struct serve_options *options, unsigned activated, struct stdio_client *client,
+                 int signal_fd)
 {
-    struct serve serve = {.options = options};
+    struct serve serve = {.options = options, .client = client};
     struct error err;
     int code;
 
@@ -317,6 +321,30 @@ static int serve(struct serve_options *options, unsigned activated, int signal_f
     }
     code = serve_options_check_tls(options) ? serve_with_workers(&serve, activated, signal_fd) : 1;
     export_plans_free(&serve.plans);
+    return code;
+}
+
+// The same, with the client at standard input and output if the options ask for that one.
+static int serve_clients(struct serve_options *options, unsigned activated, int signal_fd)
+{
+    struct stdio_client client;
+    struct error err;
+    int code;
+
+    if (!options->listen.stdio) {
+        return serve(options, activated, NULL, signal_fd);
+    }
+    if (activated > 0) {
+        // libnbd's tools hand over a socket to what they start.
+        options->exit_with_last_client = true;
+        return serve(options, activated, NULL, signal_fd);
+    }
+    // Before anything is printed.
+    if (stdio_client_take(&client, &err) < 0) {
+        return cmd_fail("%s", err.text);
+    }
+    code = serve(options, 0, &client, signal_fd);
+    stdio_client_finish(&client);
     return code;
 }
 
@@ -333,7 +361,7 @@ int cmd_serve(int argc, char **argv)
     }
     switch (serve_options_parse(&options, argc, argv)) {
     case SERVE_PARSE_RUN:
-        code = serve(&options, activated, signal_fd);
+        code = serve_clients(&options, activated, signal_fd);
         break;
     case SERVE_PARSE_DONE:
         code = 0;

@@ -5,6 +5,7 @@
 #include <netdb.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "server/listen_vsock.h"
 
@@ -26,10 +27,12 @@ void peer_name(int fd, char *name, size_t size)
     }
     if (address.any.sa_family == AF_UNIX) {
         length = sizeof(peer);
-        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0) {
-            snprintf(name, size, "process %ld of user %ld", (long)peer.pid, (long)peer.uid);
-        } else {
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) {
             snprintf(name, size, "unix");
+        } else if (peer.pid == getpid()) {
+            snprintf(name, size, "standard input"); // passed on by server/stdio_client.h
+        } else {
+            snprintf(name, size, "process %ld of user %ld", (long)peer.pid, (long)peer.uid);
         }
         return;
     }

@@ -35,6 +35,8 @@ bool serve_options_check(const struct serve_options *options)
         cmd_fail("serve: no image; say which, or see 'lazycow serve --help'");
     } else if (options->image_count > EXPORTS_MAX) {
         cmd_fail("serve: %zu images are too many, at most %d", options->image_count, EXPORTS_MAX);
+    } else if (listen->stdio && serve_listen_given(listen)) {
+        cmd_fail("serve: --stdio listens nowhere; remove --socket, --bind, --port and --vsock");
     } else if (listen->socket_count == 0 &&
                (listen->socket_mode != NULL || listen->socket_group != NULL)) {
         cmd_fail("serve: --socket-mode and --socket-group are for --socket");

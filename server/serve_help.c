@@ -16,6 +16,7 @@ const char serve_help[] =
     "  -b, --bind=ADDRESS          listen on this address; may be repeated\n"
     "  -p, --port=PORT             listen on this TCP port; 0: any free one\n"
     "      --vsock=[CID:]PORT      listen on this vsock port; 0: any; may be repeated\n"
+    "      --stdio                 serve the client at standard input and output, and end with it\n"
     "      --tcp-keepalive=on|off|SECONDS\n"
     "                              ask silent TCP clients whether they are there (default: on, at\n"
     "                              the system's times)\n"

@@ -48,6 +48,13 @@ bool serve_set_vsock(struct serve_options *o, const char *value)
            vsock_address_parse(value, &listen->vsocks[listen->vsock_count++]);
 }
 
+bool serve_set_stdio(struct serve_options *o, const char *value)
+{
+    (void)value;
+    o->listen.stdio = true;
+    return true;
+}
+
 bool serve_set_socket_mode(struct serve_options *o, const char *value)
 {
     char *end;

@@ -25,6 +25,7 @@ struct serve_listen {
     bool port_given;
     struct vsock_address vsocks[SERVE_LISTEN_MAX];
     size_t vsock_count;
+    bool stdio; // nowhere: the client is at standard input and output
 };
 
 // Whether the command line says where to listen.

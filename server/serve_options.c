@@ -306,6 +306,7 @@ const struct serve_setting serve_settings[] = {
     {"bind", 'b', serve_set_bind, "one of at most 16 addresses or host names"},
     {"port", 'p', serve_set_port, "0 to 65535"},
     {"vsock", 0, serve_set_vsock, "one of at most 16 addresses [CID:]PORT"},
+    {"stdio", 0, serve_set_stdio, NULL},
     {"tcp-keepalive", 0, serve_set_tcp_keepalive, "on, off or 1 to 32767 seconds"},
     {"max-connections", 'e', set_max_connections, "1 to 16384"},
     {"shared", 0, set_max_connections, "1 to 16384"}, // qemu-nbd's name for it

@@ -48,6 +48,7 @@ bool serve_set_socket_group(struct serve_options *options, const char *value);
 bool serve_set_bind(struct serve_options *options, const char *value);
 bool serve_set_port(struct serve_options *options, const char *value);
 bool serve_set_vsock(struct serve_options *options, const char *value);
+bool serve_set_stdio(struct serve_options *options, const char *value);
 bool serve_set_tcp_keepalive(struct serve_options *options, const char *value);
 
 #endif

@@ -161,7 +161,8 @@ static void on_connections_emptied(void *context)
 {
     struct server *server = context;
 
-    if (server->options->exit_with_last_client && server->connections.served) {
+    if (server->options->client_fd >= 0 ||
+        (server->options->exit_with_last_client && server->connections.served)) {
         stop(server);
     }
     stop_if_done(server);
@@ -265,6 +266,19 @@ static int begin(struct server *server, struct error *err)
     return 0;
 }
 
+// The client that was there before the server, if there is one.
+static void serve_only_client(struct server *server)
+{
+    if (server->options->client_fd < 0) {
+        return;
+    }
+    connection_set_add(&server->connections, server->options->client_fd);
+    loop_want_tick(&server->loop);
+    if (server->connections.alive == 0) {
+        stop(server); // there was no memory for it
+    }
+}
+
 int server_run(const struct server_options *options, struct error *err)
 {
     struct server server = {.options = options};
@@ -274,6 +288,7 @@ int server_run(const struct server_options *options, struct error *err)
         return result;
     }
     options->ready(options->context);
+    serve_only_client(&server);
     loop_run(&server.loop);
     workers_detach(options->exports->workers);
     uv_close((uv_handle_t *)&server.turn_timer, NULL);

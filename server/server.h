@@ -22,6 +22,7 @@ struct server_options {
     bool tls_required;           // none are; tls must be given
     bool exit_with_last_client;  // stop when a client has been there and none is left
     struct listeners *listeners;
+    int client_fd; // a connected socket, of the only client that is served; -1: those of listeners are
     struct runq *runq;
     struct backend *backend;
     struct log *log;

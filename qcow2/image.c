@@ -171,10 +171,11 @@ static int open_layer(struct image **out, struct file *file, const struct image_
     image->read_only = options->read_only;
     if (image->options.cache_bytes == 0)
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
-    image->steps = request_steps;
-    epochs_init(&image->plans);
-    epochs_init(&image->loans);
-    waitq_init(&image->bounce_room);
+    image->machines = request_machines;
+    LIST_INIT(&image->running);
+    epochs_init(&image->plans, "older plans to end");
+    epochs_init(&image->loans, "loans to be returned");
+    waitq_init(&image->bounce_room, "memory for copies on write");
     SLIST_INIT(&image->spare_work);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;
 

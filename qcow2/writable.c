@@ -149,7 +149,7 @@ int writable_prepare(struct image *image, struct error *err)
     if (!image->file->fresh_is_zero && refcounts_load_last(image->refcounts, image->file) == 0)
         fresh = refcounts_end(image->refcounts, fresh);
     alloc_init(image->alloc, image, fresh, (uint64_t)size, true);
-    waitq_init(&image->recovery->waiters);
+    waitq_init(&image->recovery->waiters, "recovery to count the clusters");
     // Version 2 has no bit that says whether they are right, so that nobody follows them.
     image->has_bitmaps =
         image->header.version >= 3 && bitmap_directory_extension(&image->header) != NULL;

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,28 +35,6 @@ struct client {
     unsigned lent;                    // of these, with something lent by the file
     uint64_t request_count;
 };
-
-int client_shared_init(struct client_shared *shared, const struct access *access, struct log *log)
-{
-    *shared = (struct client_shared){
-        .access = access,
-        .requests = request_pool_new(),
-        .budget = {.limit = CLIENTS_BUDGET, .reserve = CLIENTS_RESERVE},
-        .log = log,
-    };
-    return shared->requests != NULL ? 0 : -ENOMEM;
-}
-
-void client_shared_destroy(struct client_shared *shared)
-{
-    assert(shared->budget.used == 0);
-    request_pool_free(shared->requests);
-}
-
-bool client_shared_tick(struct client_shared *shared)
-{
-    return request_pool_tick(shared->requests);
-}
 
 struct client *client_new(struct client_shared *shared, const char *name,
                           void (*changed)(void *context), void *context)
@@ -492,4 +471,23 @@ const char *client_reason(const struct client *client)
 uint64_t client_request_count(const struct client *client)
 {
     return client->request_count;
+}
+
+void client_describe(const struct client *client, char *text, size_t size)
+{
+    static const char *const states[] = {
+        [CLIENT_OPEN] = "wants bytes",
+        [CLIENT_YIELDED] = "has more to act on",
+        [CLIENT_STALLED] = "waits for memory, or for its replies to be taken",
+        [CLIENT_STARTTLS] = "in a TLS handshake",
+        [CLIENT_ENDING] = "ending",
+        [CLIENT_BROKEN] = "broken",
+    };
+
+    snprintf(text, size,
+             "export '%s', %s; %u requests, %u of them in the engine, %u with a loan; %zu bytes of "
+             "output",
+             client->export != NULL ? client->export->name : "none yet", states[client->state],
+             client->requests, client->in_flight, client->lent,
+             session_output_bytes(client->session));
 }

@@ -73,6 +73,9 @@ bool client_shared_tick(struct client_shared *shared);
 struct client *client_new(struct client_shared *shared, const char *name,
                           void (*changed)(void *context), void *context);
 
+// Writes what the client is doing as one line into text, cut to size bytes.
+void client_describe(const struct client *client, char *text, size_t size);
+
 // Frees the client; none of its ops may be in flight.
 void client_free(struct client *client);
 

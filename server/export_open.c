@@ -63,6 +63,13 @@ static void recall(void *context)
     export->exports->recalled = true;
 }
 
+static void trace_from_image(void *context, const char *line)
+{
+    const struct export *export = context;
+
+    log_line(export->exports->log, LOG_LEVEL_TRACE, "%s", line);
+}
+
 static int open_image(struct exports *exports, struct export *export, const char *path,
                       struct error *err)
 {
@@ -89,6 +96,7 @@ static int open_image(struct exports *exports, struct export *export, const char
         .open_backing = open_backing,
         .identify = identify,
         .log = log_from_image,
+        .trace = exports->log->level >= LOG_LEVEL_TRACE ? trace_from_image : NULL,
         .offload = offload,
         .recall = recall,
     };

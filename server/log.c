@@ -38,10 +38,8 @@ const char *log_journal_prefix(enum log_level level)
 {
     // The priorities of syslog(3).
     static const char *const prefixes[] = {
-        [LOG_LEVEL_ERROR] = "<3>",
-        [LOG_LEVEL_WARNING] = "<4>",
-        [LOG_LEVEL_INFO] = "<6>",
-        [LOG_LEVEL_DEBUG] = "<7>",
+        [LOG_LEVEL_ERROR] = "<3>", [LOG_LEVEL_WARNING] = "<4>", [LOG_LEVEL_INFO] = "<6>",
+        [LOG_LEVEL_DEBUG] = "<7>", [LOG_LEVEL_TRACE] = "<7>",
     };
 
     return prefixes[level];
@@ -50,10 +48,8 @@ const char *log_journal_prefix(enum log_level level)
 bool log_level_parse(const char *name, enum log_level *level)
 {
     static const char *const names[] = {
-        [LOG_LEVEL_ERROR] = "error",
-        [LOG_LEVEL_WARNING] = "warning",
-        [LOG_LEVEL_INFO] = "info",
-        [LOG_LEVEL_DEBUG] = "debug",
+        [LOG_LEVEL_ERROR] = "error", [LOG_LEVEL_WARNING] = "warning", [LOG_LEVEL_INFO] = "info",
+        [LOG_LEVEL_DEBUG] = "debug", [LOG_LEVEL_TRACE] = "trace",
     };
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {

@@ -12,6 +12,7 @@ enum log_level {
     LOG_LEVEL_WARNING, // something that failed, and the server goes on
     LOG_LEVEL_INFO,    // connections, start and stop
     LOG_LEVEL_DEBUG,   // what was negotiated
+    LOG_LEVEL_TRACE,   // each request and each stage of a sync
 };
 
 // Longest line in bytes, the newline included. Below PIPE_BUF, so that lines of several processes
@@ -34,7 +35,7 @@ bool log_is_journal(int fd);
 // A line's beginning for the journal, such as "<3>".
 const char *log_journal_prefix(enum log_level level);
 
-// "error", "warning", "info" or "debug"; false for any other name.
+// "error", "warning", "info", "debug" or "trace"; false for any other name.
 bool log_level_parse(const char *name, enum log_level *level);
 
 // Writes level or time, "lazycow: " and the message (printf format, no newline at the end). Control characters are

@@ -42,6 +42,7 @@ int loop_block_signals(void)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGHUP);
+    sigaddset(&set, SIGUSR1);
     if (sigprocmask(SIG_BLOCK, &set, NULL) < 0) {
         return -errno;
     }
@@ -197,18 +198,24 @@ static void on_signal(uv_poll_t *handle, int status, int events)
     struct signalfd_siginfo info;
     bool stop = false;
     bool hung_up = false;
+    bool asked = false;
 
     (void)status;
     (void)events;
     while (read(loop->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
         if (info.ssi_signo == SIGHUP) {
             hung_up = true;
+        } else if (info.ssi_signo == SIGUSR1) {
+            asked = true;
         } else {
             stop = true;
         }
     }
     if (hung_up) {
         loop->owner.hung_up(loop->owner.context);
+    }
+    if (asked) {
+        loop->owner.dump(loop->owner.context);
     }
     if (stop) {
         loop->owner.signalled(loop->owner.context);

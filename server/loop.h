@@ -33,6 +33,8 @@ struct loop_owner {
     unsigned (*turn)(void *context);
     // SIGTERM or SIGINT came.
     void (*signalled)(void *context);
+    // SIGUSR1 came.
+    void (*dump)(void *context);
     // SIGHUP came.
     void (*hung_up)(void *context);
     // About once a second; now is in milliseconds. Returns whether it wants to be called again.

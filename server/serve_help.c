@@ -67,7 +67,7 @@ const char serve_help[] =
     "      --group=GROUP           and as this group; default: the user's\n"
     "      --pid-file=PATH         write the process's number there while running; no two servers\n"
     "                              can have one file\n"
-    "      --log-level=LEVEL       error, warning, info (default), debug\n"
+    "      --log-level=LEVEL       error, warning, info (default), debug, trace\n"
     "      --log-timestamps        begin the log's lines with the time\n"
     "  -v, --verbose               same as --log-level=debug\n"
     "  -h, --help                  print this and exit\n"

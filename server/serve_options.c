@@ -340,7 +340,7 @@ const struct serve_setting serve_settings[] = {
     {"user", 0, set_user, "a user"},
     {"group", 0, set_group, "a group"},
     {"pid-file", 0, set_pid_file, "a path"},
-    {"log-level", 0, set_log_level, "error, warning, info or debug"},
+    {"log-level", 0, set_log_level, "error, warning, info, debug or trace"},
     {"log-timestamps", 0, set_log_timestamps, NULL},
     {"verbose", 'v', set_verbose, NULL},
     {0},

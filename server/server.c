@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #define _GNU_SOURCE // accept4
+#include "server/dump.h"
 #include "server/server.h"
 
 #include <errno.h>
@@ -192,6 +193,13 @@ static void on_hung_up(void *context)
     }
 }
 
+static void on_dump(void *context)
+{
+    const struct server *server = context;
+
+    dump_server(&server->connections, server->options->exports, server->options->log);
+}
+
 static bool on_tick(void *context, uint64_t now)
 {
     struct server *server = context;
@@ -220,6 +228,7 @@ static int begin(struct server *server, struct error *err)
         .turn = on_turn,
         .signalled = on_signalled,
         .hung_up = on_hung_up,
+        .dump = on_dump,
         .tick = on_tick,
     };
     int result;

@@ -18,7 +18,7 @@ uv_owner() {
 # session and engine (client*), the exports and the file backends are not among them.
 loop_user() {
     case $1 in
-    server/server.[ch] | server/connection*.[ch] | server/loop.c | server/cmd_serve.c) ;;
+    server/server.[ch] | server/connection*.[ch] | server/loop.c | server/cmd_serve.c | server/dump.c) ;;
     *) false ;;
     esac
 }

@@ -4,10 +4,10 @@
 #include <assert.h>
 #include <stddef.h>
 
-void epochs_init(struct epochs *epochs)
+void epochs_init(struct epochs *epochs, const char *event)
 {
     TAILQ_INIT(&epochs->members);
-    waitq_init(&epochs->oldest_left);
+    waitq_init(&epochs->oldest_left, event);
     epochs->next = 0;
 }
 

@@ -35,7 +35,8 @@ struct epochs {
     struct waitq oldest_left; // woken with 0 when the member that was the oldest one has left
 };
 
-void epochs_init(struct epochs *epochs);
+// event names the wait for oldest_left (waitq.h).
+void epochs_init(struct epochs *epochs, const char *event);
 
 // The stamp of what is given up now: members that enter from now on do not see it.
 uint64_t epoch_now(const struct epochs *epochs);

@@ -22,6 +22,7 @@ void file_submit(struct file *file, struct file_io *io)
     io->task = (struct task){.run = run_done};
     io->progress = 0;
     io->lent = NULL;
+    io->result = FILE_IO_RUNNING;
     file->outstanding++;
     file->ops->submit(file, io);
 }

@@ -40,6 +40,8 @@ typedef void file_io_done(struct file_io *io);
 // How many iovecs one request may have. Callers with more data pieces submit more requests.
 #define FILE_IOV_MAX 16
 
+#define FILE_IO_RUNNING 1
+
 // One request, embedded in its owner.
 struct file_io {
     // Set by the caller.
@@ -52,7 +54,7 @@ struct file_io {
     bool lend; // FILE_READ: the bytes may be left where they are, see lent
     file_io_done *done;
 
-    // Set when done runs: 0 or a negative errno. FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE answer
+    // FILE_IO_RUNNING from file_submit until done runs, then 0 or a negative errno. FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE answer
     // -EOPNOTSUPP where the host cannot; the caller then writes zeros, or does without.
     int result;
     // The read's bytes are here instead of in iov, to be given back (file_ops); or NULL. Only where

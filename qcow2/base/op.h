@@ -53,6 +53,19 @@ struct extent {
 
 typedef void op_done(struct op *op);
 
+// What runs an op: a state machine in the order of execution.
+struct op_machine {
+    const char *name;
+    void (*step)(struct op *op);    // one turn
+    const char *const *state_names; // indexed by op.state
+    int state_count;
+};
+
+#define OP_MACHINE(name, step, state_names)                                                        \
+    {                                                                                              \
+        name, step, state_names, (int)(sizeof(state_names) / sizeof((state_names)[0]))             \
+    }
+
 // Private to chain.c: how far a look down the backing chain had come when it had to wait.
 struct op_descent {
     struct image *layer; // to go on with; NULL: from the top
@@ -88,16 +101,17 @@ struct op {
 
     // Private to the engine.
     struct image *image;
+    LIST_ENTRY(op) running_link; // in the image, from start to done
     // Its turns on the run queue, its place in a wait queue, and how the last wait or I/O ended.
     struct waiter wait;
-    void (*step)(struct op *op); // runs in each turn until the op is finished
-    int state;                   // of the step function
-    uint64_t pos;                // [offset, pos) is done
-    uint64_t step_length;        // bytes from pos that the I/O in flight is about
-    struct epoch_member plan;    // inside while the op may use host clusters that it has looked up
-    bool scanned;                // has loaded a refcount page to look for free clusters
-    unsigned char space_waits;   // how often it waited for what was given up to become free
-    struct epoch_member loan;    // inside, with the epoch of its plan, while it has something lent
+    const struct op_machine *machine; // takes the turns until the op is finished
+    int state;                        // of the machine
+    uint64_t pos;                     // [offset, pos) is done
+    uint64_t step_length;             // bytes from pos that the I/O in flight is about
+    struct epoch_member plan;  // inside while the op may use host clusters that it has looked up
+    bool scanned;              // has loaded a refcount page to look for free clusters
+    unsigned char space_waits; // how often it waited for what was given up to become free
+    struct epoch_member loan;  // inside, with the epoch of its plan, while it has something lent
     struct op_descent descent;
     struct op_work *work; // what is more than a read or a write in place
     struct file_io io;
@@ -111,9 +125,10 @@ struct op {
 // What a function answers that has parked the op: the caller returns to the run queue at once.
 #define OP_PARKED 1
 
-// Prepares the op for turns of step: an internal op (sync, release, recovery) has no owner and is not
+// Prepares the op for turns of the machine: an internal op (sync, release, recovery) has no owner and is not
 // counted.
-void op_init(struct op *op, struct image *image, struct runq *runq, void (*step)(struct op *op));
+void op_init(struct op *op, struct image *image, struct runq *runq,
+             const struct op_machine *machine);
 
 // The task of an op: one turn of its step function.
 void op_take_turn(struct task *task);
@@ -124,6 +139,13 @@ void op_post(struct op *op);
 // Parks the op until the queue is woken; it holds no host offset meanwhile. Its next turn has
 // wait.result. Returns OP_PARKED, so that one can say `return op_park(op, q);`.
 int op_park(struct op *op, struct waitq *q);
+
+// The name of the op's state.
+const char *op_state_name(const struct op *op);
+
+// Writes what the op is about, its state, and what it waits for, as one line without a newline into
+// text, cut to size bytes.
+void op_describe(const struct op *op, char *text, size_t size);
 
 // Submits op->io, whose end is the op's next turn, with wait.result telling how it ended.
 void op_submit(struct op *op, struct file *file, enum file_io_kind kind, uint64_t offset,

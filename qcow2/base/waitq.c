@@ -3,8 +3,9 @@
 
 #include <assert.h>
 
-void waitq_init(struct waitq *q)
+void waitq_init(struct waitq *q, const char *event)
 {
+    q->event = event;
     TAILQ_INIT(&q->waiters);
 }
 
@@ -16,7 +17,8 @@ bool waitq_empty(const struct waitq *q)
 void waitq_add(struct waitq *q, struct waiter *waiter)
 {
     // A waiter whose turn is due has not finished its last wait.
-    assert(!waiter->task.queued);
+    assert(!waiter->task.queued && !waiter->event);
+    waiter->event = q->event;
     TAILQ_INSERT_TAIL(&q->waiters, waiter, link);
 }
 
@@ -28,6 +30,7 @@ void waitq_wake(struct waitq *q, int result)
     while ((waiter = TAILQ_FIRST(&q->waiters)) != NULL) {
         TAILQ_REMOVE(&q->waiters, waiter, link);
         waiter->result = result;
+        waiter->event = NULL;
         runq_post(waiter->runq, &waiter->task);
     }
 }

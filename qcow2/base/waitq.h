@@ -14,14 +14,17 @@ struct waiter {
     struct task task;
     struct runq *runq; // borrowed
     int result;        // how the last wait ended: 0 or a negative errno
+    const char *event; // what it waits for, a constant; NULL: it is in no queue
     TAILQ_ENTRY(waiter) link;
 };
 
 struct waitq {
+    const char *event;
     TAILQ_HEAD(, waiter) waiters;
 };
 
-void waitq_init(struct waitq *q);
+// event is a constant, for a dump: a noun such as "an L2 slice".
+void waitq_init(struct waitq *q, const char *event);
 bool waitq_empty(const struct waitq *q);
 // Appends the waiter.
 void waitq_add(struct waitq *q, struct waiter *waiter);

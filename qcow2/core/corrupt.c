@@ -17,6 +17,11 @@
 
 enum { CORRUPT_WRITE, CORRUPT_WRITTEN };
 
+static const char *const state_names[] = {
+    [CORRUPT_WRITE] = "write",
+    [CORRUPT_WRITTEN] = "written",
+};
+
 static void corrupt_step(struct op *op)
 {
     struct image *image = op->image;
@@ -38,6 +43,9 @@ static void corrupt_step(struct op *op)
               &corrupt->iov, 1);
 }
 
+static const struct op_machine corrupt_machine =
+    OP_MACHINE("corrupt bit", corrupt_step, state_names);
+
 // The sync that runs may be writing the same bytes as they were before. The one after it, which is
 // waited for, finds the latched error and writes nothing, as all that follow.
 static void write_bit(struct image *image)
@@ -49,7 +57,7 @@ static void write_bit(struct image *image)
         return;
     image->header.incompatible |= HEADER_INCOMPATIBLE_CORRUPT;
     corrupt->busy = true;
-    op_init(&corrupt->op, image, image->runq, corrupt_step);
+    op_init(&corrupt->op, image, image->runq, &corrupt_machine);
     corrupt->op.state = CORRUPT_WRITE;
     sync_wait(&corrupt->op);
 }

@@ -33,6 +33,9 @@ struct image_host {
     void (*identify)(void *context, const char *path, uint64_t *device, uint64_t *inode);
     // Says one line that an operator should see (a latched error, recovery progress). May be NULL.
     void (*log)(void *context, const char *line);
+    // Takes one line for each request and each stage of a sync. NULL: nothing is traced, and nothing
+    // is spent on it.
+    void (*trace)(void *context, const char *line);
     // Runs the job's work on another thread, then posts its task to the run queue. May be NULL: the
     // engine then does the work itself.
     void (*offload)(void *context, struct offload_job *job);

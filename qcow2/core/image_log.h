@@ -4,8 +4,12 @@
 #define LAZYCOW_QCOW2_CORE_IMAGE_LOG_H
 
 struct image;
+struct op;
 
 // Says one line, which begins with the file's name.
 __attribute__((format(printf, 2, 3))) void image_log(struct image *image, const char *format, ...);
+
+// Traces the op where the host takes traces: event is a word such as "start".
+void image_trace_op(const struct image *image, const struct op *op, const char *event);
 
 #endif

@@ -34,11 +34,13 @@ struct image {
 
     struct image *backing; // owned; NULL: none
 
-    // The step function of each kind of op.
-    void (*const *steps)(struct op *op);
+    // The machine of each kind of op.
+    const struct op_machine *const *machines;
     struct epochs plans; // of ops that may use host clusters
     struct epochs loans; // of ops that have something lent
-    size_t op_count;     // started and not done, internal ones not counted
+    // Started and not done, internal ones left out; the newest is first.
+    LIST_HEAD(, op) running;
+    size_t op_count;     // of running
     size_t bounce_bytes; // held by copies on write
     struct waitq bounce_room;
     SLIST_HEAD(, op_work) spare_work;

@@ -10,7 +10,7 @@
 void sync_queue_init(struct sync_queue *queue, struct op *sync)
 {
     *queue = (struct sync_queue){.sync = sync};
-    waitq_init(&queue->waiting);
+    waitq_init(&queue->waiting, "a sync");
 }
 
 static void make_due(struct sync_queue *queue)

@@ -21,6 +21,11 @@
 
 enum { CLEAN_SYNC, CLEAN_RELEASE, CLEAN_PUNCH, CLEAN_REFCOUNTS, CLEAN_ROUND_ENDED };
 
+static const char *const state_names[] = {
+    [CLEAN_SYNC] = "sync",           [CLEAN_RELEASE] = "release",         [CLEAN_PUNCH] = "punch",
+    [CLEAN_REFCOUNTS] = "refcounts", [CLEAN_ROUND_ENDED] = "round ended",
+};
+
 struct cleaner {
     struct op op; // internal
     int rounds;
@@ -80,6 +85,8 @@ static void clean_step(struct op *op)
         end_clean(cleaner, result);
 }
 
+static const struct op_machine clean_machine = OP_MACHINE("clean point", clean_step, state_names);
+
 void image_clean(struct image *image, image_clean_done *done, void *context)
 {
     struct cleaner *cleaner = calloc(1, sizeof(*cleaner));
@@ -90,7 +97,7 @@ void image_clean(struct image *image, image_clean_done *done, void *context)
     }
     cleaner->done = done;
     cleaner->context = context;
-    op_init(&cleaner->op, image, image->runq, clean_step);
+    op_init(&cleaner->op, image, image->runq, &clean_machine);
     cleaner->op.state = CLEAN_SYNC;
     op_post(&cleaner->op);
 }

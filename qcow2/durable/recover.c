@@ -46,6 +46,11 @@ static const struct bitmap_directory no_bitmaps;
 
 enum { RECOVER_CUT, RECOVER_END };
 
+static const char *const state_names[] = {
+    [RECOVER_CUT] = "cut",
+    [RECOVER_END] = "end",
+};
+
 bool recover_done(const struct image *image)
 {
     return !image->recovery->running && image->recovery->error == 0;
@@ -247,6 +252,8 @@ static void recover_step(struct op *op)
     end_recovery(image, 0);
 }
 
+static const struct op_machine recover_machine = OP_MACHINE("recovery", recover_step, state_names);
+
 static void walk_ended(void *context, int result)
 {
     struct image *image = context;
@@ -254,7 +261,7 @@ static void walk_ended(void *context, int result)
 
     if (result == 0)
         result = claim_refcounts(image);
-    op_init(&recovery->op, image, image->runq, recover_step);
+    op_init(&recovery->op, image, image->runq, &recover_machine);
     recovery->op.state = RECOVER_CUT;
     recovery->op.wait.result = result;
     op_post(&recovery->op);

@@ -62,17 +62,17 @@
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
 
-static void sync_step(struct op *op);
+static const struct op_machine sync_machine;
 
 void sync_init(struct image *image)
 {
     struct sync *sync = image->sync;
 
-    op_init(&sync->op, image, image->runq, sync_step);
+    op_init(&sync->op, image, image->runq, &sync_machine);
     sync->op.state = SYNC_BEGIN;
     sync_queue_init(&image->syncs, &sync->op);
-    waitq_init(&sync->current);
-    waitq_init(&sync->cleaning);
+    waitq_init(&sync->current, "a sync");
+    waitq_init(&sync->cleaning, "a clean point");
     image->dirty_bit = (image->header.incompatible & HEADER_INCOMPATIBLE_DIRTY) != 0;
 }
 
@@ -403,6 +403,20 @@ static enum sync_state clean_durable(struct image *image)
     return end(image, 0);
 }
 
+static const char *const state_names[] = {
+    [SYNC_BEGIN] = "begin",
+    [SYNC_HEADER] = "header",
+    [SYNC_REFCOUNTS] = "refcounts",
+    [SYNC_PREPARED] = "prepared",
+    [SYNC_TABLES] = "tables",
+    [SYNC_WRITTEN] = "written",
+    [SYNC_DURABLE] = "durable",
+    [SYNC_CLEAN_REFCOUNTS] = "clean refcounts",
+    [SYNC_CLEAN_BARRIER] = "clean barrier",
+    [SYNC_CLEAN_WRITTEN] = "clean written",
+    [SYNC_CLEAN_DURABLE] = "clean durable",
+};
+
 // ---- The step function
 
 static enum sync_state (*const stages[])(struct image *image) = {
@@ -434,6 +448,10 @@ static void sync_step(struct op *op)
         state = SYNC_DURABLE;
     while (state != SYNC_PARKED) {
         op->state = state;
+        if (image->host.trace)
+            image_trace_op(image, op, "stage");
         state = stages[state](image);
     }
 }
+
+static const struct op_machine sync_machine = OP_MACHINE("sync", sync_step, state_names);

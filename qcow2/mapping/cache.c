@@ -34,8 +34,8 @@ int cache_init(struct cache *cache, size_t bytes, size_t slice_bytes)
     TAILQ_INIT(&cache->spare);
     TAILQ_INIT(&cache->clock);
     TAILQ_INIT(&cache->dirty);
-    waitq_init(&cache->room);
-    waitq_init(&cache->change_room);
+    waitq_init(&cache->room, "an L2 slice to be free");
+    waitq_init(&cache->change_room, "fewer dirty L2 slices");
     return 0;
 }
 
@@ -153,7 +153,7 @@ static struct slice *new_slice(struct image *image)
         return evict(cache);
     }
     slice->image = image;
-    waitq_init(&slice->waiters);
+    waitq_init(&slice->waiters, "an L2 slice to be read");
     return slice;
 }
 

@@ -156,6 +156,11 @@ static void collect_step(struct op *op)
     end(guard, result);
 }
 
+static const char *const state_names[] = {"running"};
+
+static const struct op_machine collect_machine =
+    OP_MACHINE("collecting of metadata", collect_step, state_names);
+
 int guard_wait(struct op *op)
 {
     struct image *image = op->image;
@@ -169,7 +174,7 @@ int guard_wait(struct op *op)
         if (result < 0)
             return result;
         guard->state = GUARD_COLLECTING;
-        op_init(&guard->op, image, image->runq, collect_step);
+        op_init(&guard->op, image, image->runq, &collect_machine);
         op_post(&guard->op);
     }
     return op_park(op, &guard->waiters);
@@ -178,7 +183,7 @@ int guard_wait(struct op *op)
 void guard_init(struct guard *guard)
 {
     *guard = (struct guard){0};
-    waitq_init(&guard->waiters);
+    waitq_init(&guard->waiters, "metadata to be collected");
 }
 
 void guard_free(struct guard *guard)

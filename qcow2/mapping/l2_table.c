@@ -47,6 +47,12 @@ static void end_copy(struct table_copy *copy, int result)
 
 enum { COPY_READ, COPY_WRITE, COPY_LINK };
 
+static const char *const state_names[] = {
+    [COPY_READ] = "read",
+    [COPY_WRITE] = "write",
+    [COPY_LINK] = "link",
+};
+
 // read the old table -> write the new one -> link it, behind a barrier
 static void copy_step(struct op *op)
 {
@@ -81,6 +87,9 @@ static void copy_step(struct op *op)
     }
 }
 
+static const struct op_machine copy_machine =
+    OP_MACHINE("copy of an L2 table", copy_step, state_names);
+
 static int start_copy(struct op *op, uint64_t l1_index, uint64_t old_offset, uint64_t cluster)
 {
     struct image *image = op->image;
@@ -97,9 +106,9 @@ static int start_copy(struct op *op, uint64_t l1_index, uint64_t old_offset, uin
     copy->old_offset = old_offset;
     copy->new_cluster = cluster;
     copy->iov = (struct iovec){.iov_base = copy->bytes, .iov_len = image->geometry.cluster_size};
-    waitq_init(&copy->waiters);
+    waitq_init(&copy->waiters, "an L2 table to be copied");
     LIST_INSERT_HEAD(&image->table_copies, copy, link);
-    op_init(&copy->op, image, image->runq, copy_step);
+    op_init(&copy->op, image, image->runq, &copy_machine);
     copy->op.state = old_offset ? COPY_READ : COPY_WRITE;
     op_post(&copy->op);
     return op_park(op, &copy->waiters);

@@ -8,7 +8,12 @@
 
 enum { FLUSH_BEGIN, FLUSH_SYNC };
 
-void flush_step(struct op *op)
+static const char *const state_names[] = {
+    [FLUSH_BEGIN] = "begin",
+    [FLUSH_SYNC] = "sync",
+};
+
+static void flush_step(struct op *op)
 {
     int result = op->wait.result;
 
@@ -19,3 +24,5 @@ void flush_step(struct op *op)
     if (result != OP_PARKED)
         op_finish(op, result);
 }
+
+const struct op_machine flush_machine = OP_MACHINE("flush", flush_step, state_names);

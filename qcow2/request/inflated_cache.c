@@ -22,7 +22,7 @@
 void inflated_cache_init(struct inflated_cache *cache)
 {
     *cache = (struct inflated_cache){0};
-    waitq_init(&cache->room);
+    waitq_init(&cache->room, "an inflated cluster to be free");
 }
 
 void inflated_cache_free(struct inflated_cache *cache)
@@ -147,7 +147,7 @@ static int make_room(struct image *image)
     cache->count = count;
     for (size_t i = 0; i < count; i++) {
         cache->kept[i].image = image;
-        waitq_init(&cache->kept[i].waiters);
+        waitq_init(&cache->kept[i].waiters, "a compressed cluster to be inflated");
     }
     return 0;
 }

@@ -23,6 +23,11 @@
 
 enum { READ_PLAN, READ_DATA };
 
+static const char *const state_names[] = {
+    [READ_PLAN] = "plan",
+    [READ_DATA] = "data",
+};
+
 // Notes a part for OP_REPORT_HOLES and OP_LEND.
 static void note_part(struct op *op, const struct extent *part)
 {
@@ -139,7 +144,7 @@ static int plan(struct op *op)
     return 0;
 }
 
-void read_step(struct op *op)
+static void read_step(struct op *op)
 {
     int result = op->wait.result;
 
@@ -154,3 +159,5 @@ void read_step(struct op *op)
     if (result != OP_PARKED)
         op_finish(op, result);
 }
+
+const struct op_machine read_machine = OP_MACHINE("read", read_step, state_names);

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "qcow2/base/container.h"
 #include "qcow2/base/epoch.h"
@@ -12,6 +13,7 @@
 #include "qcow2/base/op.h"
 #include "qcow2/base/runq.h"
 #include "qcow2/base/waitq.h"
+#include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/space/quarantine.h"
 
@@ -39,7 +41,8 @@ void op_start(struct image *image, struct op *op)
     op->wait.task = (struct task){.run = op_take_turn};
     op->wait.runq = image->runq;
     op->wait.result = 0;
-    op->step = image->steps[op->kind];
+    op->wait.event = NULL;
+    op->machine = image->machines[op->kind];
     op->state = 0;
     op->result = 0;
     op->pos = op->offset;
@@ -53,13 +56,16 @@ void op_start(struct image *image, struct op *op)
     op->lender = NULL;
     op->io.lend = false;
     image->op_count++;
+    LIST_INSERT_HEAD(&image->running, op, running_link);
 
     int result = admit(image, op);
     if (result < 0) {
         op_finish(op, result);
         return;
     }
-    op->step(op);
+    if (image->host.trace)
+        image_trace_op(image, op, "starts");
+    op->machine->step(op);
 }
 
 int op_need_work(struct op *op)
@@ -79,7 +85,7 @@ int op_need_work(struct op *op)
             return -ENOMEM;
     }
     *work = (struct op_work){.parent = op};
-    waitq_init(&work->range.waiters);
+    waitq_init(&work->range.waiters, "a change of the same guest clusters");
     op->work = work;
     return 0;
 }
@@ -140,7 +146,10 @@ static void tell_owner(struct task *task)
 {
     struct op *op = container_of(task, struct op, wait.task);
 
+    if (op->image->host.trace)
+        image_trace_op(op->image, op, op->result < 0 ? strerror(-op->result) : "done");
     op->image->op_count--;
+    LIST_REMOVE(op, running_link);
     op->done(op);
 }
 
@@ -161,7 +170,7 @@ static void child_done(struct op *child)
     struct op *op = container_of(child, struct op_work, child)->parent;
 
     op->wait.result = child->result;
-    op->step(op);
+    op->machine->step(op);
 }
 
 void op_start_child(struct op *op, struct image *image, const struct op *child)

@@ -68,7 +68,7 @@ static int plan(struct op *op)
     return 0;
 }
 
-void status_step(struct op *op)
+static void status_step(struct op *op)
 {
     int result = op->wait.result;
 
@@ -84,3 +84,7 @@ void status_step(struct op *op)
     else if (result != OP_PARKED)
         op_finish(op, result);
 }
+
+static const char *const state_names[] = {"running"};
+
+const struct op_machine status_machine = OP_MACHINE("block status", status_step, state_names);

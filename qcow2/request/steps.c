@@ -3,7 +3,8 @@
 
 #include "qcow2/base/op.h"
 
-void (*const request_steps[])(struct op *op) = {
-    [OP_READ] = read_step,         [OP_WRITE] = write_step, [OP_DISCARD] = zero_step,
-    [OP_WRITE_ZEROES] = zero_step, [OP_FLUSH] = flush_step, [OP_BLOCK_STATUS] = status_step,
+const struct op_machine *const request_machines[] = {
+    [OP_READ] = &read_machine,       [OP_WRITE] = &write_machine,
+    [OP_DISCARD] = &discard_machine, [OP_WRITE_ZEROES] = &zero_machine,
+    [OP_FLUSH] = &flush_machine,     [OP_BLOCK_STATUS] = &status_machine,
 };

@@ -29,6 +29,12 @@
 
 enum { WRITE_PLAN, WRITE_IN_PLACE, WRITE_HEAD, WRITE_TAIL, WRITE_DATA, WRITE_LINK, WRITE_SYNC };
 
+static const char *const state_names[] = {
+    [WRITE_PLAN] = "plan", [WRITE_IN_PLACE] = "in place", [WRITE_HEAD] = "head",
+    [WRITE_TAIL] = "tail", [WRITE_DATA] = "data",         [WRITE_LINK] = "link",
+    [WRITE_SYNC] = "sync",
+};
+
 static uint64_t end_of(const struct op *op)
 {
     return op->offset + op->length;
@@ -329,7 +335,7 @@ static int turn(struct op *op)
     }
 }
 
-void write_step(struct op *op)
+static void write_step(struct op *op)
 {
     int result = op->wait.result;
 
@@ -346,3 +352,5 @@ void write_step(struct op *op)
     if (result != OP_PARKED)
         op_finish(op, result);
 }
+
+const struct op_machine write_machine = OP_MACHINE("write", write_step, state_names);

@@ -45,6 +45,12 @@ enum {
     ZERO_SYNC
 };
 
+static const char *const state_names[] = {
+    [ZERO_PLAN] = "plan",       [ZERO_DRAIN] = "drain",       [ZERO_RESERVED] = "reserved",
+    [ZERO_CHECKED] = "checked", [ZERO_PROVIDED] = "provided", [ZERO_WRITTEN] = "written",
+    [ZERO_LINK] = "link",       [ZERO_SYNC] = "sync",
+};
+
 static uint64_t end_of(const struct op *op)
 {
     return op->offset + op->length;
@@ -438,7 +444,7 @@ static bool slow(const struct op *op)
            (!has_zero_flag(op) && (image->backing || (op->flags & OP_NO_HOLE)));
 }
 
-void zero_step(struct op *op)
+static void zero_step(struct op *op)
 {
     int result = op->wait.result;
 
@@ -464,3 +470,7 @@ void zero_step(struct op *op)
     if (result != OP_PARKED)
         op_finish(op, result);
 }
+
+const struct op_machine discard_machine = OP_MACHINE("discard", zero_step, state_names);
+
+const struct op_machine zero_machine = OP_MACHINE("write zeroes", zero_step, state_names);

@@ -19,7 +19,7 @@ void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64
                             .reserve = image->file->fresh_is_zero,
                             .reuse = reuse,
                             .image = image};
-    waitq_init(&alloc->waiters);
+    waitq_init(&alloc->waiters, "space to be reserved");
 }
 
 static void reserve_ended(struct file_io *io)

@@ -13,7 +13,12 @@
 
 enum { PUNCH_NEXT, PUNCH_DONE };
 
-static void punch_step(struct op *op);
+static const char *const state_names[] = {
+    [PUNCH_NEXT] = "next",
+    [PUNCH_DONE] = "done",
+};
+
+static const struct op_machine punch_machine;
 
 void punch_init(struct punch *punch, struct image *image)
 {
@@ -21,8 +26,8 @@ void punch_init(struct punch *punch, struct image *image)
     STAILQ_INIT(&punch->young);
     STAILQ_INIT(&punch->ripe);
     STAILQ_INIT(&punch->due);
-    waitq_init(&punch->idle);
-    op_init(&punch->op, image, image->runq, punch_step);
+    waitq_init(&punch->idle, "holes to be punched");
+    op_init(&punch->op, image, image->runq, &punch_machine);
 }
 
 static void drop_first(struct punch *punch, struct punch_list *list)
@@ -170,3 +175,5 @@ static void punch_step(struct op *op)
     // What was freed since is not waited for: perhaps nobody asks for it to be punched.
     waitq_wake(&punch->idle, punch_idle(punch) ? 0 : -EBUSY);
 }
+
+static const struct op_machine punch_machine = OP_MACHINE("punching", punch_step, state_names);

@@ -14,17 +14,17 @@
 #include "qcow2/space/punch.h"
 #include "qcow2/space/refcount.h"
 
-static void release_step(struct op *op);
+static const struct op_machine release_machine;
 
 void quarantine_init(struct quarantine *q, struct image *image)
 {
     TAILQ_INIT(&q->pending);
     TAILQ_INIT(&q->syncing);
     TAILQ_INIT(&q->durable);
-    waitq_init(&q->empty);
-    waitq_init(&q->room);
-    waitq_init(&q->released);
-    op_init(&q->releaser, image, image->runq, release_step);
+    waitq_init(&q->empty, "the quarantine to empty");
+    waitq_init(&q->room, "room in the quarantine");
+    waitq_init(&q->released, "clusters to be released");
+    op_init(&q->releaser, image, image->runq, &release_machine);
 }
 
 static void free_list(struct quarantine_list *list)
@@ -231,3 +231,7 @@ static void release_step(struct op *op)
     }
     q->releaser_state = RELEASER_IDLE;
 }
+
+static const char *const state_names[] = {"running"};
+
+static const struct op_machine release_machine = OP_MACHINE("release", release_step, state_names);

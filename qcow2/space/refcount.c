@@ -119,7 +119,7 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster)
         if (i >= rc->table_size)
             continue;
         pages[i] = rc->pages[i];
-        waitq_init(&pages[i].waiters);
+        waitq_init(&pages[i].waiters, "a refcount block to be read");
         waitq_move(&pages[i].waiters, &rc->pages[i].waiters);
     }
     free(rc->table);

@@ -11,7 +11,7 @@
 void refcount_page_init(struct refcount_page *page, const struct geometry *g, bool ready)
 {
     *page = (struct refcount_page){.ready = ready, .free = refcount_page_size(g)};
-    waitq_init(&page->waiters);
+    waitq_init(&page->waiters, "a refcount block to be read");
 }
 
 void refcount_page_free(struct refcount_page *page)

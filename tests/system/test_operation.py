@@ -8,12 +8,13 @@ import stat
 import subprocess
 import time
 
+import nbd
 import pytest
 
 import lib_server
 import lib_tls
 import lib_tools
-from lib_server import ROOT, Server, refused
+from lib_server import ROOT, Server, refused, wait_for
 from lib_tools import run
 from lib_wire import OPT_EXPORT_NAME, OPT_GO, Wire, go_data, option_bytes
 
@@ -166,6 +167,32 @@ def test_reload_keeps_the_connections(workdir, image):
             assert handle.pread(512, MEBI) == b"\5" * 512
             time.sleep(0.01)
         server.connect().shutdown()
+        handle.shutdown()
+
+
+def test_sigusr1_dumps_what_goes_on(workdir, image):
+    """Whatever the level of the log; and the server goes on."""
+    with Server(workdir, image, options=("--log-level=error",)) as server:
+        handle = server.connect()
+        server.process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: "releaser" in server.stderr())
+        log = server.stderr()
+        assert "dump: 1 connections, 1 of them past negotiation" in log
+        assert "export 'disk', wants bytes; 0 requests" in log
+        assert "dump: export 'disk': requests: 0" in log
+        assert "dump: export 'disk': sync: idle;" in log
+        assert handle.pread(512, MEBI) == b"\5" * 512
+        handle.shutdown()
+
+
+def test_trace_tells_of_each_request(workdir, image):
+    with Server(workdir, image, options=("--log-level=trace",)) as server:
+        handle = server.connect()
+        handle.pwrite(b"\6" * 512, 0, nbd.CMD_FLAG_FUA)
+        log = server.stderr()
+        assert "starts: write of 512 bytes at 0 (0 done), state plan" in log
+        assert "stage: sync, state durable" in log
+        assert "done: write of 512 bytes at 0 (512 done), state sync" in log
         handle.shutdown()
 
 

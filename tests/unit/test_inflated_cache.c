@@ -233,12 +233,15 @@ static void probe_step(struct op *op)
     probe->ended = true;
 }
 
+static const char *const probe_states[] = {"probe"};
+static const struct op_machine probe_machine = OP_MACHINE("probe", probe_step, probe_states);
+
 // Asks the cache, past the checks of what an L2 entry may say.
 static void start_probe(struct fixture *f, struct probe *probe, uint64_t offset, uint64_t length)
 {
     *probe = (struct probe){
         .mapping = {.kind = ENTRY_COMPRESSED, .host_offset = offset, .host_length = length}};
-    op_init(&probe->op, f->image, f->image->runq, probe_step);
+    op_init(&probe->op, f->image, f->image->runq, &probe_machine);
     op_post(&probe->op);
 }
 

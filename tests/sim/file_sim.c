@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/memcheck.h"
 #include "tests/sim/heap.h"
 
 // As long as a few I/Os may take in a job's way.
@@ -182,6 +183,7 @@ static bool event(struct sim *sim)
 static void gather(const struct file_io *io, unsigned char *to)
 {
     for (int i = 0; i < io->iovcnt; i++) {
+        memcheck_leave(io->iov[i].iov_base, io->iov[i].iov_len);
         memcpy(to, io->iov[i].iov_base, io->iov[i].iov_len);
         to += io->iov[i].iov_len;
     }
@@ -200,8 +202,10 @@ static void fill_read(const struct sim_disk *disk, const struct file_io *io)
 // What is in a buffer before the read ends: nothing that anybody should look at.
 static void scribble(const struct file_io *io)
 {
-    for (int i = 0; i < io->iovcnt; i++)
+    for (int i = 0; i < io->iovcnt; i++) {
         memset(io->iov[i].iov_base, 0xa5, io->iov[i].iov_len);
+        memcheck_forget(io->iov[i].iov_base, io->iov[i].iov_len);
+    }
 }
 
 static void check_unchanged(struct sim *sim, const struct sim_request *request)

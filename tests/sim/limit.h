@@ -6,10 +6,13 @@
 
 #include <sys/time.h>
 
+#include "tests/memcheck.h"
+
 // SIGVTALRM comes after so many seconds; 0: never.
 static inline void limit_cpu(unsigned seconds)
 {
-    const struct itimerval timer = {.it_value = {.tv_sec = (time_t)seconds}};
+    const struct itimerval timer = {
+        .it_value = {.tv_sec = (time_t)(seconds * memcheck_slowness())}};
 
     setitimer(ITIMER_VIRTUAL, &timer, NULL);
 }

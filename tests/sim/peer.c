@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "protocol/wire.h"
+#include "tests/memcheck.h"
 
 static const char *const context_names[PEER_CONTEXTS] = {"base:allocation",
                                                          "qemu:allocation-depth"};
@@ -392,6 +393,7 @@ void peer_hears(struct peer *peer, const void *bytes, size_t length)
 {
     bool more = true;
 
+    memcheck_leave(bytes, length);
     append(&peer->in, bytes, length);
     while (more && !peer->complaint) {
         const unsigned char *at = peer->in.bytes + peer->in.start;

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/memcheck.h"
 #include "tests/sim/limit.h"
 #include "tests/sim/run.h"
 #include "tests/sim/shrink.h"
@@ -163,7 +164,13 @@ static uint64_t run_many(const struct options *o)
         seed_now = o->seed + done;
         limit_cpu(STUCK_SECONDS);
         bool qemu = o->qemu > 0 && done % o->qemu == 0;
-        if (!run_scenario(&run, seed_now, &o->limits, o->verbose, qemu)) {
+        unsigned complaints = memcheck_errors();
+        bool good = run_scenario(&run, seed_now, &o->limits, o->verbose, qemu);
+        if (memcheck_errors() > complaints) {
+            good = false;
+            snprintf(run.sim.failure, sizeof(run.sim.failure), "valgrind complained, see above");
+        }
+        if (!good) {
             failed++;
             tell_failure(&run, seed_now);
             if (!o->keep_going) {

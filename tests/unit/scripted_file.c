@@ -9,6 +9,8 @@
 
 #include <cmocka.h>
 
+#include "tests/memcheck.h"
+
 #define PAGE_BYTES 4096u
 
 static struct scripted_file *scripted_file_of(struct file *file)
@@ -21,6 +23,12 @@ static void submit(struct file *file, struct file_io *io)
     struct scripted_file *s = scripted_file_of(file);
 
     assert_true(s->queued < SCRIPTED_QUEUE_MAX);
+    for (int i = 0; i < io->iovcnt; i++) {
+        if (io->kind == FILE_READ)
+            memcheck_forget(io->iov[i].iov_base, io->iov[i].iov_len);
+        else
+            memcheck_leave(io->iov[i].iov_base, io->iov[i].iov_len);
+    }
     s->submitted[io->kind]++;
     s->queue[s->queued++] = io;
 }
@@ -248,8 +256,13 @@ int scripted_op(struct scripted_file *s, struct image *image, struct op *op)
 int scripted_read(struct scripted_file *s, struct image *image, void *buf, uint64_t offset,
                   uint64_t length)
 {
-    return scripted_op(
-        s, image, &(struct op){.kind = OP_READ, .offset = offset, .length = length, .buf = buf});
+    struct op read = {.kind = OP_READ, .offset = offset, .length = length, .buf = buf};
+
+    memcheck_forget(buf, length);
+    int result = scripted_op(s, image, &read);
+    if (result == 0)
+        memcheck_leave(buf, length);
+    return result;
 }
 
 int scripted_write(struct scripted_file *s, struct image *image, const void *buf, uint64_t offset,

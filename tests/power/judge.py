@@ -13,6 +13,7 @@ import nbd
 import lib_server
 from history import SECTOR, Wrong, describe, marked
 from image_reader import Image
+from lib_machine import possible_aio
 from lib_server import REFERENCE, Server
 from scenario import DISK
 
@@ -127,7 +128,7 @@ class Judge:
 
     def serve(self, disk, rng, leaks):
         """Opened, read, written, stopped, it must stay what it was."""
-        aio = "threads" if REFERENCE else rng.choice(("io_uring", "threads"))
+        aio = "threads" if REFERENCE else possible_aio(rng.choice(("io_uring", "threads")))
         with Server(self.directory, self.path, aio=aio, plain=True) as server:
             handle = server.connect()
             disk = bytearray(disk)

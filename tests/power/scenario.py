@@ -11,6 +11,7 @@ import lib_tools
 from history import History
 from image_reader import Image
 from lib_kinds import KIBI, MEBI, Kind
+from lib_machine import possible_aio
 from lib_server import REFERENCE, Server
 from power_load import PowerLoad, Stopped
 from recorder import Recorder, program
@@ -58,7 +59,7 @@ def random_kind(rng):
 def random_serving(rng, kind):
     """How the image is served. The second part says so to Server."""
     cache = rng.choices(("writeback", "writethrough", "none", "directsync"), (8, 1, 3, 1))[0]
-    aio = rng.choice(("io_uring", "threads", "threads"))
+    aio = possible_aio(rng.choice(("io_uring", "threads", "threads")))
     serving = {"cache": cache, "aio": aio,
                "discard": "ignore" if rng.randrange(12) == 0 else "unmap"}
     if REFERENCE and aio == "io_uring":

@@ -19,6 +19,7 @@ import lib_tools  # noqa: E402
 from history import History, Wrong  # noqa: E402
 from image_reader import Image  # noqa: E402
 from lib_kinds import MEBI  # noqa: E402
+from lib_machine import possible_aio  # noqa: E402
 from lib_server import Server  # noqa: E402
 from power_load import PowerLoad, Stopped  # noqa: E402
 
@@ -60,8 +61,8 @@ class KillRun:
     def start(self):
         """Returns a server, and takes the time to the first byte."""
         begun = time.monotonic()
-        server = Server(self.directory, self.image, aio=self.rng.choice(("io_uring", "threads")),
-                        options=["--clean-after=1"])
+        aio = possible_aio(self.rng.choice(("io_uring", "threads")))
+        server = Server(self.directory, self.image, aio=aio, options=["--clean-after=1"])
         handle = server.connect()
         handle.pread(4096, 0)
         self.reopened.append((time.monotonic() - begun) * 1000)

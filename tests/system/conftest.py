@@ -22,7 +22,16 @@ LIMIT_SECONDS = 300
 STUCK_SECONDS = 60
 
 
+def take_no_signals_over():
+    """What nohup, or a shell for its background, has ignored would be ignored by every server that is
+    started here, until it asks for the signal itself. A handler, unlike that, ends with exec."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 def pytest_configure(config):
+    take_no_signals_over()
     config.addinivalue_line("markers", "limit(seconds): time after which the test is ended")
     config.addinivalue_line("markers", "slow: takes more than a few seconds; not for runtests --quick")
     config.addinivalue_line("markers", "lazycow_only: asks for what qemu-nbd does not promise")

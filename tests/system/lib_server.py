@@ -18,6 +18,8 @@ import urllib.parse
 
 import nbd
 
+import lib_machine
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BINARY = os.path.abspath(os.environ.get("LAZYCOW", os.path.join(ROOT, "build", "lazycow")))
 PLAIN_BINARY = os.path.abspath(os.environ.get("LAZYCOW_PLAIN", BINARY))
@@ -79,6 +81,10 @@ class Server:
                  plain=False, environment=None, pass_fds=(), socket_path=None, wait=True):
         """images: paths, or (name, path) pairs. wrapper: words before the command (strace).
         socket_path: "" for none, where something else says what to listen on."""
+        if aio == "io_uring" and not REFERENCE:
+            lib_machine.need(lib_machine.io_uring_obstacle())
+        if wrapper and wrapper[0] == "strace":
+            lib_machine.need(lib_machine.ptrace_obstacle())
         Server.count += 1
         self.directory = str(directory)
         self.images = [image if isinstance(image, tuple) else (None, str(image))

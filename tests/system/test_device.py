@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+import lib_machine
 import lib_offline
 import lib_server
 import lib_tools
@@ -24,12 +25,8 @@ def device(workdir):
     backing = f"{workdir}/device"
     with open(backing, "wb") as stream:
         stream.write(os.urandom(MEBI) * 256)
-    made = subprocess.run(["losetup", "--find", "--show", backing], capture_output=True, text=True,
-                          check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no loop devices here: {made.stderr.strip()}")
-    yield made.stdout.strip()
-    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+    with lib_machine.loop_device(backing) as path:
+        yield path
 
 
 def test_block_device(workdir, device):
@@ -94,15 +91,9 @@ def test_device_that_is_set_read_only(workdir, how):
     backing = lib_tools.create(f"{workdir}/backing.qcow2", 16 * MEBI)
     with open(backing, "r+b") as stream:
         stream.truncate(4 * MEBI)
-    words = ["losetup", "--find", "--show", backing]
-    made = subprocess.run(words + ["--read-only"] * (how == "losetup"), capture_output=True,
-                          text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"no loop devices here: {made.stderr.strip()}")
-    device = made.stdout.strip()
-    try:
+    with lib_machine.loop_device(backing, *["--read-only"] * (how == "losetup")) as device:
         if how == "blockdev":
-            subprocess.run(["blockdev", "--setro", device], check=True)
+            lib_machine.need(lib_machine.said("blockdev", "--setro", device))
         cannot_be_written(workdir, device, "Read-only file system")
         if how == "blockdev":
             subprocess.run(["blockdev", "--setrw", device], check=True)
@@ -110,8 +101,6 @@ def test_device_that_is_set_read_only(workdir, how):
                 handle = server.connect()
                 handle.pwrite(b"x" * 65536, 0)
                 handle.shutdown()
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
 
 
 @pytest.mark.parametrize("seal", SEALS)
@@ -154,15 +143,10 @@ def test_immutable_file(workdir, attribute):
 
 
 def test_read_only_file_system(workdir):
-    mounted = os.path.join(workdir, "mounted")
-    os.mkdir(mounted)
-    lib_tools.run("mount", "-t", "tmpfs", "lazycow-test", mounted)
-    try:
+    with lib_machine.mounted(f"{workdir}/mounted", "-t", "tmpfs", "lazycow-test") as mounted:
         image = lib_tools.create(f"{mounted}/disk.qcow2", 16 * MEBI)
         lib_tools.run("mount", "-o", "remount,ro", mounted)
         cannot_be_written(workdir, image, "Read-only file system")
-    finally:
-        lib_tools.run("umount", "--lazy", mounted)
 
 
 def test_file_that_others_may_only_read(workdir):

@@ -8,6 +8,7 @@ import time
 import nbd
 import pytest
 
+import lib_machine
 import lib_tools
 from lib_server import Server, wait_for
 from lib_wire import CMD_READ, Wire, request_bytes
@@ -22,24 +23,20 @@ ROOM = 12 * MEBI
 @pytest.fixture
 def small(workdir):
     """A tmpfs with little room."""
-    path = os.path.join(workdir, "small")
-    os.mkdir(path)
-    lib_tools.run("mount", "-t", "tmpfs", "-o", f"size={ROOM}", "lazycow-test", path)
-    yield path
-    lib_tools.run("umount", "--lazy", path)  # whatever still runs on it
+    with lib_machine.mounted(f"{workdir}/small", "-t", "tmpfs", "-o", f"size={ROOM}",
+                             "lazycow-test") as path:
+        yield path
 
 
 @pytest.fixture
 def small_ext4(workdir):
     """A real file system with little room, on a loop device."""
-    path, device = os.path.join(workdir, "small"), os.path.join(workdir, "device")
-    os.mkdir(path)
+    device = os.path.join(workdir, "device")
     with open(device, "wb") as stream:
         stream.truncate(ROOM + 4 * MEBI)
     lib_tools.run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", device)
-    lib_tools.run("mount", "-o", "loop", device, path)
-    yield path
-    lib_tools.run("umount", "--lazy", path)  # whatever still runs on it
+    with lib_machine.mounted(f"{workdir}/small", "-o", "loop", device) as path:
+        yield path
 
 
 def write_until_full(handle, content, step=256 << 10, flags=0):

@@ -9,8 +9,8 @@ import subprocess
 import time
 
 import nbd
-import pytest
 
+import lib_machine
 import lib_tools
 from lib_server import PATIENCE_SECONDS, Server, wait_for
 from lib_tools import run
@@ -80,10 +80,9 @@ def test_nbdinfo_lists_all_exports(workdir):
 
 # ---- nbdfuse ------------------------------------------------------------------------------------
 
-@pytest.mark.skipif(not os.path.exists("/dev/fuse") or os.geteuid() != 0,
-                    reason="mounting needs /dev/fuse and root")
 def test_nbdfuse(workdir):
     """The export as a file: written through the kernel's FUSE, and found again in the image."""
+    lib_machine.need(lib_machine.fuse_obstacle())
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     mount = f"{workdir}/mnt"
     os.mkdir(mount)

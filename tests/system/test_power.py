@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import lib_machine
 import lib_server
 import lib_tools
 
@@ -25,10 +26,9 @@ def power(program, *words):
                          timeout=LIMIT_SECONDS, codes=(0, 1))
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/fuse"),
-                    reason="no /dev/fuse: the file system that records cannot be mounted")
 @pytest.mark.parametrize("which", ("fixed", "fresh"))
 def test_power_cuts(workdir, seed, which):
+    lib_machine.need(lib_machine.fuse_obstacle())
     keep = os.path.join(workdir, "failed")
     text = power("powercut.py", "--seed", FIXED_SEED if which == "fixed" else seed, "--keep", keep,
                  "--minutes", 0.3 * lib_tools.SCALE, "--cuts", 20)

@@ -10,6 +10,7 @@ import time
 import nbd
 import pytest
 
+import lib_machine
 import lib_tools
 from lib_server import PATIENCE_SECONDS, Server, wait_for
 from lib_wire import CMD_FLAG_FUA, CMD_READ, CMD_WRITE, Wire, request_bytes
@@ -32,6 +33,7 @@ class Trace:
         self.options = options
 
     def __enter__(self):
+        lib_machine.need(lib_machine.ptrace_obstacle())
         self.process = subprocess.Popen(
             ["strace", "-f", "-y", "-s", "0", "-o", self.path, *self.options, "-p",
              str(self.server.pid)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -358,14 +358,22 @@ def test_keepalive_values(workdir, image):
 # In a network of its own: connects, takes the loopback device down, and says when the server has
 # closed its end.
 VANISH = r"""
-import re, subprocess, sys, time
+import signal, subprocess, sys, time
 import nbd
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-server = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
+server = subprocess.Popen(sys.argv[2:], stdout=subprocess.PIPE)
 uri = server.stdout.readline().decode().split()[-1]
 handle = nbd.NBD()
 handle.connect_uri(uri)
+reads = int(sys.argv[1])
+if reads:
+    # Behind this it replies to somebody who is not there any more.
+    server.send_signal(signal.SIGSTOP)
+    for _ in range(reads):
+        handle.aio_pread(nbd.Buffer(4096), 0)
 subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+if reads:
+    server.send_signal(signal.SIGCONT)
 deadline = time.monotonic() + 60
 port = uri.split(":")[2].split("/")[0]
 while time.monotonic() < deadline:
@@ -380,8 +388,10 @@ server.wait()
 
 
 @needs_root
-def test_a_vanished_peer_ends_its_connection(workdir, image):
-    words = [sys.executable, "-c", VANISH, lib_server.BINARY, "serve", "-b", "127.0.0.1", "-p", "0"]
+@pytest.mark.parametrize("reads", [0, 4])  # with some there is something to be acknowledged
+def test_a_vanished_peer_ends_its_connection(workdir, image, reads):
+    words = [sys.executable, "-c", VANISH, str(reads), lib_server.BINARY, "serve",
+             "-b", "127.0.0.1", "-p", "0"]
     if subprocess.run(["unshare", "-n", "true"], check=False).returncode != 0:
         pytest.skip("no network of one's own here")
     text = lib_tools.run("unshare", "-n", *words, "--tcp-keepalive=1", image)

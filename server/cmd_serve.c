@@ -22,6 +22,7 @@
 #include "server/serve_options.h"
 #include "server/serve_set.h"
 #include "server/server.h"
+#include "server/start_watch.h"
 #include "server/stdio_client.h"
 #include "server/tls.h"
 #include "server/workers.h"
@@ -37,11 +38,13 @@ struct serve {
     struct log log;
     struct runq runq;
     struct workers workers;
+    struct start_watch watch;
     struct backend *backend;
     struct export_plans plans;
     struct exports exports;
     struct access access;
     struct tls_server *tls; // or NULL
+    struct privileges privileges;
     struct listeners listeners;
     struct stdio_client *client; // NULL: those that come to the listeners
     bool activated;              // these were handed over
@@ -60,7 +63,9 @@ static int open_listeners(struct serve *serve, unsigned activated, struct error 
         }
         return listen_take(&serve->listeners, activated, err);
     }
-    return serve->client != NULL ? 0 : serve_listen_open(&options->listen, &serve->listeners, err);
+    return serve->client != NULL
+               ? 0
+               : serve_listen_open(&options->listen, &serve->watch, &serve->listeners, err);
 }
 
 // Prints the URIs. They may be what a script waits for, but clients know other ways to us.
@@ -128,24 +133,21 @@ static int open_tls(struct serve *serve, struct error *err)
 // Becomes the user that the command line names, who owns our socket then.
 static int drop_privileges(struct serve *serve, struct error *err)
 {
-    struct privileges privileges;
-    gid_t gid;
-    int result;
+    const struct privileges *privileges = &serve->privileges;
+    gid_t gid = serve->options->listen.socket_group != NULL ? (gid_t)-1 : privileges->gid;
 
-    result = privileges_find(&privileges, serve->options->user, serve->options->group, err);
-    if (result < 0 || privileges.user == NULL) {
-        return result;
+    if (privileges->user == NULL) {
+        return 0;
     }
-    gid = serve->options->listen.socket_group != NULL ? (gid_t)-1 : privileges.gid;
     for (size_t i = 0; i < serve->listeners.count; i++) {
         const struct listener *listener = &serve->listeners.list[i];
 
-        if (listener->unlink && lchown(listener->path, privileges.uid, gid) < 0) {
+        if (listener->unlink && lchown(listener->path, privileges->uid, gid) < 0) {
             return error_set(err, errno, "'%s': cannot give the socket to '%s': %s", listener->path,
-                             privileges.user, strerror(errno));
+                             privileges->user, strerror(errno));
         }
     }
-    return privileges_drop(&privileges, err);
+    return privileges_drop(privileges, err);
 }
 
 // Recalls at the end which images were not served. Returns the exit code of a stop in good order.
@@ -198,7 +200,7 @@ static int run(struct serve *serve, int signal_fd)
         return failed(serve, &err);
     }
     if (drop_privileges(serve, &err) < 0 || limits_check_files(0, &err) < 0 ||
-        server_run(&server_options, &err) < 0) {
+        backend_settle(serve->backend, &err) < 0 || server_run(&server_options, &err) < 0) {
         code = failed(serve, &err);
     }
     if (exports_finish(&serve->exports) < 0) {
@@ -234,9 +236,13 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
         access_destroy(&serve->access);
         return failed(serve, &err);
     }
-    if (open_tls(serve, &err) < 0 || open_listeners(serve, activated, &err) < 0) {
+    if (open_tls(serve, &err) < 0 ||
+        privileges_find(&serve->privileges, serve->options->user, serve->options->group, &err) <
+            0 ||
+        open_listeners(serve, activated, &err) < 0) {
         code = failed(serve, &err);
     } else {
+        start_watch_end(&serve->watch);
         code = run(serve, signal_fd);
         listen_close(&serve->listeners);
     }
@@ -281,7 +287,12 @@ static int serve_with_workers(struct serve *serve, unsigned activated, int signa
         workers_open(&serve->workers, &err) < 0) {
         return failed(serve, &err);
     }
-    code = serve_plans(serve, activated, signal_fd);
+    if (start_watch_begin(&serve->watch, &serve->workers, &err) == 0) {
+        code = serve_plans(serve, activated, signal_fd);
+        start_watch_end(&serve->watch);
+    } else {
+        code = failed(serve, &err);
+    }
     workers_close(&serve->workers);
     return code;
 }

@@ -43,6 +43,11 @@ struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct er
     return backend;
 }
 
+int backend_settle(struct backend *backend, struct error *err)
+{
+    return backend->ops->settle != NULL ? backend->ops->settle(backend, err) : 0;
+}
+
 const char *backend_name(const struct backend *backend)
 {
     return backend->ops->name;

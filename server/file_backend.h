@@ -28,6 +28,11 @@ enum backend_kind {
 // had; BACKEND_AUTO only fails where threads cannot be started either.
 struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct error *err);
 
+// Has the kernel start what requests may need later, before anything is served but after privileges
+// were dropped, which threads of the kernel would keep. No request may be outstanding. Returns 0, or
+// a negative errno with a message that names the limit.
+int backend_settle(struct backend *backend, struct error *err);
+
 // Which one BACKEND_AUTO became: "io_uring" or "threads".
 const char *backend_name(const struct backend *backend);
 

@@ -246,27 +246,6 @@ static void uring_free(struct backend *backend)
     free(u);
 }
 
-static const struct backend_ops uring_ops = {
-    .name = "io_uring",
-    .start = uring_start,
-    .turn = uring_turn,
-    .wait = uring_wait,
-    .free = uring_free,
-};
-
-static bool has_operations(struct io_uring *ring)
-{
-    static const int needed[] = {IORING_OP_READ,   IORING_OP_WRITE, IORING_OP_READV,
-                                 IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE};
-    struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
-    bool all = probe != NULL;
-
-    for (size_t i = 0; all && i < sizeof(needed) / sizeof(needed[0]); i++)
-        all = io_uring_opcode_supported(probe, needed[i]);
-    io_uring_free_probe(probe);
-    return all;
-}
-
 // Has the kernel start a worker, without which it would cancel what cannot be done at once. It keeps
 // the last one; should others be refused later, requests wait. Returns 0 or a negative errno.
 static int start_worker(struct io_uring *ring)
@@ -288,6 +267,41 @@ static int start_worker(struct io_uring *ring)
     result = cqe->res;
     io_uring_cqe_seen(ring, cqe);
     return result;
+}
+
+static int uring_settle(struct backend *backend, struct error *err)
+{
+    struct uring *u = uring_of(backend);
+    int result;
+
+    assert(u->in_flight == 0 && u->queued_count == 0);
+    result = start_worker(&u->ring);
+    if (result < 0)
+        return error_set(err, -result, "io_uring: the kernel starts no worker (%s); %s",
+                         strerror(-result), threads_advice());
+    return 0;
+}
+
+static const struct backend_ops uring_ops = {
+    .name = "io_uring",
+    .start = uring_start,
+    .turn = uring_turn,
+    .wait = uring_wait,
+    .settle = uring_settle,
+    .free = uring_free,
+};
+
+static bool has_operations(struct io_uring *ring)
+{
+    static const int needed[] = {IORING_OP_READ,   IORING_OP_WRITE, IORING_OP_READV,
+                                 IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE};
+    struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
+    bool all = probe != NULL;
+
+    for (size_t i = 0; all && i < sizeof(needed) / sizeof(needed[0]); i++)
+        all = io_uring_opcode_supported(probe, needed[i]);
+    io_uring_free_probe(probe);
+    return all;
 }
 
 static int set_up_ring(struct io_uring *ring, unsigned *completion_entries)
@@ -322,14 +336,6 @@ struct backend *backend_uring_new(struct runq *runq, struct error *err)
     }
     if (!has_operations(&u->ring)) {
         error_set(err, ENOSYS, "io_uring of this kernel is too old (needs Linux 5.6); use threads");
-        io_uring_queue_exit(&u->ring);
-        free(u);
-        return NULL;
-    }
-    result = start_worker(&u->ring);
-    if (result < 0) {
-        error_set(err, -result, "io_uring: the kernel starts no worker (%s); %s", strerror(-result),
-                  threads_advice());
         io_uring_queue_exit(&u->ring);
         free(u);
         return NULL;

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -19,6 +20,29 @@
 // The main thread's stack: a TLS session is set up with 100 KiB, and sanitizers enlarge frames. What
 // Linux gives a process when nothing is said is 8 MiB.
 #define STACK_BYTES_MIN (256u << 10)
+
+// As much of the stack is used here, and page by page, as the deepest call takes later: by then the
+// limit of addresses (ulimit -v) may leave nothing for it to grow into, which would be a SIGSEGV.
+#define STACK_BYTES_USED (192u << 10)
+#define PAGE_BYTES 4096u
+
+__attribute__((noinline)) static void grow_stack(void)
+{
+    volatile char room[STACK_BYTES_USED];
+
+    for (size_t i = sizeof(room); i >= PAGE_BYTES; i -= PAGE_BYTES) {
+        room[i - 1] = 0;
+    }
+}
+
+// Whether there are as many addresses left.
+static bool have_addresses(void)
+{
+    void *room =
+        mmap(NULL, STACK_BYTES_USED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    return room != MAP_FAILED && munmap(room, STACK_BYTES_USED) == 0;
+}
 
 // Raises a soft limit to its hard one. Returns what it is then.
 static rlim_t raise_limit(int resource)
@@ -43,17 +67,22 @@ int limits_raise(struct error *err)
     // Each connection takes a descriptor, each image of a backing chain one or more.
     (void)raise_limit(RLIMIT_NOFILE);
     // The kernel lets the stack grow up to the soft limit of the moment.
-    if (getrlimit(RLIMIT_STACK, &limit) < 0 || limit.rlim_cur >= STACK_BYTES_MIN) {
-        return 0;
+    if (getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur < STACK_BYTES_MIN) {
+        stack = raise_limit(RLIMIT_STACK);
+        if (stack < STACK_BYTES_MIN) {
+            return error_set(err, ENOMEM,
+                             "the limit of the stack (%llu KiB) is below %u KiB; raise it (ulimit "
+                             "-s, LimitSTACK= of a unit)",
+                             (unsigned long long)stack >> 10, STACK_BYTES_MIN >> 10);
+        }
     }
-    stack = raise_limit(RLIMIT_STACK);
-    if (stack >= STACK_BYTES_MIN) {
-        return 0;
+    if (!have_addresses()) {
+        return error_set(err, ENOMEM,
+                         "the limit of memory leaves no room for a stack; raise it (ulimit -v, "
+                         "LimitAS= of a unit)");
     }
-    return error_set(err, ENOMEM,
-                     "the limit of the stack (%llu KiB) is below %u KiB; raise it (ulimit -s, "
-                     "LimitSTACK= of a unit)",
-                     (unsigned long long)stack >> 10, STACK_BYTES_MIN >> 10);
+    grow_stack();
+    return 0;
 }
 
 // Whether so many descriptors can be opened; errno says why not. All of them are closed again.

@@ -7,11 +7,12 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
+
+#include "server/socket_lock.h"
 
 int listen_prepare(int fd)
 {
@@ -52,39 +53,23 @@ void listen_unix_remove(const struct listener *listener)
     }
 }
 
-// The directory of a path and the path as an absolute one. Returns the directory's descriptor,
-// which is locked until it is closed: two servers that start at once must not both find the same
-// socket stale, and the second remove the first one's new socket. -1 (no lock) where the directory
-// cannot be opened. *absolute is allocated, or NULL when there is no such directory.
-static int lock_directory(const char *path, char **absolute)
+// The path as an absolute one, allocated; NULL with errno when there is no such directory.
+static char *absolute_path(const char *path)
 {
     const char *slash = strrchr(path, '/');
     const char *base = slash != NULL ? slash + 1 : path;
     char *directory = slash == NULL   ? strdup(".")
                       : slash == path ? strdup("/")
                                       : strndup(path, (size_t)(slash - path));
-    char *real;
-    int fd;
+    char *real = directory != NULL ? realpath(directory, NULL) : NULL;
+    char *absolute = real != NULL ? malloc(strlen(real) + strlen(base) + 2) : NULL;
 
-    *absolute = NULL;
-    if (directory == NULL) {
-        return -1;
+    if (absolute != NULL) {
+        stpcpy(stpcpy(stpcpy(absolute, real), strcmp(real, "/") == 0 ? "" : "/"), base);
     }
-    real = realpath(directory, NULL);
     free(directory);
-    if (real == NULL) {
-        return -1;
-    }
-    *absolute = malloc(strlen(real) + strlen(base) + 2);
-    if (*absolute != NULL) {
-        stpcpy(stpcpy(stpcpy(*absolute, real), strcmp(real, "/") == 0 ? "" : "/"), base);
-    }
-    fd = open(real, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     free(real);
-    if (fd >= 0) {
-        (void)flock(fd, LOCK_EX);
-    }
-    return fd;
+    return absolute;
 }
 
 // Whether the path is a socket that nobody listens on any more.
@@ -173,7 +158,20 @@ static int begin_listening(int fd, const char *path, const struct listen_unix_ac
     return result;
 }
 
-// Fills the listener for a path whose directory is locked. The path is tried as it was given, too:
+// Says why the path cannot be bound to.
+static int explain_in_use(const char *path, struct error *err)
+{
+    struct stat st;
+
+    if (lstat(path, &st) == 0 && !S_ISSOCK(st.st_mode)) {
+        return error_set(err, EADDRINUSE, "'%s': exists and is no socket; choose another path",
+                         path);
+    }
+    return error_set(err, EADDRINUSE,
+                     "'%s': is in use by another server; stop that, or choose another path", path);
+}
+
+// Fills the listener for a path that is locked. The path is tried as it was given, too:
 // a relative one may be short enough where the absolute one is not.
 static int open_path(struct listener *listener, const char *path,
                      const struct listen_unix_access *access, struct error *err)
@@ -198,10 +196,7 @@ static int open_path(struct listener *listener, const char *path,
     if (result < 0) {
         close(fd);
         if (result == -EADDRINUSE) {
-            return error_set(err, EADDRINUSE,
-                             "'%s': exists and is in use, or is no socket; choose another path or "
-                             "stop the server that uses it",
-                             path);
+            return explain_in_use(path, err);
         }
         return error_set(err, -result, "'%s': cannot make the socket: %s", path, strerror(-result));
     }
@@ -224,18 +219,19 @@ int listen_unix(struct listeners *listeners, const char *path,
                 const struct listen_unix_access *access, struct error *err)
 {
     struct listener listener = {.fd = -1, .family = LISTENER_UNIX, .announce = true};
-    int directory = lock_directory(path, &listener.path);
+    struct socket_lock lock;
     int result;
 
     assert(listeners->count < LISTEN_MAX);
+    listener.path = absolute_path(path);
     if (listener.path == NULL) {
-        result = error_set(err, ENOENT, "'%s': the socket's directory cannot be found: %s", path,
-                           strerror(errno));
-    } else {
-        result = open_path(&listener, path, access, err);
+        return error_set(err, errno, "'%s': the socket's directory cannot be found: %s", path,
+                         strerror(errno));
     }
-    if (directory >= 0) {
-        close(directory);
+    result = socket_lock_take(&lock, listener.path, err);
+    if (result == 0) {
+        result = open_path(&listener, path, access, err);
+        socket_lock_drop(&lock);
     }
     if (result < 0) {
         free(listener.path);

@@ -2,9 +2,11 @@
 #include "server/serve_listen.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "server/privileges.h"
 #include "server/serve_settings.h"
+#include "server/start_watch.h"
 
 // ---- The options --------------------------------------------------------------------------------
 
@@ -91,8 +93,8 @@ bool serve_listen_given(const struct serve_listen *listen)
            listen->vsock_count > 0;
 }
 
-static int open_unix(const struct serve_listen *listen, struct listeners *listeners,
-                     struct error *err)
+static int open_unix(const struct serve_listen *listen, struct start_watch *watch,
+                     struct listeners *listeners, struct error *err)
 {
     struct listen_unix_access access = {.mode = LISTEN_UNIX_AS_IS, .group = LISTEN_UNIX_AS_IS};
     int result = 0;
@@ -103,6 +105,7 @@ static int open_unix(const struct serve_listen *listen, struct listeners *listen
     if (listen->socket_group != NULL) {
         result = privileges_group("--socket-group", listen->socket_group, &access.group, err);
     }
+    start_watch_end(watch);
     for (size_t i = 0; result == 0 && i < listen->socket_count; i++) {
         result = listen_unix(listeners, listen->sockets[i], &access, err);
     }
@@ -124,21 +127,38 @@ static int open_tcp(const struct serve_listen *listen, struct listeners *listene
     return result;
 }
 
-int serve_listen_open(const struct serve_listen *listen, struct listeners *listeners,
-                      struct error *err)
+// Moves the sockets of paths before the addresses, of which there are so many: they are announced in
+// the order of the list.
+static void paths_first(struct listeners *listeners, size_t addresses)
 {
+    struct listener moved[LISTEN_MAX];
+    size_t paths = listeners->count - addresses;
+
+    memcpy(moved, listeners->list, addresses * sizeof(moved[0]));
+    memmove(listeners->list, listeners->list + addresses, paths * sizeof(moved[0]));
+    memcpy(listeners->list + paths, moved, addresses * sizeof(moved[0]));
+}
+
+int serve_listen_open(const struct serve_listen *listen, struct start_watch *watch,
+                      struct listeners *listeners, struct error *err)
+{
+    size_t addresses;
     int result;
 
     listeners->count = 0;
-    result = open_unix(listen, listeners, err);
-    if (result == 0) {
-        result = open_tcp(listen, listeners, err);
-    }
+    // Addresses first: finding them may take long, and there is nothing to remove yet.
+    result = open_tcp(listen, listeners, err);
     for (size_t i = 0; result == 0 && i < listen->vsock_count; i++) {
         result = listen_vsock(listeners, &listen->vsocks[i], err);
     }
+    addresses = listeners->count;
+    if (result == 0) {
+        result = open_unix(listen, watch, listeners, err);
+    }
     if (result < 0) {
         listen_close(listeners);
+        return result;
     }
-    return result;
+    paths_first(listeners, addresses);
+    return 0;
 }

@@ -13,6 +13,8 @@
 // than LISTEN_MAX.
 #define SERVE_LISTEN_MAX 16u
 
+struct start_watch;
+
 // Where to listen; with nothing given, TCP on localhost. The strings are borrowed.
 struct serve_listen {
     const char *sockets[SERVE_LISTEN_MAX]; // paths
@@ -31,9 +33,10 @@ struct serve_listen {
 // Whether the command line says where to listen.
 bool serve_listen_given(const struct serve_listen *listen);
 
-// Opens every socket. listeners need not be initialised. Returns 0, or a negative errno with a
+// Opens every socket. listeners need not be initialised. The watch ends before a path is made.
+// Returns 0, or a negative errno with a
 // message; nothing is open then.
-int serve_listen_open(const struct serve_listen *listen, struct listeners *listeners,
-                      struct error *err);
+int serve_listen_open(const struct serve_listen *listen, struct start_watch *watch,
+                      struct listeners *listeners, struct error *err);
 
 #endif

@@ -25,7 +25,7 @@ struct threads {
     struct task_list tasks;
     struct task_list done;
     size_t task_count;
-    unsigned idle; // threads that wait, or are being woken
+    unsigned idle; // threads that wait, or are being started or woken
     bool stopping;
     atomic_bool has_done; // also read without the mutex: whether done has anything
 
@@ -40,14 +40,13 @@ static void *run(void *argument)
     for (;;) {
         struct task *task;
 
-        t->idle++;
         while (STAILQ_EMPTY(&t->tasks) && !t->stopping) {
             pthread_cond_wait(&t->given, &t->mutex);
         }
-        t->idle--;
         if (t->stopping) {
             break;
         }
+        t->idle--;
         task = STAILQ_FIRST(&t->tasks);
         STAILQ_REMOVE_HEAD(&t->tasks, link);
         t->task_count--;
@@ -56,6 +55,7 @@ static void *run(void *argument)
         t->options.work(task);
 
         pthread_mutex_lock(&t->mutex);
+        t->idle++;
         STAILQ_INSERT_TAIL(&t->done, task, link);
         if (!atomic_load(&t->has_done)) {
             atomic_store(&t->has_done, true);
@@ -67,6 +67,13 @@ static void *run(void *argument)
     return NULL;
 }
 
+static void add_idle(struct threads *t, int change)
+{
+    pthread_mutex_lock(&t->mutex);
+    t->idle = (unsigned)((int)t->idle + change);
+    pthread_mutex_unlock(&t->mutex);
+}
+
 // Signals are for the main thread. Returns 0 or a negative errno.
 static int start_thread(struct threads *t)
 {
@@ -75,6 +82,7 @@ static int start_thread(struct threads *t)
     pthread_attr_t attributes;
     int result;
 
+    add_idle(t, 1);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_attr_init(&attributes);
@@ -84,6 +92,8 @@ static int start_thread(struct threads *t)
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (result == 0) {
         t->count++;
+    } else {
+        add_idle(t, -1);
     }
     return -result;
 }

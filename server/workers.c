@@ -94,12 +94,23 @@ static void on_closed(uv_handle_t *handle)
     free((char *)handle - offsetof(struct workers_poll, handle));
 }
 
-void workers_detach(struct workers *workers)
+void workers_give(struct workers *workers, struct offload_job *job)
+{
+    workers->running++;
+    threads_give(workers->threads, &job->task);
+}
+
+void workers_wait(struct workers *workers)
 {
     while (workers->running > 0) {
         threads_wait(workers->threads);
         collect(workers);
     }
+}
+
+void workers_detach(struct workers *workers)
+{
+    workers_wait(workers);
     uv_close((uv_handle_t *)&workers->poll->handle, on_closed);
     workers->poll = NULL;
 }
@@ -107,8 +118,7 @@ void workers_detach(struct workers *workers)
 void workers_run(struct workers *workers, struct offload_job *job)
 {
     if (workers->poll != NULL) {
-        workers->running++;
-        threads_give(workers->threads, &job->task);
+        workers_give(workers, job);
         return;
     }
     job->work(job);

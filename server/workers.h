@@ -32,6 +32,11 @@ int workers_attach(struct workers *workers, struct uv_loop_s *loop);
 // Waits for the jobs that run and posts their tasks. The loop has to run once more before it ends.
 void workers_detach(struct workers *workers);
 
+// Gives the job to a thread before there is a loop, and waits for all such jobs; their tasks are
+// posted then.
+void workers_give(struct workers *workers, struct offload_job *job);
+void workers_wait(struct workers *workers);
+
 // Runs the job's work on a thread, then posts its task.
 void workers_run(struct workers *workers, struct offload_job *job);
 

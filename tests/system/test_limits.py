@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of the host: each ends in one line that says which, or in serving; never in a signal."""
 import os
+import select
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -55,13 +55,12 @@ class Limited:
             self.process = subprocess.Popen(
                 [*user, "prlimit", *limits, binary, "serve", "-k", self.socket, "--tls=on",
                  "--tls-psk", self.psk, *options, self.image], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, stderr=stderr, env=sanitizer_environment())
-        deadline = time.monotonic() + START_SECONDS
-        while self.process.poll() is None and not os.path.exists(self.socket):
-            if time.monotonic() > deadline:
-                self.process.kill()
-                raise AssertionError("neither listens nor ends")
-            time.sleep(0.01)
+                stdout=subprocess.PIPE, stderr=stderr, env=sanitizer_environment())
+        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
+        if not ready:
+            self.process.kill()
+            raise AssertionError("neither listens nor ends")
+        self.served = self.process.stdout.readline() != b""
 
     def __enter__(self):
         return self
@@ -77,7 +76,7 @@ class Limited:
                               stderr=subprocess.STDOUT, timeout=STOP_SECONDS, check=False)
 
     def end(self):
-        if self.process.poll() is None:
+        if self.served:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(STOP_SECONDS)
         with open(f"{self.workdir}/stderr", encoding="utf-8") as stream:
@@ -87,13 +86,12 @@ class Limited:
 def refused_or_serving(workdir, limits, options=(), may_fail=False):
     """Returns the message of a refusal, "" for a server. may_fail: memory may lack for a request."""
     with Limited(workdir, limits, options) as server:
-        served = server.process.poll() is None
-        if served:
+        if server.served:
             for tls in (True, False):
                 done = server.use(tls)
                 assert done.returncode == 0 or may_fail, done.stdout.decode()
         code, text = server.end()
-    if served:
+    if server.served:
         assert code == 0, (code, text)
         lib_tools.check_clean(server.image)
         return ""

@@ -229,18 +229,26 @@ static int open_access(struct serve *serve, struct error *err)
 // With the images open: opens the rest, serves, closes it. Returns the exit code.
 static int open_rest_and_run(struct serve *serve, unsigned activated, int signal_fd)
 {
+    const struct serve_options *options = serve->options;
     struct error err;
+    int result;
     int code;
 
     if (open_access(serve, &err) < 0) {
         access_destroy(&serve->access);
         return failed(serve, &err);
     }
-    if (open_tls(serve, &err) < 0 ||
-        privileges_find(&serve->privileges, serve->options->user, serve->options->group, &err) <
-            0 ||
-        open_listeners(serve, activated, &err) < 0) {
+    result = open_tls(serve, &err);
+    if (result == 0) {
+        result = privileges_find(&serve->privileges, options->user, options->group, &err);
+    }
+    if (result == 0) {
+        result = open_listeners(serve, activated, &err);
+    }
+    if (result < 0) {
         code = failed(serve, &err);
+        // What we were told to stop while waiting is no failure.
+        code = result == -EINTR ? 0 : code;
     } else {
         start_watch_end(&serve->watch);
         code = run(serve, signal_fd);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 // "TLS" in the protocol asks for 1.2 at least. The rest is the system's policy.
@@ -286,13 +287,49 @@ static int load_certificates(struct tls_credentials *credentials, const struct t
 
 // ---- Both ---------------------------------------------------------------------------------------
 
+// Refuses a FIFO or a device, which the loop would wait for when the files are read again.
+static int check_regular(const char *option, const char *path, struct error *err)
+{
+    struct stat st;
+
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
+        return error_set(err, EINVAL, "%s: '%s': is no regular file", option, path);
+    }
+    return 0; // one that is missing is reported where it is needed
+}
+
+static int check_files(const struct tls_options *options, struct error *err)
+{
+    static const char *const names[] = {"server-cert.pem", "server-key.pem", "ca-cert.pem",
+                                        "ca-crl.pem"};
+    int result = 0;
+
+    if (options->psk != NULL) {
+        return check_regular("--tls-psk", options->psk, err);
+    }
+    for (size_t i = 0; result == 0 && i < sizeof(names) / sizeof(names[0]); i++) {
+        char *path;
+
+        if (asprintf(&path, "%s/%s", options->certificates, names[i]) < 0) {
+            return error_set(err, ENOMEM, "out of memory");
+        }
+        result = check_regular("--tls-certificates", path, err);
+        free(path);
+    }
+    return result;
+}
+
 int tls_credentials_load(struct tls_credentials **out, const struct tls_options *options,
                          struct error *err)
 {
-    struct tls_credentials *credentials = calloc(1, sizeof(*credentials));
-    int result;
+    struct tls_credentials *credentials;
+    int result = check_files(options, err);
 
     assert((options->psk != NULL) != (options->certificates != NULL));
+    if (result < 0) {
+        return result;
+    }
+    credentials = calloc(1, sizeof(*credentials));
     if (credentials == NULL) {
         return error_set(err, ENOMEM, "out of memory");
     }

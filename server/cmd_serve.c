@@ -358,6 +358,8 @@ static int serve_clients(struct serve_options *options, unsigned activated, int 
         options->exit_with_last_client = true;
         return serve(options, activated, NULL, signal_fd);
     }
+    // There is no way to open a second one, which clients need not try.
+    options->connections_max = 1;
     // Before anything is printed.
     if (stdio_client_take(&client, &err) < 0) {
         return cmd_fail("%s", err.text);

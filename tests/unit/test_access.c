@@ -94,6 +94,22 @@ static void a_rule_for_all_adds_to_those_of_an_export(void **state)
     access_destroy(&access);
 }
 
+// What follows a name that is given by itself is a pattern, whatever it looks like.
+static void a_rule_for_a_name_given_by_itself(void **state)
+{
+    struct access access;
+    struct error err;
+
+    (void)state;
+    assert_int_equal(access_init(&access, &exports, NULL, 0, &err), 0);
+    assert_int_equal(access_add(&access, "data", "old:CN=bob", &err), 0);
+    assert_int_equal(access_add(&access, "no such name", "*", &err), 0);
+    assert_sees(&access, "old:CN=bob", "root data data:old ");
+    assert_sees(&access, BOB, "root data:old ");
+    assert_int_equal(access_add(&access, "data", "", &err), -EINVAL);
+    access_destroy(&access);
+}
+
 static void a_view_follows_the_identity(void **state)
 {
     static const char *const rules[] = {"data:alice"};
@@ -206,6 +222,7 @@ int main(void)
         cmocka_unit_test(a_rule_for_all_is_for_all),
         cmocka_unit_test(rules_of_an_export_add_up),
         cmocka_unit_test(a_rule_for_all_adds_to_those_of_an_export),
+        cmocka_unit_test(a_rule_for_a_name_given_by_itself),
         cmocka_unit_test(a_view_follows_the_identity),
         cmocka_unit_test(an_image_that_was_left_out),
         cmocka_unit_test(a_hidden_empty_name_is_said_to_the_session),

@@ -408,6 +408,37 @@ static void row_19_unknown_export(void **state)
     talk_check(&t);
 }
 
+static const char *refuse_disk(void *context, const struct session_export *export)
+{
+    (void)context;
+    return export == DISK ? "not now" : NULL;
+}
+
+// An export that its owner refuses can be asked about and is not had; another one is.
+static void refused_export(void **state)
+{
+    (void)state;
+    struct talk t;
+    talk_init(&t);
+    t.host.why_refused = refuse_disk;
+    talk_hello(&t);
+    say_info(&t, NBD_OPT_INFO, "disk", NULL, 0);
+    hear_info(&t, NBD_OPT_INFO, DISK, FLAGS_DISK);
+    hear_ack(&t, NBD_OPT_INFO);
+    say_info(&t, NBD_OPT_GO, "disk", NULL, 0);
+    hear_error(&t, NBD_OPT_GO, NBD_REP_ERR_POLICY, "not now");
+    talk_go(&t, &talk_exports[EXPORT_PLAIN], 1);
+    talk_check(&t);
+
+    // There is no other way to say so here.
+    talk_init(&t);
+    t.host.why_refused = refuse_disk;
+    talk_hello(&t);
+    say_option(&t, NBD_OPT_EXPORT_NAME, "disk", 4);
+    t.end = SESSION_CLOSE;
+    talk_check(&t);
+}
+
 static size_t no_exports(void *context)
 {
     (void)context;
@@ -720,6 +751,7 @@ int main(void)
         cmocka_unit_test(row_18_lengths_that_do_not_match),
         cmocka_unit_test(row_19_unknown_export),
         cmocka_unit_test(row_19_no_export_at_all),
+        cmocka_unit_test(refused_export),
         cmocka_unit_test(row_21_structured_reply_with_data),
         cmocka_unit_test(row_22_list_meta_context),
         cmocka_unit_test(row_22_and_23_structured_replies_come_first),

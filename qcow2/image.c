@@ -19,7 +19,6 @@
 #include "qcow2/core/host.h"
 #include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
-#include "qcow2/durable/clean.h"
 #include "qcow2/durable/recover.h"
 #include "qcow2/durable/sync.h"
 #include "qcow2/format/entry.h"
@@ -254,77 +253,6 @@ const char *image_name(const struct image *image)
 }
 
 // ---- The end
-
-struct finish {
-    bool ended;
-    int result;
-};
-
-static void finish_ended(void *context, int result)
-{
-    struct finish *finish = context;
-
-    finish->ended = true;
-    finish->result = result;
-}
-
-// Runs what is queued; waits for I/O where there is nothing.
-static void run_some(struct image *image)
-{
-    if (!runq_run(image->runq))
-        image->file->ops->wait(image->file);
-}
-
-// Host space behind the last cluster goes back; a file that ends inside it is filled up. Where not
-// all references are known, only what was reserved and not taken goes.
-static int fit_file(struct image *image)
-{
-    uint64_t last = recover_complete(image) ? refcounts_end(image->refcounts, image->alloc->fresh)
-                                            : image->alloc->fresh;
-    uint64_t end = last << image->geometry.cluster_bits;
-    int64_t size = file_size(image->file);
-
-    if (end == 0 || size < 0 || (uint64_t)size == end || !image->file->fresh_is_zero)
-        return 0;
-    return file_do_blocking(image->file, FILE_TRUNCATE, end, 0);
-}
-
-int image_finish(struct image *image, struct error *err)
-{
-    struct finish finish = {0};
-
-    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
-        return 0;
-    while (image->recovery->running || image->corrupt->busy)
-        run_some(image);
-    if (image->latched_error < 0)
-        return error_set(err, -image->latched_error,
-                         "'%s': an earlier error left it as after a crash; run 'lazycow check'",
-                         image->file->name);
-    image->sync->clean_final = true;
-    if (image_needs_clean(image)) {
-        image_clean(image, finish_ended, &finish);
-        while (!finish.ended)
-            run_some(image);
-    }
-    if ((finish.result == 0 || finish.result == -EBUSY) && image->alloc->taken) {
-        int result = fit_file(image);
-
-        finish.result = result < 0 ? result : finish.result;
-    }
-    if (!recover_complete(image))
-        return error_set(err, EUCLEAN,
-                         "'%s': its tables are damaged or cannot be read, so it stays marked as "
-                         "not cleanly closed; run 'lazycow check -r all'",
-                         image->file->name);
-    if (finish.result < 0)
-        return error_set(
-            err, -finish.result,
-            "'%s': cannot write the refcounts: %s; the image is sound but not clean, and will "
-            "be when it was served once more",
-            image->file->name, strerror(-finish.result));
-    return 0;
-}
 
 void image_close(struct image *image)
 {

@@ -27,10 +27,13 @@ image_cluster_size(const struct image *image);   // bytes; for raw images the pr
 bool image_read_only(const struct image *image); // as asked, or because the image is corrupt
 const char *image_name(const struct image *image);
 
+// Guest bytes that were answered and are not durable yet, at most.
+uint64_t image_bytes_at_stake(const struct image *image);
+
 // Finishes: no op may be in flight or started any more. Everything is made durable, refcounts are
 // written, the dirty bit is cleared and space allocated ahead given back. Blocking. Returns 0 or
-// the error that kept the image dirty (nothing durable is lost then), with a message. Frees
-// nothing.
+// the error that kept the image dirty (nothing durable is lost then), with a message that says what
+// else is lost. Frees nothing.
 int image_finish(struct image *image, struct error *err);
 
 // Frees the image with its files and those behind it. No op may be in flight. NULL is allowed.

@@ -125,10 +125,18 @@ static void on_cleaned(void *context, int result)
     if (result == 0) {
         log_line(log, LOG_LEVEL_DEBUG, "export '%s': idle, image made clean", export->name);
     } else if (result != -EBUSY) {
+        uint64_t bytes = image_bytes_at_stake(export->image);
+
+        // Said once until the next write, however often it is tried.
+        if (!export->clean_failed) {
+            log_line(log, LOG_LEVEL_WARNING,
+                     "export '%s': the idle image could not be made clean: %s; it stays marked as "
+                     "not cleanly closed, and at most %llu bytes of what was answered are not "
+                     "durable; this is tried again every %u seconds",
+                     export->name, strerror(-result), (unsigned long long)bytes,
+                     export->options.clean_after);
+        }
         export->clean_failed = true;
-        log_line(log, LOG_LEVEL_WARNING,
-                 "export '%s': the idle image could not be made clean: %s; it stays marked dirty",
-                 export->name, strerror(-result));
     }
 }
 
@@ -148,12 +156,13 @@ bool exports_tick(struct exports *exports, uint64_t now)
             export->idle_since = now;
             export->clean_failed = false;
         }
-        if (export->cleaning || export->clean_failed || !image_needs_clean(export->image)) {
+        if (export->cleaning || !image_needs_clean(export->image)) {
             continue;
         }
         again = true;
         if (export->ops == 0 && now - export->idle_since >= export->options.clean_after * 1000ull) {
             export->cleaning = true;
+            export->idle_since = now;
             image_clean(export->image, on_cleaned, export);
         }
     }

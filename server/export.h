@@ -56,9 +56,9 @@ struct export
 
     // For making the image clean when it is idle.
     uint64_t writes_seen; // writes at the last tick that saw a new one
-    uint64_t idle_since;  // that tick's time, milliseconds
+    uint64_t idle_since;  // that tick's time, or that of the last try, milliseconds
     bool cleaning;        // image_clean is under way
-    bool clean_failed;    // not tried again before the next write
+    bool clean_failed;    // since the last write; tried again now and then, and not said again
 };
 
 // An image that could not be opened, and is left out (--skip-broken).

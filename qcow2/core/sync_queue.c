@@ -41,6 +41,11 @@ void sync_note_write(struct image *image)
     image->syncs.demand.data = true;
 }
 
+void sync_note_answered(struct image *image, uint64_t bytes)
+{
+    image->syncs.demand.bytes += bytes;
+}
+
 void sync_need_barrier(struct image *image)
 {
     image->syncs.demand.barrier = true;
@@ -61,6 +66,7 @@ void sync_queue_put_back(struct sync_queue *queue, struct sync_demand demand)
 {
     queue->demand.data |= demand.data;
     queue->demand.barrier |= demand.barrier;
+    queue->demand.bytes += demand.bytes;
 }
 
 void sync_queue_end(struct sync_queue *queue)

@@ -10,6 +10,7 @@
 #define LAZYCOW_QCOW2_CORE_SYNC_QUEUE_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "qcow2/base/waitq.h"
 
@@ -25,8 +26,9 @@ enum sync_queue_state {
 
 // Found by the next sync, which takes it over when it begins.
 struct sync_demand {
-    bool data;    // data was written since the last sync began
-    bool barrier; // some of it must be durable before L2 or L1 entries are
+    bool data;      // data was written since the last sync began
+    bool barrier;   // some of it must be durable before L2 or L1 entries are
+    uint64_t bytes; // of changes that were answered and are not known to be durable, at most
 };
 
 struct sync_queue {
@@ -46,6 +48,8 @@ int sync_wait(struct op *op);
 
 // A write of guest data has ended.
 void sync_note_write(struct image *image);
+// A change of so many guest bytes was answered, and not said to be durable.
+void sync_note_answered(struct image *image, uint64_t bytes);
 // The next sync makes a barrier before it writes tables: an entry refers to something that must be
 // durable first.
 void sync_need_barrier(struct image *image);

@@ -22,7 +22,7 @@
 //
 //   IDLE ── sync_request ──> BEGIN            copy dirty pieces of L2 and L1; quarantine moves along
 //        ──> HEADER          rule 4: dirty bit, and autoclear bits that are not ours
-//        ──> REFCOUNTS       only without lazy refcounts
+//        ──> REFCOUNTS       only without lazy refcounts; where they have no room, the dirty bit
 //        ──> PREPARED        rules 2, 3, 4: the first barrier, if anything needs it
 //        ──> TABLES          write the copies
 //        ──> WRITTEN         the barrier of rule 1
@@ -109,7 +109,14 @@ int sync_flush(struct op *op)
         return sync_wait(op);
     if (sync->op.state != SYNC_BEGIN && sync->op.state <= SYNC_DURABLE)
         return op_park(op, &sync->current);
+    // What was answered changed nothing.
+    op->image->syncs.demand.bytes = 0;
     return 0;
+}
+
+uint64_t sync_bytes_at_stake(const struct image *image)
+{
+    return image->syncs.demand.bytes + image->sync->demand.bytes;
 }
 
 int sync_drop_autoclear(struct op *op)
@@ -216,6 +223,29 @@ static bool refcounts_pending(const struct image *image)
            refcounts_dirty(image->refcounts);
 }
 
+// Whether an error leaves what was there as it was, so that the same may succeed later.
+static bool passes(int error)
+{
+    return error == -ENOSPC || error == -EDQUOT || error == -EFBIG || error == -ENOMEM;
+}
+
+// Refcounts need room that the host has not, tables have theirs: those that wait for them would be lost
+// at the end. So the image is as one with lazy refcounts until it is clean again.
+static enum sync_state go_on_dirty(struct image *image, int error)
+{
+    struct sync *sync = image->sync;
+
+    image_log(
+        image,
+        "refcounts cannot be written (%s): it is marked as not cleanly closed until they can; "
+        "nothing is lost",
+        strerror(-error));
+    sync->op.wait.result = 0;
+    sync->set_dirty = true;
+    image->dirty_bit = true;
+    return submit_header(image, SYNC_PREPARED);
+}
+
 static enum sync_state write_refcounts(struct image *image)
 {
     struct sync *sync = image->sync;
@@ -228,6 +258,8 @@ static enum sync_state write_refcounts(struct image *image)
         return SYNC_PARKED;
     sync->demand.barrier = true;
     sync->op.wait.result = result;
+    if (passes(result) && image->header.version >= 3)
+        return go_on_dirty(image, result);
     return result < 0 ? SYNC_DURABLE : SYNC_PREPARED;
 }
 
@@ -275,11 +307,6 @@ static void latch(struct image *image, int error)
               "are refused "
               "from now on; reads go on; restart when the disk is well",
               strerror(-error));
-}
-
-static bool passes(int error)
-{
-    return error == -ENOSPC || error == -EDQUOT || error == -ENOMEM;
 }
 
 // Ops are over and so are their tables on disk: the refcounts in memory count what those refer to,
@@ -337,6 +364,7 @@ static enum sync_state durable(struct image *image)
         if (!passes(result))
             latch(image, result);
     }
+    sync->demand = (struct sync_demand){0};
     settle_drops(image, result);
     quarantine_sync_ended(image, result < 0);
     waitq_wake(&sync->current, result);

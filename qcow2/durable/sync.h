@@ -68,6 +68,9 @@ int sync_drop_autoclear(struct op *op);
 // As sync_wait, and then refcounts are written and the dirty bit is cleared. wait.result is -EBUSY
 // where ops are in flight or clusters wait to be released.
 int sync_clean(struct op *op);
+// Guest bytes that were answered and are not known to be durable, at most: what is changed twice counts
+// twice.
+uint64_t sync_bytes_at_stake(const struct image *image);
 // Whether memory has anything that disk has not.
 bool sync_needed(const struct image *image);
 

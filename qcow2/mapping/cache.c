@@ -84,11 +84,16 @@ static struct slice *find(struct cache *cache, uint64_t offset, unsigned piece_b
     return NULL;
 }
 
-bool cache_has(struct cache *cache, uint64_t offset, unsigned piece_bits)
+const struct slice *cache_peek(struct cache *cache, uint64_t offset, unsigned piece_bits)
 {
     const struct slice *slice = find(cache, offset, piece_bits);
 
-    return slice && !slice->loading;
+    return slice && !slice->loading ? slice : NULL;
+}
+
+bool cache_has(struct cache *cache, uint64_t offset, unsigned piece_bits)
+{
+    return cache_peek(cache, offset, piece_bits) != NULL;
 }
 
 // A slice that nobody needs, taken out of the hash; NULL when all are busy. The hand goes round

@@ -83,6 +83,8 @@ void cache_mark_dirty(struct cache *cache, struct slice *slice);
 void cache_write_begins(struct cache *cache, struct slice *slice);
 void cache_write_ended(struct cache *cache, struct slice *slice, bool failed);
 
+// The slice at offset as it is in memory, or NULL.
+const struct slice *cache_peek(struct cache *cache, uint64_t offset, unsigned piece_bits);
 // Whether the slice at offset is in memory, so that cache_get would not have to wait.
 bool cache_has(struct cache *cache, uint64_t offset, unsigned piece_bits);
 

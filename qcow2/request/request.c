@@ -15,6 +15,7 @@
 #include "qcow2/base/waitq.h"
 #include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
+#include "qcow2/core/sync_queue.h"
 #include "qcow2/space/quarantine.h"
 
 // Whether the op may run at all: 0 or a negative errno.
@@ -142,12 +143,24 @@ static void release_work(struct op *op)
     }
 }
 
+static void child_done(struct op *child);
+
+// Whether the op's owner hears now of a change that is not durable.
+static bool leaves_at_stake(const struct op *op)
+{
+    bool changes = op->kind == OP_WRITE || op->kind == OP_DISCARD || op->kind == OP_WRITE_ZEROES;
+
+    return changes && op->result == 0 && !(op->flags & OP_FUA) && op->done != child_done;
+}
+
 static void tell_owner(struct task *task)
 {
     struct op *op = container_of(task, struct op, wait.task);
 
     if (op->image->host.trace)
         image_trace_op(op->image, op, op->result < 0 ? strerror(-op->result) : "done");
+    if (leaves_at_stake(op))
+        sync_note_answered(op->image, op->length);
     op->image->op_count--;
     LIST_REMOVE(op, running_link);
     op->done(op);

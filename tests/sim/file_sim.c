@@ -61,6 +61,7 @@ void sim_power_on(struct sim *sim)
     sim->dead = false;
     sim->fault_count = 0;
     sim->faults_hit = 0;
+    sim->growth_refused = 0;
     memset(sim->class_count, 0, sizeof(sim->class_count));
 }
 
@@ -371,6 +372,8 @@ static int decide(struct sim *sim, const struct sim_disk *disk, const struct fil
     }
     if (error < 0)
         sim->faults_hit++;
+    if (error == -ENOSPC && grows)
+        sim->growth_refused++;
     return error;
 }
 

@@ -51,7 +51,8 @@ struct sim {
     struct sim_fault faults[SIM_FAULTS_MAX];
     unsigned fault_count;
     uint64_t class_count[SIM_CLASSES];
-    uint64_t faults_hit; // requests that failed, other than by the power cut
+    uint64_t faults_hit;     // requests that failed, other than by the power cut
+    uint64_t growth_refused; // of them: for there was no room to grow
     bool trace;
     char failure[512]; // what went wrong, "": nothing
 };

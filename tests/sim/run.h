@@ -29,6 +29,7 @@ struct run {
     uint64_t leaks;      // clusters that leaked when the image was last judged
     uint64_t beyond;     // references beyond the end of the file that it had then
     bool dirty;          // its dirty bit was set then
+    bool out_of_room;    // the last end failed for want of room, and nothing else ever failed
     uint32_t last_value; // that a write had (pattern.h)
     uint64_t ops;        // started
     uint64_t states;     // judged

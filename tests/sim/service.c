@@ -44,9 +44,10 @@ static void recall(void *context)
 // fault, since only whole images and those that a power cut left are served here.
 static bool is_harmless(const char *line)
 {
-    static const char *const lines[] = {"': was not closed cleanly",
-                                        "': recovery: done, 0 faults found", "persistent bitmaps",
-                                        "': its bitmaps are gone", " % of the tables counted"};
+    static const char *const lines[] = {
+        "': was not closed cleanly", "': recovery: done, 0 faults found",
+        "persistent bitmaps",        "': refcounts cannot be written (No space left",
+        "': its bitmaps are gone",   " % of the tables counted"};
 
     if (strstr(line, "fault") && !strstr(line, ", 0 faults"))
         return false;
@@ -176,6 +177,8 @@ bool service_finish(struct service *service)
     sim_trace(sim, "finished: %s", result < 0 ? strerror(-result) : "clean");
     if (result < 0 && !excused(service->run))
         sim_fail(sim, "finishing failed, and nothing else had: %s", strerror(-result));
+    service->run->out_of_room = result == -ENOSPC && !sim->dead && heap_failed() == 0 &&
+                                sim->faults_hit == sim->growth_refused;
     return result == 0 && !sim->dead;
 }
 

@@ -143,7 +143,8 @@ def test_what_was_given_up_is_room(request, workdir, file_system):
 
 def test_stop_without_room(small, workdir):
     """No room for refcounts at the stop: it says so and ends with an error, or finds the room; in
-    both cases nothing is lost, and the image opens again."""
+    both cases nothing that was flushed is lost, and the image opens again (test_stop_lost.py has
+    the rest)."""
     image = lib_tools.create(f"{small}/disk.qcow2", SIZE, lazy_refcounts="on", cluster_size=512)
     server = Server(workdir, image)
     handle = server.connect()

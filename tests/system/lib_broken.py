@@ -9,6 +9,7 @@ import lib_tools
 from lib_server import Server, refused
 
 MEBI = 1 << 20
+SECTOR = 512
 
 
 def serve_refused(workdir, image, *options):
@@ -33,8 +34,51 @@ def attempt(function, *arguments):
         return getattr(errno, error.errno)
 
 
-def survive(workdir, image):
-    """Serves it if it can be served, and uses it: any error, no crash, no hang."""
+def read_outcome(handle, offset, length):
+    """The bytes, or the error number."""
+    try:
+        return bytes(handle.pread(length, offset))
+    except nbd.Error as error:
+        return getattr(errno, error.errno)
+
+
+def sectors(content):
+    """All sectors of the content, the last one filled up with zeros."""
+    return {content[at:at + SECTOR].ljust(SECTOR, b"\0") for at in range(0, len(content), SECTOR)}
+
+
+def known_sectors(*files, content=b""):
+    """What a damaged image may answer with, whatever its tables say: something of its files, zeros, and
+    what its compressed clusters hold (content)."""
+    known = sectors(content) | {bytes(SECTOR)}
+    for path in files:
+        with open(path, "rb") as stream:
+            known |= sectors(stream.read())
+    return known
+
+
+def read_steadily(handle, places, known=None):
+    """Reads each place (offset, length) twice in a row, forwards and backwards, and so after all the
+    others too. It is the same error or the same bytes each time; bytes are known ones. Returns the
+    outcomes by offset."""
+    outcomes = {}
+    for order in (places, places[::-1]):
+        for offset, length in order:
+            for _ in range(2):
+                outcome = read_outcome(handle, offset, length)
+                expected = outcomes.setdefault(offset, outcome)
+                assert outcome == expected, f"offset {offset}: {outcome!r:.80}, not {expected!r:.80}"
+            if known is not None and isinstance(outcome, bytes) and offset % SECTOR == 0:
+                foreign = [at for at in range(0, length - length % SECTOR, SECTOR)
+                           if outcome[at:at + SECTOR] not in known]
+                assert not foreign, f"offset {offset}: bytes that no file has, at {foreign[:4]}"
+    return outcomes
+
+
+def survive(workdir, image, content=b"", backing=()):
+    """Serves it if it can be served, and uses it: any error, no crash, no hang, no bytes that come from
+    elsewhere. content: what it held before it was damaged, where that is not in its file as it is."""
+    known = known_sectors(image, *backing, content=content)
     server = Server(workdir, image, wait=False, options=["--clean-after=1"])
     try:
         try:
@@ -47,6 +91,9 @@ def survive(workdir, image):
         handle = server.connect(strict=False)
         size = min(handle.get_size(), 64 * MEBI)
         writable = not handle.is_read_only()
+        step = max(size // 16 // SECTOR * SECTOR, SECTOR)
+        read_steadily(handle, [(offset, min(100000, size - offset))
+                               for offset in range(0, size, step)][:64], known)
         for offset in range(0, size, max(size // 16, 1)):
             length = min(100000, size - offset)
             attempt(handle.pread, length, offset)

@@ -180,6 +180,9 @@ static void pass(struct align_request *r)
         .length = parent->length,
         .iov = parent->iov,
         .iovcnt = parent->iovcnt,
+        .extents = parent->extents,
+        .extent_max = parent->extent_max,
+        .hole_min = parent->hole_min,
         .done = step,
     };
     file_submit(align_file_of(r)->lower, &r->child);
@@ -277,6 +280,7 @@ static void step(struct file_io *child)
     }
     switch (r->state) {
     case ALIGN_PASS:
+        r->parent->extent_count = child->extent_count;
         finish(r, 0);
         return;
     case ALIGN_READ:
@@ -350,6 +354,7 @@ static void classify(const struct align_file *f, struct align_request *r)
     switch (io->kind) {
     case FILE_READ:
     case FILE_DATASYNC:
+    case FILE_EXTENTS:
         return;
     case FILE_WRITE:
     case FILE_ZERO:
@@ -406,13 +411,6 @@ static int64_t align_size(struct file *file)
     return file_size(((struct align_file *)file)->lower);
 }
 
-static enum file_extent_kind align_extent(struct file *file, uint64_t offset, uint64_t *length)
-{
-    struct file *lower = ((struct align_file *)file)->lower;
-
-    return lower->ops->extent(lower, offset, length);
-}
-
 static void align_close(struct file *file)
 {
     struct align_file *f = (struct align_file *)file;
@@ -423,14 +421,6 @@ static void align_close(struct file *file)
 }
 
 static const struct file_ops align_ops = {
-    .submit = align_submit,
-    .wait = align_wait,
-    .size = align_size,
-    .extent = align_extent,
-    .close = align_close,
-};
-
-static const struct file_ops align_ops_without_extent = {
     .submit = align_submit,
     .wait = align_wait,
     .size = align_size,
@@ -452,7 +442,7 @@ int file_align_new(struct file *lower, size_t alignment, size_t memory_alignment
     if (f == NULL)
         return -ENOMEM;
     f->file = *lower; // name, run queue and flags are those of the lower file
-    f->file.ops = lower->ops->extent != NULL ? &align_ops : &align_ops_without_extent;
+    f->file.ops = &align_ops;
     f->lower = lower;
     f->alignment = alignment;
     f->memory_alignment = memory_alignment;

@@ -11,6 +11,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "server/file_seek.h"
+
 // How many requests that hold the inode's lock are started at a time. More would only block more
 // workers, with none left for other files; the second is there when the first one ends.
 #define LANE_DEPTH 2u
@@ -37,6 +39,7 @@ static bool locks_inode(const struct file_io *io)
     switch (io->kind) {
     case FILE_READ:
     case FILE_DATASYNC:
+    case FILE_EXTENTS:
         return false;
     case FILE_WRITE:
         return !posix_file_of(io)->direct;
@@ -130,6 +133,7 @@ int posix_file_fallocate_mode(enum file_io_kind kind)
     case FILE_WRITE:
     case FILE_DATASYNC:
     case FILE_TRUNCATE:
+    case FILE_EXTENTS:
         break;
     }
     abort();
@@ -190,6 +194,8 @@ static ssize_t call_once(struct file_io *io, int flags)
         break;
     case FILE_TRUNCATE:
         return truncate_file(f, io->offset);
+    case FILE_EXTENTS:
+        return file_seek_extents(f->fd, io);
     }
     return answer < 0 ? -errno : answer;
 }
@@ -315,6 +321,7 @@ static bool try_inline(struct posix_file *f, struct file_io *io, int *result)
     case FILE_PUNCH:
     case FILE_ALLOCATE:
     case FILE_TRUNCATE:
+    case FILE_EXTENTS:
         return false;
     }
     abort();
@@ -342,9 +349,14 @@ static void posix_submit(struct file *file, struct file_io *io)
         file_io_complete(io, 0);
         return;
     }
+    // A block device has no holes that it tells of.
+    if (io->kind == FILE_EXTENTS && f->block_device) {
+        file_io_complete(io, -EOPNOTSUPP);
+        return;
+    }
     if (io->kind == FILE_TRUNCATE)
         sync_pace_note_change(&f->sync_pace, UINT64_MAX);
-    else if (io->kind != FILE_READ && io->kind != FILE_DATASYNC)
+    else if (io->kind != FILE_READ && io->kind != FILE_DATASYNC && io->kind != FILE_EXTENTS)
         sync_pace_note_change(&f->sync_pace, io->length);
     if (try_inline(f, io, &result)) {
         file_io_complete(io, result);
@@ -399,27 +411,6 @@ static void posix_wait(struct file *file)
         backend->ops->wait(backend);
 }
 
-static enum file_extent_kind posix_extent(struct file *file, uint64_t offset, uint64_t *length)
-{
-    struct posix_file *f = (struct posix_file *)file;
-    int64_t size = posix_size(file);
-    uint64_t rest = size > 0 && (uint64_t)size > offset ? (uint64_t)size - offset : 0;
-    off_t data = lseek(f->fd, (off_t)offset, SEEK_DATA);
-
-    *length = rest;
-    if (data < 0)
-        return errno == ENXIO ? FILE_EXTENT_HOLE : FILE_EXTENT_DATA;
-    if ((uint64_t)data > offset) {
-        *length = (uint64_t)data - offset;
-        return FILE_EXTENT_HOLE;
-    }
-
-    off_t hole = lseek(f->fd, (off_t)offset, SEEK_HOLE);
-    if (hole > data)
-        *length = (uint64_t)(hole - data);
-    return FILE_EXTENT_DATA;
-}
-
 static void posix_give_back(struct file *file, const void *lent, uint64_t length)
 {
     map_give_back(&((struct posix_file *)file)->backend->map, lent, length);
@@ -445,7 +436,6 @@ static const struct file_ops posix_ops = {
     .submit = posix_submit,
     .wait = posix_wait,
     .size = posix_size,
-    .extent = posix_extent,
     .give_back = posix_give_back,
     .copy_lent = posix_copy_lent,
     .close = posix_close,
@@ -471,6 +461,7 @@ struct posix_file *posix_file_new(struct backend *backend, int fd, const char *n
     f->file.ops = &posix_ops;
     f->file.runq = backend->runq;
     f->file.read_only = options->read_only;
+    f->file.shared = options->shared;
     // Blocks of a device hold what was there before.
     f->file.fresh_is_zero = !options->block_device;
     f->backend = backend;

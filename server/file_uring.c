@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <liburing.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +29,9 @@
 // How long to wait when the kernel has no memory for a request and nothing in flight will end.
 #define NO_MEMORY_PAUSE_NS 1000000
 
+// The worker's request is in flight.
+#define WORKER_STARTS 1
+
 struct uring {
     struct backend backend; // first member
     struct io_uring ring;
@@ -35,6 +39,11 @@ struct uring {
     size_t queued_count;
     unsigned in_flight; // submitted and not reaped
     unsigned in_flight_max;
+    // Threads for what a ring has no operation for; NULL until they are needed. The ring polls for
+    // what they have completed.
+    struct backend *aside;
+    bool polling;
+    int worker_result; // of the request for which the kernel starts a worker
 };
 
 static struct uring *uring_of(struct backend *backend)
@@ -57,15 +66,27 @@ static struct file_io *dequeue(struct uring *u)
     return file_io_of(task);
 }
 
+// Starts what the ring has no operation for: FILE_EXTENTS, and FILE_TRUNCATE before Linux 6.9.
+static void start_aside(struct uring *u, struct file_io *io)
+{
+    struct error err;
+
+    if (u->aside == NULL)
+        u->aside = backend_pool_new(u->backend.runq, &err);
+    if (u->aside != NULL)
+        u->aside->ops->start(u->aside, io);
+    else if (io->kind == FILE_EXTENTS)
+        posix_file_finish(io, -EAGAIN);
+    else
+        posix_file_finish(io, posix_file_execute(io));
+}
+
 static void uring_start(struct backend *backend, struct file_io *io)
 {
-    // io_uring has this since Linux 6.9 only. It is rare (clean shutdown, resize), done when the
-    // image is at rest, and changes little more than the inode.
-    if (io->kind == FILE_TRUNCATE) {
-        posix_file_finish(io, posix_file_execute(io));
-        return;
-    }
-    enqueue(uring_of(backend), io);
+    if (io->kind == FILE_TRUNCATE || io->kind == FILE_EXTENTS)
+        start_aside(uring_of(backend), io);
+    else
+        enqueue(uring_of(backend), io);
 }
 
 static void prepare_read_or_write(struct io_uring_sqe *sqe, const struct file_io *io)
@@ -119,6 +140,7 @@ static void prepare(struct uring *u, struct io_uring_sqe *sqe, struct file_io *i
                                 (off_t)io->length);
         break;
     case FILE_TRUNCATE:
+    case FILE_EXTENTS:
         abort(); // never queued
     }
     if (async)
@@ -126,10 +148,26 @@ static void prepare(struct uring *u, struct io_uring_sqe *sqe, struct file_io *i
     io_uring_sqe_set_data(sqe, io);
 }
 
+// Has the ring complete when the threads aside have completed something. Returns how many entries
+// were filled. The entry has no data, and is not counted as in flight.
+static unsigned poll_aside(struct uring *u)
+{
+    if (u->aside == NULL || u->polling)
+        return 0;
+
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+    if (sqe == NULL)
+        return 0;
+    io_uring_prep_poll_add(sqe, u->aside->fd, POLLIN);
+    io_uring_sqe_set_data(sqe, NULL);
+    u->polling = true;
+    return 1;
+}
+
 // Fills the submission ring from the queue. Returns how many entries were filled.
 static unsigned fill(struct uring *u)
 {
-    unsigned count = 0;
+    unsigned count = poll_aside(u);
 
     while (u->queued_count > 0 && u->in_flight < u->in_flight_max) {
         struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
@@ -171,10 +209,21 @@ static void reap(struct uring *u)
 
     io_uring_for_each_cqe(&u->ring, head, cqe)
     {
+        struct file_io *io = io_uring_cqe_get_data(cqe);
+
+        count++;
+        if (io == NULL) {
+            u->polling = false;
+            u->aside->ops->turn(u->aside);
+            continue;
+        }
+        if ((void *)io == &u->worker_result) {
+            u->worker_result = cqe->res;
+            continue;
+        }
         assert(u->in_flight > 0);
         u->in_flight--;
-        finish_or_requeue(u, io_uring_cqe_get_data(cqe), cqe->res);
-        count++;
+        finish_or_requeue(u, io, cqe->res);
     }
     io_uring_cq_advance(&u->ring, count);
 }
@@ -231,7 +280,7 @@ static void uring_wait(struct backend *backend)
     uring_turn(backend);
     while (runq_empty(backend->runq)) {
         fill(u);
-        assert(u->in_flight > 0);
+        assert(u->in_flight > 0 || u->polling);
         submit(u, 1);
         reap(u);
     }
@@ -243,39 +292,33 @@ static void uring_free(struct backend *backend)
 
     assert(u->in_flight == 0 && u->queued_count == 0);
     io_uring_queue_exit(&u->ring);
+    if (u->aside != NULL)
+        u->aside->ops->free(u->aside);
     free(u);
 }
 
 // Has the kernel start a worker, without which it would cancel what cannot be done at once. It keeps
-// the last one; should others be refused later, requests wait. Returns 0 or a negative errno.
-static int start_worker(struct io_uring *ring)
-{
-    struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
-    struct io_uring_cqe *cqe;
-    int result;
-
-    io_uring_prep_nop(sqe);
-    sqe->flags |= IOSQE_ASYNC;
-    do {
-        result = io_uring_submit_and_wait(ring, 1);
-    } while (result == -EINTR);
-    if (result < 0)
-        return result;
-    result = io_uring_wait_cqe(ring, &cqe);
-    if (result < 0)
-        return result;
-    result = cqe->res;
-    io_uring_cqe_seen(ring, cqe);
-    return result;
-}
-
+// the last one; should others be refused later, requests wait. What is in flight meanwhile, such as a
+// recovery's reads, goes on.
 static int uring_settle(struct backend *backend, struct error *err)
 {
     struct uring *u = uring_of(backend);
-    int result;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+    int result = 0;
 
-    assert(u->in_flight == 0 && u->queued_count == 0);
-    result = start_worker(&u->ring);
+    assert(sqe != NULL); // all that is filled in has been submitted
+    io_uring_prep_nop(sqe);
+    sqe->flags |= IOSQE_ASYNC;
+    io_uring_sqe_set_data(sqe, &u->worker_result);
+    u->worker_result = WORKER_STARTS;
+    while (result >= 0 && u->worker_result == WORKER_STARTS) {
+        result = io_uring_submit_and_wait(&u->ring, 1);
+        if (result == -EINTR)
+            result = 0;
+        reap(u);
+    }
+    if (result >= 0)
+        result = u->worker_result;
     if (result < 0)
         return error_set(err, -result, "io_uring: the kernel starts no worker (%s); %s",
                          strerror(-result), threads_advice());
@@ -293,8 +336,9 @@ static const struct backend_ops uring_ops = {
 
 static bool has_operations(struct io_uring *ring)
 {
-    static const int needed[] = {IORING_OP_READ,   IORING_OP_WRITE, IORING_OP_READV,
-                                 IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE};
+    static const int needed[] = {IORING_OP_READ,    IORING_OP_WRITE, IORING_OP_READV,
+                                 IORING_OP_WRITEV,  IORING_OP_FSYNC, IORING_OP_FALLOCATE,
+                                 IORING_OP_POLL_ADD};
     struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
     bool all = probe != NULL;
 

@@ -2,20 +2,49 @@
 #include "qcow2/base/file.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
 #include "qcow2/base/container.h"
+#include "qcow2/base/known_extents.h"
+
+// What is known of a range ends when it is changed. An io that is done may have changed it at any
+// time since it was submitted.
+static void note_change(const struct file_io *io)
+{
+    struct known_extents *known = io->file->known;
+
+    if (!known)
+        return;
+    switch (io->kind) {
+    case FILE_WRITE:
+    case FILE_ZERO:
+    case FILE_PUNCH:
+        known_extents_changed(known, io->offset, io->offset + io->length);
+        return;
+    case FILE_TRUNCATE:
+        known_extents_changed(known, 0, UINT64_MAX);
+        return;
+    case FILE_READ:
+    case FILE_DATASYNC:
+    case FILE_ALLOCATE:
+    case FILE_EXTENTS:
+        return;
+    }
+}
 
 static void run_done(struct task *task)
 {
     struct file_io *io = container_of(task, struct file_io, task);
 
     io->file->outstanding--;
+    note_change(io);
     io->done(io);
 }
 
 void file_submit(struct file *file, struct file_io *io)
 {
-    assert(!file->read_only || io->kind == FILE_READ || io->kind == FILE_DATASYNC);
+    assert(!file->read_only || io->kind == FILE_READ || io->kind == FILE_DATASYNC ||
+           io->kind == FILE_EXTENTS);
     assert(io->iovcnt <= FILE_IOV_MAX);
     assert(io->offset <= INT64_MAX && io->length <= (uint64_t)INT64_MAX - io->offset);
     io->file = file;
@@ -23,6 +52,8 @@ void file_submit(struct file *file, struct file_io *io)
     io->progress = 0;
     io->lent = NULL;
     io->result = FILE_IO_RUNNING;
+    io->extent_count = 0;
+    note_change(io);
     file->outstanding++;
     file->ops->submit(file, io);
 }
@@ -49,6 +80,7 @@ void file_drain(struct file *file)
 
 void file_close(struct file *file)
 {
+    free(file->extents);
     file->ops->close(file);
 }
 

@@ -22,6 +22,7 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include "qcow2/base/known_extents.h"
 #include "qcow2/base/runq.h"
 
 enum file_io_kind {
@@ -32,6 +33,7 @@ enum file_io_kind {
     FILE_PUNCH, // gives the range back to the host; it reads as zeros; never changes the size
     FILE_ALLOCATE, // reserves space, contents unchanged (new space reads as zeros); grows the file
     FILE_TRUNCATE, // sets the size to offset; length is not used
+    FILE_EXTENTS,  // tells data from holes, from offset on; length: how many bytes are of interest
 };
 
 struct file_io;
@@ -51,12 +53,20 @@ struct file_io {
     const struct iovec
         *iov; // read and write: at most FILE_IOV_MAX; owned by the caller, kept until done
     int iovcnt;
-    bool lend; // FILE_READ: the bytes may be left where they are, see lent
+    bool lend;                   // FILE_READ: the bytes may be left where they are, see lent
+    struct file_extent *extents; // FILE_EXTENTS: room for extent_max; owned by the caller
+    size_t extent_max;
+    uint64_t hole_min; // bytes; a shorter hole counts as data
     file_io_done *done;
 
-    // FILE_IO_RUNNING from file_submit until done runs, then 0 or a negative errno. FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE answer
-    // -EOPNOTSUPP where the host cannot; the caller then writes zeros, or does without.
+    // FILE_IO_RUNNING from file_submit until done runs, then 0 or a negative errno. FILE_ZERO,
+    // FILE_PUNCH, FILE_ALLOCATE and FILE_EXTENTS answer -EOPNOTSUPP where the host cannot; the caller
+    // then writes zeros, or does without.
     int result;
+    // FILE_EXTENTS: extents from offset on, in order and without gaps, as they were at some moment
+    // since file_submit; at least one, and more than were asked for where that costs little. Behind
+    // the end of the file is a hole.
+    size_t extent_count;
     // The read's bytes are here instead of in iov, to be given back (file_ops); or NULL. Only where
     // lend was set and result is 0.
     const void *lent;
@@ -68,8 +78,7 @@ struct file_io {
     uint64_t cookie;
 };
 
-// What lies at an offset of a file, as far as the host knows.
-enum file_extent_kind { FILE_EXTENT_DATA, FILE_EXTENT_HOLE };
+struct file_extents;
 
 struct file_ops {
     // See the contract above.
@@ -80,9 +89,6 @@ struct file_ops {
     void (*wait)(struct file *file);
     // Bytes, or a negative errno.
     int64_t (*size)(struct file *file);
-    // Kind of what is at offset (below the size) and in *length for how many bytes at least that
-    // holds. May be NULL: then everything is data.
-    enum file_extent_kind (*extent)(struct file *file, uint64_t offset, uint64_t *length);
     // What was lent is not used any more; length as the read's. These two may be NULL where nothing
     // is ever lent.
     void (*give_back)(struct file *file, const void *lent, uint64_t length);
@@ -103,6 +109,9 @@ struct file {
     bool read_only;       // writes must not be submitted
     unsigned outstanding; // requests submitted whose done has not begun to run; kept by file.c
     bool fresh_is_zero;   // space beyond the end reads as zeros once written past (regular files)
+    bool shared;          // others may write to it, too
+    struct file_extents *extents; // asks where it has holes; NULL until somebody wanted to know
+    struct known_extents *known;  // of those: what file.c tells of changes
 };
 
 // Fills the private part and submits. kind, offset, length, iov, iovcnt and done are set by the

@@ -108,10 +108,11 @@ struct op {
     int state;                        // of the machine
     uint64_t pos;                     // [offset, pos) is done
     uint64_t step_length;             // bytes from pos that the I/O in flight is about
-    struct epoch_member plan;  // inside while the op may use host clusters that it has looked up
-    bool scanned;              // has loaded a refcount page to look for free clusters
-    unsigned char space_waits; // how often it waited for what was given up to become free
-    struct epoch_member loan;  // inside, with the epoch of its plan, while it has something lent
+    struct epoch_member plan;   // inside while the op may use host clusters that it has looked up
+    bool scanned;               // has loaded a refcount page to look for free clusters
+    unsigned char space_waits;  // how often it waited for what was given up to become free
+    unsigned char extent_tries; // how often it asked where the file has holes, for one place
+    struct epoch_member loan;   // inside, with the epoch of its plan, while it has something lent
     struct op_descent descent;
     struct op_work *work; // what is more than a read or a write in place
     struct file_io io;

@@ -52,6 +52,7 @@ void op_start(struct image *image, struct op *op)
     op->loan.inside = NULL;
     op->scanned = false;
     op->space_waits = 0;
+    op->extent_tries = 0;
     op->descent.layer = NULL;
     op->work = NULL;
     op->lender = NULL;

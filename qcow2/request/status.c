@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // status.c: what lies where (OP_BLOCK_STATUS), through the backing chain.
-#include <errno.h>
-
-#include "qcow2/base/file.h"
+//
+// Data that lies in a hole of the file reads as zeros. In a raw image that is a hole; in a qcow2
+// image it is not, for the image has mapped the space, as 'qemu-img create -o preallocation' does.
+#include "qcow2/base/file_extents.h"
 #include "qcow2/base/op.h"
 #include "qcow2/core/host.h"
 #include "qcow2/core/image_state.h"
@@ -11,44 +12,42 @@
 #include "qcow2/request/request.h"
 #include "qcow2/request/steps.h"
 
+enum { STATUS_BEGIN, STATUS_PLAN };
+
 // Lookups in one turn, before others have theirs.
 #define LOOKUPS_A_TURN 64
 
-static void add(struct op *op, uint64_t length, bool hole, bool zero, unsigned depth)
+// What is next on op->pos. Where there is no room for it, the op ends there.
+static void add(struct op *op, const struct extent *next)
 {
     struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
 
-    if (last && last->hole == hole && last->zero == zero && last->depth == depth)
-        last->length += length;
-    else
-        op->extents[op->extent_count++] =
-            (struct extent){.length = length, .hole = hole, .zero = zero, .depth = depth};
-    op->pos += length;
+    if (last && last->hole == next->hole && last->zero == next->zero &&
+        last->depth == next->depth) {
+        last->length += next->length;
+    } else if (op->extent_count < op->max_extents) {
+        op->extents[op->extent_count++] = *next;
+    } else {
+        op->pos = op->offset + op->length;
+        return;
+    }
+    op->pos += next->length;
 }
 
-static int raw_status(struct op *op, const struct location *location)
+// Adds what the file has at a mapping of data, to be called a hole or not where it has one.
+static int add_data(struct op *op, const struct location *location)
 {
-    struct file *file = location->layer->file;
-    uint64_t length = location->mapping.length;
-    int64_t size = file_size(file);
-    bool hole = false;
+    struct image *layer = location->layer;
+    struct extent next = {.length = location->mapping.length, .depth = location->depth};
+    enum file_extent_kind kind;
+    int result =
+        file_extents_get(op, layer->file, location->mapping.host_offset, &next.length, &kind);
 
-    if (size < 0)
-        return (int)size;
-    if (op->pos >= (uint64_t)size) {
-        // The image's size counts whole sectors: what is behind the file's end is zeros.
-        add(op, length, true, true, location->depth);
-        return 0;
-    }
-    if (length > (uint64_t)size - op->pos)
-        length = (uint64_t)size - op->pos;
-    if (file->ops->extent) {
-        uint64_t known = length;
-
-        hole = file->ops->extent(file, op->pos, &known) == FILE_EXTENT_HOLE;
-        length = known < length ? known : length;
-    }
-    add(op, length, hole, hole, location->depth);
+    if (result != 0)
+        return result;
+    next.zero = kind == FILE_EXTENT_HOLE;
+    next.hole = next.zero && layer->format == IMAGE_FORMAT_RAW;
+    add(op, &next);
     return 0;
 }
 
@@ -59,21 +58,34 @@ static int plan(struct op *op)
 
     if (result != 0)
         return result;
-    if (location.layer && location.layer->format == IMAGE_FORMAT_RAW)
-        return raw_status(op, &location);
-
-    enum entry_kind kind = location.mapping.kind;
-    bool zero = kind != ENTRY_DATA && kind != ENTRY_COMPRESSED;
-    add(op, location.mapping.length, zero && kind != ENTRY_ZERO_ALLOCATED, zero, location.depth);
+    const struct mapping *m = &location.mapping;
+    if (m->kind == ENTRY_DATA)
+        return add_data(op, &location);
+    bool zero = m->kind != ENTRY_COMPRESSED;
+    add(op, &(struct extent){.length = m->length,
+                             .hole = zero && m->kind != ENTRY_ZERO_ALLOCATED,
+                             .zero = zero,
+                             .depth = location.depth});
     return 0;
+}
+
+// Files that others write to, too, are asked anew.
+static void distrust_files(const struct op *op)
+{
+    for (const struct image *layer = op->image; layer; layer = layer->backing)
+        file_extents_distrust(layer->file);
 }
 
 static void status_step(struct op *op)
 {
     int result = op->wait.result;
 
+    if (op->state == STATUS_BEGIN) {
+        distrust_files(op);
+        op->state = STATUS_PLAN;
+    }
     for (int n = 0; result == 0 && n < LOOKUPS_A_TURN; n++) {
-        if (op->pos >= op->offset + op->length || op->extent_count >= op->max_extents) {
+        if (op->pos >= op->offset + op->length) {
             op_finish(op, 0);
             return;
         }
@@ -85,6 +97,6 @@ static void status_step(struct op *op)
         op_finish(op, result);
 }
 
-static const char *const state_names[] = {"running"};
+static const char *const state_names[] = {[STATUS_BEGIN] = "begin", [STATUS_PLAN] = "plan"};
 
 const struct op_machine status_machine = OP_MACHINE("block status", status_step, state_names);

@@ -11,19 +11,65 @@
 
 static void slot_done(struct file_io *io);
 
-static bool in_hole(struct file *file, const struct scan_range *range)
-{
-    uint64_t length = 0;
+static void go_on(struct task *task);
 
-    if (file->ops->extent == NULL)
-        return false;
-    int64_t size = file_size(file);
-    if (size < 0)
-        return false;
-    if (range->offset >= (uint64_t)size)
-        return true; // past the end, which reads as zeros
-    return file->ops->extent(file, range->offset, &length) == FILE_EXTENT_HOLE &&
-           (length >= range->length || range->offset + length >= (uint64_t)size);
+enum place { PLACE_DATA, PLACE_HOLE, PLACE_UNKNOWN };
+
+// Where the range lies, as far as the last answer tells.
+static enum place place_of(const struct scan *scan, const struct scan_range *range)
+{
+    uint64_t begin = scan->ask.offset;
+
+    if (scan->all_data)
+        return PLACE_DATA;
+    for (size_t i = 0; i < scan->ask.extent_count && range->offset >= begin; i++) {
+        uint64_t end = begin + scan->extents[i].length;
+
+        if (range->offset < end)
+            return scan->extents[i].kind == FILE_EXTENT_HOLE && range->offset + range->length <= end
+                       ? PLACE_HOLE
+                       : PLACE_DATA;
+        begin = end;
+    }
+    return PLACE_UNKNOWN;
+}
+
+static void answered(struct file_io *io)
+{
+    struct scan *scan = (struct scan *)((char *)io - offsetof(struct scan, ask));
+
+    scan->asking = false;
+    scan->all_data = io->result < 0;
+    go_on(&scan->task);
+}
+
+static void ask(struct scan *scan)
+{
+    scan->asking = true;
+    scan->ask = (struct file_io){.kind = FILE_EXTENTS,
+                                 .offset = scan->range.offset,
+                                 .length = scan->range.length,
+                                 .extents = scan->extents,
+                                 .extent_max = SCAN_EXTENTS,
+                                 .done = answered};
+    file_submit(scan->file, &scan->ask);
+}
+
+static void read_range(struct scan *scan, struct scan_slot *slot)
+{
+    slot->scan = scan;
+    slot->range = scan->range;
+    slot->ready = false;
+    slot->iov = (struct iovec){.iov_base = slot->buf, .iov_len = slot->range.length};
+    slot->io = (struct file_io){.kind = FILE_READ,
+                                .offset = slot->range.offset,
+                                .length = slot->range.length,
+                                .iov = &slot->iov,
+                                .iovcnt = 1,
+                                .done = slot_done};
+    scan->held = false;
+    scan->count++;
+    file_submit(scan->file, &slot->io);
 }
 
 static void fail(struct scan *scan, int result)
@@ -33,13 +79,14 @@ static void fail(struct scan *scan, int result)
     scan->ended = true;
 }
 
-// Submits reads until all slots are in use, there is nothing more to read, or it is the turn of
-// others. The end of a read goes on here; where none is in flight a task does.
+// Submits reads until all slots are in use, there is nothing more to read, it is not known if there
+// is, or it is the turn of others. The end of what is in flight goes on here; where nothing is a task
+// does.
 static void fill(struct scan *scan)
 {
     unsigned holes = 0;
 
-    while (!scan->ended && scan->count < SCAN_SLOTS) {
+    while (!scan->ended && !scan->asking && scan->count < SCAN_SLOTS) {
         struct scan_slot *slot = &scan->slots[(scan->first + scan->count) % SCAN_SLOTS];
 
         if (slot->buf == NULL)
@@ -48,28 +95,26 @@ static void fill(struct scan *scan)
             fail(scan, -ENOMEM);
             return;
         }
-        if (!scan->next(scan->context, &slot->range)) {
+        if (!scan->held && !scan->next(scan->context, &scan->range)) {
             scan->ended = true;
             return;
         }
-        if (in_hole(scan->file, &slot->range)) {
+        scan->held = true;
+        switch (place_of(scan, &scan->range)) {
+        case PLACE_DATA:
+            read_range(scan, slot);
+            break;
+        case PLACE_UNKNOWN:
+            ask(scan);
+            return;
+        case PLACE_HOLE:
+            scan->held = false;
             if (++holes < SCAN_HOLES_A_TURN)
-                continue;
+                break;
             if (scan->count == 0)
                 runq_post(scan->file->runq, &scan->task);
             return;
         }
-        slot->scan = scan;
-        slot->ready = false;
-        slot->iov = (struct iovec){.iov_base = slot->buf, .iov_len = slot->range.length};
-        slot->io = (struct file_io){.kind = FILE_READ,
-                                    .offset = slot->range.offset,
-                                    .length = slot->range.length,
-                                    .iov = &slot->iov,
-                                    .iovcnt = 1,
-                                    .done = slot_done};
-        scan->count++;
-        file_submit(scan->file, &slot->io);
     }
 }
 
@@ -90,7 +135,7 @@ static void pump(struct scan *scan)
         scan->count--;
         fill(scan);
     }
-    if (scan->count > 0 || !scan->ended)
+    if (scan->count > 0 || scan->asking || !scan->ended)
         return;
     for (size_t i = 0; i < SCAN_SLOTS; i++)
         free(scan->slots[i].buf);
@@ -119,6 +164,10 @@ void scan_start(struct scan *scan)
         scan->slots[i].buf = NULL;
     scan->first = 0;
     scan->count = 0;
+    scan->held = false;
+    scan->asking = false;
+    scan->all_data = false;
+    scan->ask.extent_count = 0;
     scan->ended = false;
     scan->result = 0;
     scan->task = (struct task){.run = go_on};

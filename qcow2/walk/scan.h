@@ -16,9 +16,11 @@
 #define SCAN_RANGE_MAX (256u << 10)
 // Ranges in flight: what a solid-state disk wants, and 4 MiB of buffers.
 #define SCAN_SLOTS 16
-// Holes passed over in one turn of the run queue; each takes about a microsecond, and an image may
-// consist of millions.
+// Holes passed over in one turn of the run queue: an image may consist of millions.
 #define SCAN_HOLES_A_TURN 64
+// Extents of the file that are asked for at a time. Tables lie together, or far apart with data in
+// between, of whose holes nobody wants to know.
+#define SCAN_EXTENTS 4
 
 struct scan_range {
     uint64_t offset; // bytes
@@ -53,9 +55,15 @@ struct scan {
     // Private.
     struct task task;
     struct scan_slot slots[SCAN_SLOTS];
-    size_t first; // slot of the oldest range in flight
-    size_t count; // ranges in flight
-    bool ended;   // next has nothing more, or there was an error
+    size_t first;            // slot of the oldest range in flight
+    size_t count;            // ranges in flight
+    struct scan_range range; // of next, to be submitted
+    bool held;               // it is there
+    bool asking;             // if it lies in a hole
+    bool all_data;           // the host cannot tell
+    struct file_io ask;      // the last question, and its answer
+    struct file_extent extents[SCAN_EXTENTS];
+    bool ended; // next has nothing more, or there was an error
     int result;
 };
 

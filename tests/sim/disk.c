@@ -5,8 +5,8 @@
 
 #include "tests/sim/file_sim.h"
 
-const char *const disk_kind_names[] = {"read",  "write",    "barrier", "zero",
-                                       "punch", "allocate", "truncate"};
+const char *const disk_kind_names[] = {"read",  "write",    "barrier",  "zero",
+                                       "punch", "allocate", "truncate", "extents"};
 
 // ---- Applying changes
 

@@ -266,6 +266,26 @@ static void refresh_lent(struct sim_disk *disk)
         memory_read(&disk->live, lent->bytes, lent->offset, lent->length);
 }
 
+// Tells some of the extents from the offset on, at least one.
+static void fill_extents(struct sim *sim, const struct sim_disk *disk, struct file_io *io)
+{
+    uint64_t at = io->offset;
+    size_t max = rng_percent(&sim->rng, 50) ? io->extent_max : rng_between(&sim->rng, 1, 3);
+
+    io->extent_count = 0;
+    while (io->extent_count < max && at < INT64_MAX) {
+        struct file_extent *extent = &io->extents[io->extent_count++];
+
+        *extent = (struct file_extent){.length = INT64_MAX - at, .kind = FILE_EXTENT_HOLE};
+        if (at < disk->live.size)
+            extent->kind =
+                memory_hole(&disk->live, at, &extent->length) ? FILE_EXTENT_HOLE : FILE_EXTENT_DATA;
+        if (extent->length < io->hole_min)
+            extent->kind = FILE_EXTENT_DATA;
+        at += extent->length;
+    }
+}
+
 static void complete(struct sim *sim, struct sim_request *request)
 {
     struct sim_disk *disk = request->disk;
@@ -282,6 +302,8 @@ static void complete(struct sim *sim, struct sim_request *request)
         lend(disk, io);
     else if (io->kind == FILE_READ && request->result == 0)
         fill_read(disk, io);
+    else if (io->kind == FILE_EXTENTS && request->result == 0 && io->extent_count == 0)
+        fill_extents(sim, disk, io);
     else if (io->kind == FILE_DATASYNC)
         disk_barrier(disk, request->covers, request->result == 0);
     if (request->entry) {
@@ -351,11 +373,12 @@ static int decide(struct sim *sim, const struct sim_disk *disk, const struct fil
                  io->offset + io->length > disk->live.size;
     int error = 0;
 
-    if (disk->unsupported >> io->kind & 1 || (disk->device && io->kind == FILE_ALLOCATE))
+    if (disk->unsupported >> io->kind & 1 || (disk->device && io->kind == FILE_ALLOCATE) ||
+        (disk->no_extents && io->kind == FILE_EXTENTS))
         return -EOPNOTSUPP;
     if (grows)
         error = class_fault(sim, SIM_GROW);
-    if (error == 0 && io->kind == FILE_READ)
+    if (error == 0 && (io->kind == FILE_READ || io->kind == FILE_EXTENTS))
         error = class_fault(sim, SIM_READ);
     else if (error == 0 && io->kind == FILE_DATASYNC)
         error = class_fault(sim, SIM_BARRIER);
@@ -416,8 +439,12 @@ static void submit(struct file *file, struct file_io *io)
               (unsigned long long)io->length);
     if (io->kind == FILE_READ)
         scribble(io);
+    // The host looks at any time until it answers.
+    if (io->kind == FILE_EXTENTS && request->result == 0 && rng_percent(&sim->rng, 50))
+        fill_extents(sim, f->disk, io);
     if (alive && request->result != -EOPNOTSUPP && io->kind != FILE_READ &&
-        io->kind != FILE_DATASYNC && (io->kind == FILE_WRITE || request->result == 0) &&
+        io->kind != FILE_DATASYNC && io->kind != FILE_EXTENTS &&
+        (io->kind == FILE_WRITE || request->result == 0) &&
         !(f->disk->device &&
           (io->kind == FILE_TRUNCATE || io->offset + io->length > f->disk->live.size)))
         request->entry = new_entry(sim, request);
@@ -440,13 +467,6 @@ static void wait_for_request(struct file *file)
 static int64_t size(struct file *file)
 {
     return (int64_t)((struct file_sim *)file)->disk->live.size;
-}
-
-static enum file_extent_kind extent(struct file *file, uint64_t offset, uint64_t *length)
-{
-    const struct sim_disk *disk = ((struct file_sim *)file)->disk;
-
-    return memory_hole(&disk->live, offset, length) ? FILE_EXTENT_HOLE : FILE_EXTENT_DATA;
 }
 
 static void give_back(struct file *file, const void *bytes, uint64_t length)
@@ -487,22 +507,14 @@ static void file_sim_close(struct file *file)
 static const struct file_ops ops = {.submit = submit,
                                     .wait = wait_for_request,
                                     .size = size,
-                                    .extent = extent,
                                     .give_back = give_back,
                                     .copy_lent = copy_lent,
                                     .close = file_sim_close};
-static const struct file_ops ops_without_extents = {.submit = submit,
-                                                    .wait = wait_for_request,
-                                                    .size = size,
-                                                    .give_back = give_back,
-                                                    .copy_lent = copy_lent,
-                                                    .close = file_sim_close};
-
 struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *name, bool read_only)
 {
     struct file_sim *f = need(calloc(1, sizeof(*f)));
 
-    f->file = (struct file){.ops = disk->no_extents ? &ops_without_extents : &ops,
+    f->file = (struct file){.ops = &ops,
                             .runq = &sim->runq,
                             .name = need(strdup(name)),
                             .read_only = read_only,

@@ -112,6 +112,10 @@ static void take_status(void *context, uint64_t cookie, enum peer_context which,
                                       extents[i].length, zeros, text))
             sim_fail(&run->sim, "block status says zeros: %s", text);
         free(zeros);
+        if (which == PEER_ALLOCATION && extents[i].value & NBD_STATE_HOLE &&
+            !model_check_hole(&run->model, request->began, request->offset + at, extents[i].length,
+                              text))
+            sim_fail(&run->sim, "block status says hole: %s", text);
         at += extents[i].length;
     }
 }
@@ -223,16 +227,18 @@ static void *begin_change(struct guest *guest, struct guest_request *request,
     struct run *run = guest->run;
     uint32_t value = PATTERN_ZEROS;
     void *payload = NULL;
+    bool keeps = plan->kind == OP_WRITE_ZEROES && plan->flags & OP_NO_HOLE;
 
     if (plan->kind == OP_WRITE) {
+        keeps = !plan->zeros || run->scenario.detect_zeroes != DETECT_ZEROES_UNMAP;
         if (!plan->zeros)
             value = ++run->last_value;
         payload = need(malloc(request->length));
         pattern_fill(payload, value, request->offset, request->length);
     }
     // What a discard leaves of its range is not said anywhere.
-    request->change =
-        model_begin(&run->model, value, request->offset, request->length, plan->kind == OP_DISCARD);
+    request->change = model_begin(&run->model, value, request->offset, request->length,
+                                  plan->kind == OP_DISCARD, keeps);
     request->changes = true;
     sim_trace(&run->sim, "  value %u", value);
     return payload;

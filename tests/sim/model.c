@@ -27,6 +27,7 @@ struct model_change {
     uint64_t began;
     uint64_t ended; // UINT64_MAX: not yet
     bool weak;
+    bool keeps;
     bool success;
     bool durable;
     bool refused;
@@ -71,7 +72,8 @@ static void add_version(struct model *model, uint64_t sector, const struct model
     s->versions[s->count++] = *version;
 }
 
-size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_t length, bool weak)
+size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_t length, bool weak,
+                   bool keeps)
 {
     size_t change = model->change_count++;
 
@@ -81,7 +83,7 @@ size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_
             need(realloc(model->changes, model->change_capacity * sizeof(*model->changes)));
     }
     model->changes[change] = (struct model_change){
-        .value = value, .began = ++model->clock, .ended = UINT64_MAX, .weak = weak};
+        .value = value, .began = ++model->clock, .ended = UINT64_MAX, .weak = weak, .keeps = keeps};
     for (uint64_t at = offset; at < offset + length;) {
         uint64_t sector = at / MODEL_SECTOR;
         uint64_t next = (sector + 1) * MODEL_SECTOR;
@@ -263,6 +265,42 @@ bool model_check_read(struct model *model, uint64_t began, uint64_t offset, uint
             return false;
         at += next - offset;
         offset = next;
+    }
+    return true;
+}
+
+// The sector was given space, and nothing that may take it away has ended since.
+static bool has_space(const struct model *model, const struct model_sector *s, uint64_t began)
+{
+    uint64_t kept = 0;
+
+    for (uint32_t i = 0; i < s->count; i++) {
+        const struct model_change *c = &model->changes[s->versions[i].change];
+
+        if (c->keeps && established(c, began) && c->began > kept)
+            kept = c->began;
+    }
+    for (uint32_t i = 0; i < s->count; i++) {
+        const struct model_change *c = &model->changes[s->versions[i].change];
+
+        if (!c->keeps && !c->refused && c->ended > kept)
+            return false;
+    }
+    return kept > 0;
+}
+
+bool model_check_hole(const struct model *model, uint64_t began, uint64_t offset, uint64_t length,
+                      char *text)
+{
+    for (uint64_t sector = offset / MODEL_SECTOR; sector * MODEL_SECTOR < offset + length;
+         sector++) {
+        const struct model_sector *s = model->sectors[sector];
+
+        if (!s || !has_space(model, s, began))
+            continue;
+        snprintf(text, MODEL_TEXT, "guest bytes from %llu on have space",
+                 (unsigned long long)(sector * MODEL_SECTOR));
+        return false;
     }
     return true;
 }

@@ -33,9 +33,9 @@ void model_init(struct model *model, uint64_t size,
 void model_free(struct model *model);
 
 // A change of [offset, offset + length) to value (pattern.h) begins. weak: it may be carried out or
-// not (a discard). Returns a handle for it.
-size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_t length,
-                   bool weak);
+// not (a discard). keeps: what it changes has space in the image afterwards. Returns a handle for it.
+size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_t length, bool weak,
+                   bool keeps);
 // It was answered: well or not, and if so for good or not.
 void model_end(struct model *model, size_t change, bool success, bool durable);
 // And it was certainly not carried out.
@@ -49,6 +49,9 @@ void model_flushed(struct model *model, uint64_t began);
 // not, text (MODEL_TEXT bytes) says what is wrong.
 bool model_check_read(struct model *model, uint64_t began, uint64_t offset, uint64_t length,
                       const void *bytes, char *text);
+// As model_check_read, of a block status that says hole.
+bool model_check_hole(const struct model *model, uint64_t began, uint64_t offset, uint64_t length,
+                      char *text);
 // What is found in one sector after a power cut (or a clean end, if all was flushed before).
 bool model_check_cut(struct model *model, uint64_t sector, const void *bytes, char *text);
 // That is from now on what the sector holds, and nothing else.

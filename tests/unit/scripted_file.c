@@ -114,7 +114,35 @@ static void copy(struct scripted_file *s, const struct file_io *io)
     assert_int_equal(pos, io->offset + io->length);
 }
 
-static void carry_out(struct scripted_file *s, const struct file_io *io)
+static bool is_zero_page(const struct scripted_file *s, uint64_t at)
+{
+    static const uint8_t zeros[PAGE_BYTES];
+
+    return memcmp(s->bytes + at / PAGE_BYTES * PAGE_BYTES, zeros, PAGE_BYTES) == 0;
+}
+
+// Pages of zeros are holes.
+static void tell_extents(struct scripted_file *s, struct file_io *io)
+{
+    uint64_t at = io->offset;
+
+    while (io->extent_count < io->extent_max && at < INT64_MAX) {
+        struct file_extent *extent = &io->extents[io->extent_count++];
+        bool hole = at >= s->size || is_zero_page(s, at);
+        uint64_t end = hole ? INT64_MAX : s->size;
+
+        for (uint64_t page = at / PAGE_BYTES * PAGE_BYTES; page < s->size; page += PAGE_BYTES) {
+            if (page >= at && is_zero_page(s, page) != hole) {
+                end = page;
+                break;
+            }
+        }
+        *extent = (struct file_extent){end - at, hole ? FILE_EXTENT_HOLE : FILE_EXTENT_DATA};
+        at = end;
+    }
+}
+
+static void carry_out(struct scripted_file *s, struct file_io *io)
 {
     uint64_t end = io->offset + io->length;
 
@@ -138,6 +166,9 @@ static void carry_out(struct scripted_file *s, const struct file_io *io)
         break;
     case FILE_TRUNCATE:
         resize(s, io->offset);
+        return;
+    case FILE_EXTENTS:
+        tell_extents(s, io);
         return;
     }
     if (end > s->size)

@@ -37,8 +37,8 @@ struct scripted_file {
     // this error, where fail_length is not 0.
     enum file_io_kind fail_kind;
     uint64_t fail_offset, fail_length;
-    int fail_error;                        // negative
-    unsigned submitted[FILE_TRUNCATE + 1]; // by kind, since the start
+    int fail_error;                       // negative
+    unsigned submitted[FILE_EXTENTS + 1]; // by kind, since the start
     // What the image logged, from the first line on.
     char *lines[SCRIPTED_LINES_MAX];
     size_t line_count;

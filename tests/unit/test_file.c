@@ -468,17 +468,33 @@ static void test_extents(void **state)
 {
     struct fixture *x = *state;
     unsigned char data[65536];
-    uint64_t length;
 
     fill(data, sizeof(data), 1);
     assert_int_equal(file_write_blocking(x->file, data, MIB, sizeof(data)), 0);
     assert_int_equal(file_do_blocking(x->file, FILE_TRUNCATE, 4 * MIB, 0), 0);
-    assert_int_equal(x->file->ops->extent(x->file, 0, &length), FILE_EXTENT_HOLE);
-    assert_int_equal(length, MIB);
-    assert_int_equal(x->file->ops->extent(x->file, MIB + 100, &length), FILE_EXTENT_DATA);
-    assert_int_equal(length, sizeof(data) - 100);
-    assert_int_equal(x->file->ops->extent(x->file, 3 * MIB, &length), FILE_EXTENT_HOLE);
-    assert_int_equal(length, MIB);
+
+    // As a loop has it: the answer wakes it through the backend's descriptor.
+    struct file_extent extents[4];
+    struct flight flight;
+    unsigned left = 1;
+    flight = (struct flight){.left = &left};
+    flight.io = (struct file_io){.kind = FILE_EXTENTS,
+                                 .offset = MIB / 2,
+                                 .length = 1,
+                                 .extents = extents,
+                                 .extent_max = 4,
+                                 .done = flight_done};
+    file_submit(x->file, &flight.io);
+    run_loop(x, &left);
+    assert_int_equal(flight.io.result, 0);
+    assert_int_equal(flight.io.extent_count, 3);
+    assert_int_equal(extents[0].kind, FILE_EXTENT_HOLE);
+    assert_int_equal(extents[0].length, MIB / 2);
+    assert_int_equal(extents[1].kind, FILE_EXTENT_DATA);
+    assert_int_equal(extents[1].length, sizeof(data));
+    // Behind the end is nothing either.
+    assert_int_equal(extents[2].kind, FILE_EXTENT_HOLE);
+    assert_true(extents[2].length > 4 * MIB);
 }
 
 static void open_fails(struct fixture *x, const char *path, int code, const char *text)

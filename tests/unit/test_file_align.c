@@ -108,6 +108,9 @@ static void run_pending(struct memory_file *m, unsigned n)
         memset(m->bytes + io->offset, 0, MEMORY_BYTES - io->offset);
         m->size = io->offset;
         break;
+    case FILE_EXTENTS:
+        io->extents[io->extent_count++] = (struct file_extent){m->size, FILE_EXTENT_DATA};
+        break;
     case FILE_PUNCH:
     case FILE_ALLOCATE:
     case FILE_DATASYNC:

@@ -24,6 +24,8 @@ struct fixture {
     struct scan scan;
     uint64_t ranges;
     uint64_t data_every; // every so manieth range has data; 0: none has
+    bool cannot_tell;    // data from holes
+    uint64_t asked;      // how often
     uint64_t named;      // ranges that were asked for
     uint64_t taken;
     uint64_t last; // 1 + the last that was taken
@@ -39,14 +41,6 @@ static struct fixture *of(struct file *file)
     return (struct fixture *)((char *)file - offsetof(struct fixture, file));
 }
 
-static void submit(struct file *file, struct file_io *io)
-{
-    struct fixture *f = of(file);
-
-    assert_true(f->in_flight < IN_FLIGHT_MAX);
-    f->reads[f->in_flight++] = io;
-}
-
 static int64_t size(struct file *file)
 {
     return (int64_t)(of(file)->ranges * RANGE);
@@ -57,10 +51,34 @@ static bool has_data(const struct fixture *f, uint64_t range)
     return f->data_every != 0 && range % f->data_every == 0;
 }
 
-static enum file_extent_kind extent(struct file *file, uint64_t offset, uint64_t *length)
+static void tell_extents(struct fixture *f, struct file_io *io)
 {
-    *length = RANGE;
-    return has_data(of(file), offset / RANGE) ? FILE_EXTENT_DATA : FILE_EXTENT_HOLE;
+    uint64_t range = io->offset / RANGE;
+
+    while (io->extent_count < io->extent_max && range < f->ranges) {
+        uint64_t first = range;
+        bool data = has_data(f, first);
+
+        while (range < f->ranges && has_data(f, range) == data)
+            range++;
+        io->extents[io->extent_count++] = (struct file_extent){
+            (range - first) * RANGE, data ? FILE_EXTENT_DATA : FILE_EXTENT_HOLE};
+    }
+}
+
+static void submit(struct file *file, struct file_io *io)
+{
+    struct fixture *f = of(file);
+
+    if (io->kind == FILE_EXTENTS) {
+        f->asked++;
+        if (!f->cannot_tell)
+            tell_extents(f, io);
+        file_io_complete(io, f->cannot_tell ? -EOPNOTSUPP : 0);
+        return;
+    }
+    assert_true(f->in_flight < IN_FLIGHT_MAX);
+    f->reads[f->in_flight++] = io;
 }
 
 static bool next(void *context, struct scan_range *range)
@@ -98,7 +116,7 @@ static void begin(struct fixture *f, uint64_t ranges, uint64_t data_every)
 {
     *f = (struct fixture){.ranges = ranges, .data_every = data_every, .fail_at = -1};
     runq_init(&f->runq);
-    f->ops = (struct file_ops){.submit = submit, .size = size, .extent = extent};
+    f->ops = (struct file_ops){.submit = submit, .size = size};
     f->file = (struct file){.ops = &f->ops, .runq = &f->runq};
     f->scan =
         (struct scan){.file = &f->file, .context = f, .next = next, .take = take, .done = done};
@@ -140,6 +158,20 @@ static void all_data_is_taken_in_order(void **state)
     }
 }
 
+// What reads as zeros is read then.
+static void all_is_read_where_holes_are_not_known(void **state)
+{
+    struct fixture f;
+
+    (void)state;
+    begin(&f, 1000, 1);
+    f.cannot_tell = true;
+    run(&f, 1);
+    assert_int_equal(f.result, 0);
+    assert_int_equal(f.taken, 1000);
+    assert_int_equal(f.asked, 1);
+}
+
 static void an_error_ends_it(void **state)
 {
     struct fixture f;
@@ -175,6 +207,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_data_is_taken_in_order),
+        cmocka_unit_test(all_is_read_where_holes_are_not_known),
         cmocka_unit_test(an_error_ends_it),
         cmocka_unit_test(many_holes_are_passed_in_turns),
     };

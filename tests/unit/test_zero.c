@@ -204,6 +204,28 @@ static void shared_space_is_none(void **state)
     }
 }
 
+// A cluster that was used before may have lost its space to the host.
+static void space_of_used_clusters_is_reserved(void **state)
+{
+    static unsigned char data[CLUSTER];
+    struct fixture f;
+
+    (void)state;
+    begin(&f);
+    assert_int_equal(scripted_write(f.disk, f.image, data, 0, sizeof(data)), 0);
+    flush(&f);
+    uint64_t host = entry_of(&f, 0) & FORMAT_L2_OFFSET_MASK;
+    struct op discard = {.kind = OP_DISCARD, .length = CLUSTER};
+    assert_int_equal(scripted_op(f.disk, f.image, &discard), 0);
+    flush(&f);
+    unsigned reservations = f.disk->submitted[FILE_ALLOCATE];
+    zero(&f, 5 * CLUSTER, CLUSTER, OP_NO_HOLE);
+    flush(&f);
+    assert_int_equal(entry_of(&f, 5), host | FORMAT_L2_ZERO | FORMAT_COPIED);
+    assert_int_equal(f.disk->submitted[FILE_ALLOCATE], reservations + 1);
+    end(&f);
+}
+
 // Where the host cannot reserve, zero clusters are linked all the same; where it has no room, the
 // request says so.
 static void reservations_that_fail(void **state)
@@ -233,6 +255,7 @@ int main(void)
         cmocka_unit_test(space_is_kept_and_nothing_written),
         cmocka_unit_test(old_bytes_do_not_come_back),
         cmocka_unit_test(shared_space_is_none),
+        cmocka_unit_test(space_of_used_clusters_is_reserved),
         cmocka_unit_test(reservations_that_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

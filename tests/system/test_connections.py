@@ -276,6 +276,7 @@ def test_many_clients_at_once_all_get_in(workdir, silent):
             connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.lazycow_only
 def test_silent_clients_are_dropped(workdir):
     """A handshake has a deadline, and those that wait for it keep nobody else out."""
@@ -365,6 +366,7 @@ def test_one_flooding_client_leaves_room_for_another(shared):
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.lazycow_only
 def test_no_descriptors_left(workdir):
     """Those who are served stay so, the log says why nobody else is, once, and when some have left
@@ -445,6 +447,7 @@ def test_slow_drip_into_requests(shared):
         assert other.read(40 * MEBI, len(payload)) == payload
 
 
+@pytest.mark.slow
 @pytest.mark.lazycow_only
 def test_stuck_clients_give_way(workdir):
     """Who takes no replies holds memory for as long as nobody else waits for it, half a minute

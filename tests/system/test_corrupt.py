@@ -397,6 +397,7 @@ def test_refcount_block_at_an_impossible_place(workdir, image, offset):
         server.stop(codes=(0, 1))
 
 
+@pytest.mark.slow
 def test_what_a_hidden_snapshot_needs_is_not_punched(workdir, image):
     """The disk's reference to a cluster seems to be the last one where the snapshot's cannot be read."""
     qemu_img("snapshot", "-c", "one", image)

@@ -6,6 +6,8 @@ import lib_guest
 import lib_tools
 from lib_server import Server
 
+pytestmark = pytest.mark.slow
+
 GIBI = 1 << 30
 
 FIRST_BOOT = r"""

@@ -112,6 +112,7 @@ def test_unsupported_feature_is_named(workdir, options, said):
     assert said in serve_refused(workdir, path).lower()
 
 
+@pytest.mark.slow
 def test_encryption_is_named(workdir):
     path = f"{workdir}/disk.qcow2"
     for _ in range(10):
@@ -331,6 +332,7 @@ def test_size_of_any_number_of_bytes(workdir, size):
         handle.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster, size", [(2 * MEBI, 1 << 60), (65536, 2 << 50), (512, 128 << 30)])
 def test_largest_sizes(workdir, cluster, size):
     """As far as an L1 table of 32 MiB reaches."""

@@ -7,7 +7,7 @@ import lib_tls
 import lib_tools
 from lib_server import PLAIN_BINARY, Server
 
-pytestmark = pytest.mark.lazycow_only
+pytestmark = [pytest.mark.lazycow_only, pytest.mark.slow]
 
 GIBI = 1 << 30
 MODULES = ("crc32c_generic", "virtio_pci", "virtio_net", "nbd", "ext4", "xfs")

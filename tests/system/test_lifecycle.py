@@ -50,6 +50,7 @@ def test_write_in_place_keeps_the_image_clean(workdir):
     lib_tools.check_clean(image)
 
 
+@pytest.mark.slow
 def test_idle_image_becomes_clean(workdir):
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
     with Server(workdir, image, options=["--clean-after=1"]) as server:

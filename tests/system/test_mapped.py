@@ -83,6 +83,7 @@ def tagged(number, generation):
     return (b"%07d %07d\n" % (number, generation)) * (BLOCK // 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 5])
 def test_replies_that_wait_are_nobody_elses(workdir, patience):
     """A client takes no replies to what it has read, from mapped pages. Others trim that, and use

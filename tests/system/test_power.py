@@ -17,7 +17,8 @@ FIXED_SEED = 20240229
 # The scenario that runs when the time is up is still ended.
 LIMIT_SECONDS = 500 * max(1, lib_tools.SCALE)
 
-pytestmark = [pytest.mark.lazycow_only, pytest.mark.limit(int(LIMIT_SECONDS) + 10)]
+pytestmark = [pytest.mark.lazycow_only, pytest.mark.slow,
+              pytest.mark.limit(int(LIMIT_SECONDS) + 10)]
 
 
 def power(program, *words):

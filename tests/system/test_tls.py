@@ -349,6 +349,7 @@ def test_disconnect_at_each_step_of_the_handshake(workdir, pki, image):
         assert read_over(lib_tls.certificate_uri(server, pki[0] / "client")) == b"\5" * 512
 
 
+@pytest.mark.slow
 def test_half_open_handshakes_are_limited(workdir, pki, image):
     """Forty clients begin TLS and say nothing more: the oldest give way, and all end in time."""
     with Server(workdir, image, options=certificates(pki)) as server:
@@ -374,6 +375,7 @@ def hello_of_a_client():
     return outgoing.read()
 
 
+@pytest.mark.slow
 def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
     """Worker threads inflate clusters, too: those who only ask for signatures may not have them
     all. The server stops while signatures are outstanding."""

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows 1 to 35 of the protocol checklist, handshake and TLS, on a live socket: test_row_NN. The
-sections are those of doc/proto.md in NetworkBlockDevice/nbd."""
+"""Rows 1 to 35 of docs/protocol-checklist.md, handshake and TLS, on a live socket: test_row_NN."""
 import signal
 import ssl
 import struct

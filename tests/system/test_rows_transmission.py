@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows 36 to 61 of the protocol checklist, transmission and extended headers, on a live socket:
-test_row_NN. The sections are those of doc/proto.md in NetworkBlockDevice/nbd."""
+"""Rows 36 to 61 of docs/protocol-checklist.md, transmission and extended headers, on a live socket:
+test_row_NN."""
 import random
 import signal
 import struct
@@ -290,7 +290,7 @@ def test_row_53_errors_do_not_disconnect(wire):
 
 def test_row_53_shutdown(workdir):
     """What comes behind the stop is neither done nor answered, so that a client sends it again to the
-    next server (docs/architecture.md, "Where we chose otherwise")."""
+    next server (docs/decisions/013-a-stop-refuses-no-requests.md)."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     server = Server(workdir, image)
     with Wire(server) as wire:

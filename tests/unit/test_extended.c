@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Extended headers, and the metadata contexts in both kinds of headers. A test is named after the
-// row of the protocol checklist that it holds the session to.
+// row of docs/protocol-checklist.md that it holds the session to.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // STARTTLS as the session sees it: what is answered before and after it, and what is forgotten. A
-// test is named after the row of the protocol checklist that it holds the session to.
+// test is named after the row of docs/protocol-checklist.md that it holds the session to.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The session's transmission phase. A test is named after the row of the protocol checklist that it
-// holds the session to, where there is one.
+// The session's transmission phase. A test is named after the row of
+// docs/protocol-checklist.md that it holds the session to, where there is one.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

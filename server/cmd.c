@@ -19,10 +19,7 @@ int cmd_fail(const char *format, ...)
     va_list args;
 
     va_start(args, format);
-    if (log_is_journal(STDERR_FILENO)) {
-        fputs(log_journal_prefix(LOG_LEVEL_ERROR), stderr);
-    }
-    fputs("lazycow: ", stderr);
+    fprintf(stderr, "%slazycow: ", log_prefix(STDERR_FILENO, LOG_LEVEL_ERROR));
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -181,7 +178,7 @@ json_t *cmd_json_text(const char *text)
 static void warn(void *context, const char *line)
 {
     (void)context;
-    fprintf(stderr, "lazycow: warning: %s\n", line);
+    fprintf(stderr, "%slazycow: warning: %s\n", log_prefix(STDERR_FILENO, LOG_LEVEL_WARNING), line);
 }
 
 int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access,

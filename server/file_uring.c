@@ -15,7 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+#include "server/log.h"
 #include "server/threads.h"
 
 // Submission entries; the kernel makes twice as many for completions. More requests than that wait
@@ -238,7 +240,8 @@ static void submit(struct uring *u, unsigned wait_count)
             continue;
         if (result != -EAGAIN && result != -EBUSY && result != -ENOMEM) {
             // The kernel let us use this ring before, and what we filled in is valid.
-            fprintf(stderr, "lazycow: io_uring_enter: %s\n", strerror(-result));
+            fprintf(stderr, "%slazycow: io_uring_enter: %s\n",
+                    log_prefix(STDERR_FILENO, LOG_LEVEL_ERROR), strerror(-result));
             abort();
         }
         if (io_uring_cq_ready(&u->ring) == 0) {

@@ -151,7 +151,8 @@ int listen_take(struct listeners *listeners, unsigned count, struct error *err)
             listen_close(listeners);
             return error_set(err, EINVAL,
                              "descriptor %d of LISTEN_FDS is no listening stream socket; the "
-                             "socket unit needs ListenStream= and Accept=no",
+                             "socket unit needs ListenStream= and Accept=no, or the service "
+                             "StandardInput=socket and --stdio",
                              fd);
         }
         result = listen_prepare(fd);

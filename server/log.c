@@ -15,12 +15,7 @@
 #define LOG_LIMIT_LINES 10u
 #define LOG_LIMIT_SECONDS 10u
 
-void log_init(struct log *log, enum log_level level, int fd)
-{
-    *log = (struct log){.level = level, .fd = fd, .journal = log_is_journal(fd)};
-}
-
-bool log_is_journal(int fd)
+static bool is_journal(int fd)
 {
     const char *stream = getenv("JOURNAL_STREAM");
     struct stat st;
@@ -34,7 +29,12 @@ bool log_is_journal(int fd)
     return strcmp(stream, own) == 0;
 }
 
-const char *log_journal_prefix(enum log_level level)
+void log_init(struct log *log, enum log_level level, int fd)
+{
+    *log = (struct log){.level = level, .fd = fd, .journal = is_journal(fd)};
+}
+
+static const char *priority(enum log_level level)
 {
     // The priorities of syslog(3).
     static const char *const prefixes[] = {
@@ -43,6 +43,11 @@ const char *log_journal_prefix(enum log_level level)
     };
 
     return prefixes[level];
+}
+
+const char *log_prefix(int fd, enum log_level level)
+{
+    return is_journal(fd) ? priority(level) : "";
 }
 
 bool log_level_parse(const char *name, enum log_level *level)
@@ -93,7 +98,7 @@ static size_t log_begin(const struct log *log, enum log_level level, char line[L
     int n = 0;
 
     if (log->journal) {
-        n = sprintf(line, "%s", log_journal_prefix(level));
+        n = sprintf(line, "%s", priority(level));
     } else if (log->timestamps && clock_gettime(CLOCK_REALTIME, &now) == 0 &&
                gmtime_r(&now.tv_sec, &utc) != NULL) {
         n = (int)strftime(line, LOG_LINE_MAX, "%Y-%m-%dT%H:%M:%S", &utc);

@@ -29,11 +29,9 @@ struct log {
 
 void log_init(struct log *log, enum log_level level, int fd);
 
-// Whether the descriptor leads to the journal, as JOURNAL_STREAM says (systemd.exec(5)).
-bool log_is_journal(int fd);
-
-// A line's beginning for the journal, such as "<3>".
-const char *log_journal_prefix(enum log_level level);
+// The beginning of a line: its priority, such as "<3>", where the descriptor leads to the journal as
+// JOURNAL_STREAM says (systemd.exec(5)), and nothing elsewhere.
+const char *log_prefix(int fd, enum log_level level);
 
 // "error", "warning", "info", "debug" or "trace"; false for any other name.
 bool log_level_parse(const char *name, enum log_level *level);

@@ -16,6 +16,7 @@ struct client {
     struct session *session; // NULL once abandoned
     const char *identity;    // of TLS, or NULL
     struct export *export;   // once negotiated
+    bool has_place;          // among the connections of that
     const char *name;
     void (*changed)(void *context);
     void *context;
@@ -88,11 +89,17 @@ static void release_unstarted(struct client *client)
     }
 }
 
-void client_abandon(struct client *client)
+void client_leave(struct client *client)
 {
-    if (client->session != NULL && client->export != NULL) {
+    if (client->has_place) {
+        client->has_place = false;
         client->export->connections--;
     }
+}
+
+void client_abandon(struct client *client)
+{
+    client_leave(client);
     session_free(client->session);
     client->session = NULL;
     client->state = CLIENT_BROKEN;
@@ -264,6 +271,7 @@ static void negotiated(struct client *client)
     client->export = exports_chosen(client->shared->access->exports, session_chosen(session));
     assert(client->export != NULL);
     client->export->connections++;
+    client->has_place = true;
     log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s%s%s", client->name,
              client->export->name,
              session_extended(session)     ? ", extended headers"

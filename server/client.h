@@ -103,6 +103,10 @@ bool client_wants_tls(const struct client *client);
 // ERR_SHUTDOWN.
 void client_stop(struct client *client);
 
+// The client has ended, and leaves its place at the export to another one; what is in progress for it goes
+// on.
+void client_leave(struct client *client);
+
 // Drops the session: nothing more is received or sent. Ops in flight go on; CLIENT_BROKEN.
 void client_abandon(struct client *client);
 

@@ -271,8 +271,8 @@ static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
         return failed(serve, &err);
     }
     backend_set_map_max(serve->backend, options->mmap_bytes);
-    if (exports_open(&serve->exports, &serve->plans, options->skip_broken, serve->backend,
-                     &serve->workers, &serve->log, &err) < 0) {
+    if (exports_open(&serve->exports, &serve->plans, options->skip_broken, options->connections_max,
+                     serve->backend, &serve->workers, &serve->log, &err) < 0) {
         backend_free(serve->backend);
         return failed(serve, &err);
     }

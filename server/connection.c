@@ -14,6 +14,7 @@
 
 #include "server/connection_end.h"
 #include "server/connection_output.h"
+#include "server/connection_set.h"
 #include "server/connection_tls.h"
 #include "server/loop.h"
 #include "server/peer.h"
@@ -101,10 +102,10 @@ void connection_open(struct connection_set *set, int fd)
     connection->set = set;
     connection->fd = fd;
     connection->poll.data = connection;
-    connection->accepted = uv_now(set->uv);
-    connection->progress = connection->accepted;
+    connection->since = uv_now(set->uv);
+    connection->progress = connection->since;
     TAILQ_INSERT_TAIL(&set->open, connection, open_link);
-    set->half_open++;
+    set->counts[CONNECTION_HALF_OPEN]++;
     set->alive++;
     log_line(set->log, LOG_LEVEL_DEBUG, "%s: accepted", connection->name);
     connection_run(connection);
@@ -173,21 +174,33 @@ static void poll_update(struct connection *connection, bool strictly)
     }
 }
 
+void connection_become(struct connection *connection, enum connection_standing standing)
+{
+    assert(connection->state == CONNECTION_OPEN && standing > connection->standing);
+    connection->set->counts[connection->standing]--;
+    connection->standing = standing;
+    connection->set->counts[standing]++;
+    if (standing == CONNECTION_LEAVING) {
+        client_leave(connection->client);
+    }
+}
+
 // Has the client act on what it has. Returns false when that ended the connection.
 static bool run_client(struct connection *connection)
 {
     struct connection_set *set = connection->set;
     enum client_state state = client_run(connection->client);
 
-    if (!connection->negotiated && client_negotiated(connection->client)) {
-        if (set->negotiated >= set->negotiated_max) {
+    if (connection->standing == CONNECTION_HALF_OPEN && client_negotiated(connection->client)) {
+        if (!connection_set_place(set)) {
             connection_close(connection, "refused, too many connections (--max-connections)");
             return false;
         }
-        connection->negotiated = true;
         set->served = true;
-        set->half_open--;
-        set->negotiated++;
+        connection_become(connection, CONNECTION_SERVED);
+    }
+    if (connection->standing == CONNECTION_SERVED && state == CLIENT_ENDING) {
+        connection_become(connection, CONNECTION_LEAVING);
     }
     if (state == CLIENT_BROKEN) {
         connection_close(connection, client_reason(connection->client));

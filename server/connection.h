@@ -21,6 +21,14 @@
 // Fewer bytes than these are received by looking at them first: a write of 4 KiB with its header.
 #define CONNECTION_PEEK_MAX 4224u
 
+// What an open connection counts as, in the order in which it becomes so.
+enum connection_standing {
+    CONNECTION_HALF_OPEN, // it negotiates
+    CONNECTION_SERVED,    // it has an export, and a place among --max-connections
+    CONNECTION_LEAVING,   // its client has ended; requests of before may still be in progress
+    CONNECTION_STANDINGS,
+};
+
 struct connection;
 TAILQ_HEAD(connection_list, connection);
 
@@ -31,12 +39,11 @@ struct connection_set {
     const struct tls_server *tls; // or NULL
     struct log *log;
     struct keepalive keepalive;  // of TCP sockets; the system's unless set
-    unsigned negotiated_max;     // connections that are past negotiation
+    unsigned served_max;         // connections that may be CONNECTION_SERVED
     struct connection_list open; // in the order of arrival
-    unsigned negotiated;         // of these
-    unsigned half_open;          // the others of these
-    bool served;                 // there was one that negotiated an export
-    unsigned alive;              // open ones, and closed ones whose ops have not finished
+    unsigned counts[CONNECTION_STANDINGS];
+    bool served;    // there was one that negotiated an export
+    unsigned alive; // open ones, and closed ones whose ops have not finished
     uint64_t next_number;
     struct connection_list dirty;   // with output to send or an end to make
     struct connection_list waiting; // whose client is to run again
@@ -89,11 +96,12 @@ struct connection {
     bool shake_waits; // the latter
     struct offload_job handshake;
     enum tls_progress handshake_progress; // what the last step said
-    bool negotiated;                      // counted as such
-    uint64_t accepted;                    // milliseconds
-    uint64_t progress;                    // when output was last sent or got blocked, milliseconds
-    uint64_t idle_since; // while stopping: when its last request ended, milliseconds
-    uint64_t heard;      // LINGERING: when the peer last sent something, milliseconds
+    enum connection_standing standing;
+    uint64_t since;         // when its deadline for negotiating began to run, milliseconds
+    uint64_t shaking_since; // milliseconds
+    uint64_t progress;      // when output was last sent or got blocked, milliseconds
+    uint64_t idle_since;    // while stopping: when its last request ended, milliseconds
+    uint64_t heard;         // LINGERING: when the peer last sent something, milliseconds
     char name[CONNECTION_NAME_MAX];
 };
 
@@ -102,6 +110,9 @@ void connection_open(struct connection_set *set, int fd);
 
 // Receives once and acts on it.
 void connection_receive(struct connection *connection);
+
+// Moves on to another standing.
+void connection_become(struct connection *connection, enum connection_standing standing);
 
 // Lets the client go on with what it has.
 void connection_run(struct connection *connection);

@@ -90,11 +90,7 @@ void connection_close(struct connection *connection, const char *reason)
         TAILQ_REMOVE(&set->waiting, connection, waiting_link);
     }
     TAILQ_REMOVE(&set->open, connection, open_link);
-    if (connection->negotiated) {
-        set->negotiated--;
-    } else {
-        set->half_open--;
-    }
+    set->counts[connection->standing]--;
     connection->state = CONNECTION_CLOSED;
     client_abandon(connection->client);
     connection_tls_end(connection);
@@ -168,7 +164,7 @@ static void linger(struct connection *connection)
 
 void connection_end(struct connection *connection)
 {
-    if (connection->set->stopping && connection->negotiated) {
+    if (connection->set->stopping && connection->standing != CONNECTION_HALF_OPEN) {
         linger(connection);
     } else {
         close_gently(connection);

@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE // POLLRDHUP
 #include "server/connection_set.h"
 
+#include <poll.h>
 #include <unistd.h>
 
 #include "server/connection_end.h"
 #include "server/connection_output.h"
 #include "server/loop.h"
 
+// Connections that one call of poll() asks about.
+#define LOOKED_AT_ONCE 64
+
 void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct client_shared *shared,
-                         const struct tls_server *tls, struct log *log, unsigned negotiated_max,
+                         const struct tls_server *tls, struct log *log, unsigned served_max,
                          void (*emptied)(void *context), void *context)
 {
     *set = (struct connection_set){
@@ -16,7 +21,7 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
         .shared = shared,
         .tls = tls,
         .log = log,
-        .negotiated_max = negotiated_max,
+        .served_max = served_max,
         .emptied = emptied,
         .context = context,
     };
@@ -24,6 +29,14 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
     TAILQ_INIT(&set->dirty);
     TAILQ_INIT(&set->waiting);
     TAILQ_INIT(&set->shakers);
+}
+
+// Whether the client has said something that was not read yet.
+static bool has_spoken(const struct connection *connection)
+{
+    struct pollfd polled = {.fd = connection->fd, .events = POLLIN};
+
+    return poll(&polled, 1, 0) > 0;
 }
 
 // The half-open connection whose client has kept us waiting for longest. NULL: it is for us to go on
@@ -34,7 +47,7 @@ static struct connection *slowest_half_open(struct connection_set *set)
     struct connection *slowest = NULL;
 
     TAILQ_FOREACH (connection, &set->open, open_link) {
-        if (!connection->negotiated && !connection->shaking &&
+        if (connection->standing == CONNECTION_HALF_OPEN && !connection->shaking &&
             (slowest == NULL || connection->progress < slowest->progress)) {
             slowest = connection;
         }
@@ -46,27 +59,95 @@ bool connection_set_room(struct connection_set *set)
 {
     struct connection *slowest;
 
-    if (set->half_open < HALF_OPEN_MAX) {
+    if (set->counts[CONNECTION_HALF_OPEN] < HALF_OPEN_MAX) {
         return true;
     }
     slowest = slowest_half_open(set);
     if (slowest == NULL || uv_now(set->uv) - slowest->progress < HALF_OPEN_PATIENCE_MS) {
         return false;
     }
+    if (has_spoken(slowest)) {
+        slowest->progress = uv_now(set->uv); // the loop is late, not the client
+        return false;
+    }
     connection_close(slowest, "gave way to a newer one, too many negotiate");
     return true;
+}
+
+static bool has_place(const struct connection_set *set)
+{
+    unsigned leaving = set->counts[CONNECTION_LEAVING];
+
+    return set->counts[CONNECTION_SERVED] + (leaving > LEAVING_FREE ? leaving - LEAVING_FREE : 0) <
+           set->served_max;
+}
+
+// Acts on what poll() tells of a connection that is served. Its client may have ended behind requests
+// that cannot be read at present.
+static void look_at(struct connection *connection, short events)
+{
+    if ((events & POLLIN) != 0) {
+        connection_receive(connection);
+    }
+    if ((events & (POLLRDHUP | POLLHUP | POLLERR)) != 0 && connection->state == CONNECTION_OPEN &&
+        connection->standing == CONNECTION_SERVED) {
+        connection_become(connection, CONNECTION_LEAVING);
+    }
+}
+
+// Looks at the next of the connections that are served, from *next on.
+static void look_at_some(struct connection **next)
+{
+    struct connection *connections[LOOKED_AT_ONCE];
+    struct pollfd polled[LOOKED_AT_ONCE];
+    nfds_t count = 0;
+
+    while (*next != NULL && count < LOOKED_AT_ONCE) {
+        struct connection *connection = *next;
+
+        *next = TAILQ_NEXT(connection, open_link);
+        if (connection->standing == CONNECTION_SERVED) {
+            polled[count] = (struct pollfd){.fd = connection->fd, .events = POLLIN | POLLRDHUP};
+            connections[count++] = connection;
+        }
+    }
+    if (poll(polled, count, 0) <= 0) {
+        return;
+    }
+    for (nfds_t i = 0; i < count; i++) {
+        look_at(connections[i], polled[i].revents);
+    }
+}
+
+bool connection_set_place(struct connection_set *set)
+{
+    struct connection *next = TAILQ_FIRST(&set->open);
+
+    while (!has_place(set) && next != NULL) {
+        look_at_some(&next);
+    }
+    return has_place(set);
+}
+
+void connection_set_find_ended(struct connection_set *set)
+{
+    struct connection *next = TAILQ_FIRST(&set->open);
+
+    while (next != NULL) {
+        look_at_some(&next);
+    }
 }
 
 void connection_set_add(struct connection_set *set, int fd)
 {
     unsigned skipped;
 
-    if (set->negotiated >= set->negotiated_max) {
+    if (!connection_set_place(set)) {
         if (log_limit_pass(&set->refusals, &skipped)) {
             log_line(set->log, LOG_LEVEL_WARNING,
                      "a connection was refused, there are %u already (--max-connections); %u more "
                      "since the last such line",
-                     set->negotiated, skipped);
+                     set->counts[CONNECTION_SERVED], skipped);
         }
         close(fd);
         return;
@@ -172,10 +253,14 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
     while (connection != NULL) {
         struct connection *next = TAILQ_NEXT(connection, open_link);
 
-        if (!connection->negotiated && now - connection->accepted >= HANDSHAKE_DEADLINE_MS) {
+        if (connection->standing == CONNECTION_HALF_OPEN && !connection->shaking &&
+            now - connection->since >= HANDSHAKE_DEADLINE_MS) {
             connection_close(connection, "took too long to negotiate");
         } else if (starved && connection->blocked && now - connection->progress >= STUCK_MS) {
             connection_close(connection, "took no replies while others waited for memory");
+        } else if (connection->standing == CONNECTION_LEAVING && connection->blocked &&
+                   now - connection->progress >= STUCK_MS) {
+            connection_close(connection, "has ended, and took no replies");
         } else if (set->stopping && client_idle(connection->client) &&
                    now - connection->idle_since >= STOP_DEADLINE_MS) {
             connection_close(connection, connection->state == CONNECTION_LINGERING

@@ -105,6 +105,8 @@ static void on_shaken(struct task *task)
         shake_start(next);
     }
     connection->shaking = false;
+    connection->since += uv_now(set->uv) - connection->shaking_since;
+    connection->progress = uv_now(set->uv);
     if (connection->state != CONNECTION_OPEN) {
         connection_tls_end(connection);
         connection_free_if_done(connection);
@@ -129,6 +131,7 @@ void connection_tls_handshake(struct connection *connection)
 
     assert(!connection->shaking);
     connection->shaking = true;
+    connection->shaking_since = uv_now(set->uv);
     if (set->shaking < TLS_SHAKING_MAX) {
         shake_start(connection);
         return;

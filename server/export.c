@@ -17,7 +17,7 @@
 // refused gives up.
 static bool takes_several(const struct export *export)
 {
-    return export->options.connections_max != 1;
+    return export->options.connections_max != 1 && export->exports->connections_max != 1;
 }
 
 static uint16_t transmission_flags(const struct export *export)
@@ -110,10 +110,20 @@ struct export *exports_chosen(struct exports *exports, const struct session_expo
     return NULL;
 }
 
-bool export_full(const struct export *export)
+static bool is_full(const struct export *export)
 {
     return export->options.connections_max > 0 &&
            export->connections >= export->options.connections_max;
+}
+
+bool export_full(struct export *export)
+{
+    struct exports *exports = export->exports;
+
+    if (is_full(export) && exports->find_ended != NULL) {
+        exports->find_ended(exports->find_context);
+    }
+    return is_full(export);
 }
 
 static void on_cleaned(void *context, int result)

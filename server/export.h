@@ -72,12 +72,16 @@ struct exports {
     size_t count;
     struct skipped_export *skipped;
     size_t skipped_count;
-    bool first_skipped;      // the empty name would have been that one's
-    bool skip_broken;        // an image that cannot be opened does not keep the others from it
-    struct backend *backend; // borrowed
-    struct log *log;         // borrowed
-    struct workers *workers; // borrowed
-    bool recalled;           // an image wants back what it has lent (qcow2/image.h)
+    bool first_skipped;       // the empty name would have been that one's
+    bool skip_broken;         // an image that cannot be opened does not keep the others from it
+    struct backend *backend;  // borrowed
+    struct log *log;          // borrowed
+    struct workers *workers;  // borrowed
+    unsigned connections_max; // to all of them together; 0: any number
+    // Has clients that have ended give their places back, though their end was not read yet; or NULL.
+    void (*find_ended)(void *context);
+    void *find_context;
+    bool recalled; // an image wants back what it has lent (qcow2/image.h)
 };
 
 // Opens the images of the plans, in order. Nothing is written. With
@@ -85,8 +89,8 @@ struct exports {
 // served. backend, workers and log are borrowed and outlive exports. Returns
 // 0, or a negative errno with a message; nothing is open then.
 int exports_open(struct exports *exports, const struct export_plans *plans, bool skip_broken,
-                 struct backend *backend, struct workers *workers, struct log *log,
-                 struct error *err);
+                 unsigned connections_max, struct backend *backend, struct workers *workers,
+                 struct log *log, struct error *err);
 
 // Makes an export of an open image, which it owns from then on; exports, name and options are set. What
 // exports_open does for each of them once its image is there.
@@ -103,8 +107,8 @@ const struct skipped_export *exports_skipped(const struct exports *exports, cons
 // Closes the images. After exports_finish, or when no op was ever started.
 void exports_close(struct exports *exports);
 
-// Whether no further connection may use the export.
-bool export_full(const struct export *export);
+// Whether no further connection may use the export. Looks for clients that have ended first.
+bool export_full(struct export *export);
 
 // The export that a session chose.
 struct export *exports_chosen(struct exports *exports, const struct session_export *chosen);

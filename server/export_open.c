@@ -183,12 +183,15 @@ static int open_export(struct exports *exports, const struct export_plan *plan, 
 }
 
 int exports_open(struct exports *exports, const struct export_plans *plans, bool skip_broken,
-                 struct backend *backend, struct workers *workers, struct log *log,
-                 struct error *err)
+                 unsigned connections_max, struct backend *backend, struct workers *workers,
+                 struct log *log, struct error *err)
 {
     assert(plans->count > 0 && plans->count <= EXPORTS_MAX);
-    *exports = (struct exports){
-        .skip_broken = skip_broken, .backend = backend, .workers = workers, .log = log};
+    *exports = (struct exports){.connections_max = connections_max,
+                                .skip_broken = skip_broken,
+                                .backend = backend,
+                                .workers = workers,
+                                .log = log};
     exports->list = calloc(plans->count, sizeof(*exports->list));
     exports->skipped = calloc(plans->count, sizeof(*exports->skipped));
     if (exports->list == NULL || exports->skipped == NULL) {

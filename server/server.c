@@ -200,6 +200,13 @@ static void on_dump(void *context)
     dump_server(&server->connections, server->options->exports, server->options->log);
 }
 
+static void on_export_full(void *context)
+{
+    struct server *server = context;
+
+    connection_set_find_ended(&server->connections);
+}
+
 static bool on_tick(void *context, uint64_t now)
 {
     struct server *server = context;
@@ -271,6 +278,8 @@ static int begin(struct server *server, struct error *err)
         }
         server->accept_polls[i].data = server;
     }
+    options->exports->find_ended = on_export_full;
+    options->exports->find_context = server;
     accept_start(server);
     return 0;
 }

@@ -2,6 +2,7 @@
 """Unlucky and hostile clients: they may hurt themselves, never the server or another client."""
 import os
 import random
+import signal
 import socket
 import struct
 import threading
@@ -277,6 +278,30 @@ def test_many_clients_at_once_all_get_in(workdir, silent):
 
 
 @pytest.mark.slow
+@pytest.mark.lazycow_only
+def test_a_late_loop_is_no_silence(workdir):
+    """Clients whose options the server has not read yet do not give way to newer ones, however long ago
+    it has last heard of them."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    with Server(workdir, image, max_connections=400) as server:
+        wires = [Wire(server, timeout=60) for _ in range(128)]
+        for wire in wires:
+            wire.greet()
+            assert wire.option(OPT_LIST)[-1][0] == REP_ACK
+        server.process.send_signal(signal.SIGSTOP)
+        for wire in wires:
+            wire.send(option_bytes(OPT_GO, go_data(server.name())))
+        newer = [Wire(server, timeout=60) for _ in range(40)]
+        time.sleep(4)  # longer than any silence is borne
+        server.process.send_signal(signal.SIGCONT)
+        for wire in newer:
+            wire.go()
+        for wire in wires:
+            assert wire.option_replies(OPT_GO)[-1][0] == REP_ACK
+        for wire in wires + newer:
+            wire.socket.close()
+
+
 @pytest.mark.lazycow_only
 def test_silent_clients_are_dropped(workdir):
     """A handshake has a deadline, and those that wait for it keep nobody else out."""

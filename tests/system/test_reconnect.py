@@ -272,7 +272,7 @@ def test_several_connections_end_together(workdir, slow_sync):
 
 # ---- The Linux kernel ---------------------------------------------------------------------------
 
-KERNEL_RESTARTS = 4
+KERNEL_RESTARTS = 3
 
 # The host restarts the server at each word RESTART, and the next one has another name for the export:
 # the kernel takes new connections for dead ones only.
@@ -320,7 +320,7 @@ def test_kernel_sees_no_error(workdir, slow_sync, connections):
     port = server.port
     script = KERNEL_SCRIPT
     for word, value in (("HOST", "10.0.2.2"), ("PORT", port), ("CONNECTIONS", connections),
-                        ("ROUNDS", KERNEL_RESTARTS), ("OPERATIONS", lib_tools.scaled(300))):
+                        ("ROUNDS", KERNEL_RESTARTS), ("OPERATIONS", lib_tools.scaled(100))):
         script = script.replace(word, str(value))
     try:
         with lib_guest.BackgroundGuest(

@@ -351,11 +351,12 @@ def test_disconnect_at_each_step_of_the_handshake(workdir, pki, image):
 
 @pytest.mark.slow
 def test_half_open_handshakes_are_limited(workdir, pki, image):
-    """Forty clients begin TLS and say nothing more: the oldest give way, and all end in time."""
+    """More clients than may negotiate begin TLS and say nothing more: the oldest give way, long before
+    their deadline, and all end."""
     with Server(workdir, image, options=certificates(pki)) as server:
         wires = []
-        for _ in range(40):
-            wire = Wire(server)
+        for _ in range(140):
+            wire = Wire(server, timeout=60)
             wires.append(wire)
             starttls(wire)
         assert read_over(lib_tls.certificate_uri(server, pki[0] / "client")) == b"\5" * 512
@@ -418,11 +419,12 @@ def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
 
 
 def test_many_handshakes_at_once(workdir, pki, image):
+    """None is turned away for being slow, on however busy a machine."""
     with Server(workdir, image, options=certificates(pki)) as server:
         uri = lib_tls.certificate_uri(server, pki[0] / "client")
         with concurrent.futures.ThreadPoolExecutor(80) as pool:
             answers = [pool.submit(read_over, uri) for _ in range(80)]
-            assert all(answer.result(60) == b"\5" * 512 for answer in answers)
+            assert all(answer.result(300) == b"\5" * 512 for answer in answers)
 
 
 def test_slow_handshake_byte_by_byte(workdir, pki, image):

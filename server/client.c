@@ -245,9 +245,9 @@ static void hold(struct client *client, const struct session_request *wire, bool
 
 static void take_request(struct client *client, const struct session_request *wire)
 {
-    if (client->receiving != NULL) {
-        struct client_request *request = client->receiving;
+    struct client_request *request = client->receiving;
 
+    if (request != NULL) {
         assert(wire->payload == request->buffer);
         client->receiving = NULL;
         start(client, request);
@@ -269,7 +269,6 @@ static void negotiated(struct client *client)
     unsigned contexts = session_contexts(session);
 
     client->export = exports_chosen(client->shared->access->exports, session_chosen(session));
-    assert(client->export != NULL);
     client->export->connections++;
     client->has_place = true;
     log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s%s%s", client->name,

@@ -25,6 +25,7 @@
 #include "server/start_watch.h"
 #include "server/stdio_client.h"
 #include "server/tls.h"
+#include "server/tls_log.h"
 #include "server/workers.h"
 
 // The exit code after a stop in good order where --skip-broken has left images out.
@@ -123,11 +124,16 @@ static int open_tls(struct serve *serve, struct error *err)
 {
     const struct serve_options *options = serve->options;
     bool given = options->tls.certificates != NULL || options->tls.psk != NULL;
+    int result;
 
     if (!given || options->tls_mode == SERVE_TLS_OFF) {
         return 0;
     }
-    return tls_server_new(&serve->tls, &options->tls, err);
+    result = tls_server_new(&serve->tls, &options->tls, time(NULL), err);
+    if (result == 0) {
+        tls_log_warnings(serve->tls, &serve->log);
+    }
+    return result;
 }
 
 // Becomes the user that the command line names, who owns our socket then.

@@ -14,7 +14,6 @@
 
 #include "server/connection_end.h"
 #include "server/connection_output.h"
-#include "server/connection_set.h"
 #include "server/connection_tls.h"
 #include "server/loop.h"
 #include "server/peer.h"
@@ -192,7 +191,7 @@ static bool run_client(struct connection *connection)
     enum client_state state = client_run(connection->client);
 
     if (connection->standing == CONNECTION_HALF_OPEN && client_negotiated(connection->client)) {
-        if (!connection_set_place(set)) {
+        if (!set->place(set)) {
             connection_close(connection, "refused, too many connections (--max-connections)");
             return false;
         }
@@ -308,16 +307,33 @@ void connection_stop(struct connection *connection)
     }
 }
 
+// The socket has failed, and libuv does not poll it any more.
+static void on_error(struct connection *connection)
+{
+    int error = 0;
+    socklen_t length = sizeof(error);
+
+    connection->polled = 0;
+    if (connection->tls != NULL && !connection->secure) {
+        // The client's last words tell why it does not go on: they come before the error. While a step
+        // of the handshake runs they have to wait.
+        if (!connection->shaking) {
+            connection_receive(connection);
+        }
+        if (connection->state != CONNECTION_OPEN || connection->shaking) {
+            return;
+        }
+    }
+    (void)getsockopt(connection->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    connection_close(connection, error != 0 ? strerror(error) : "connection lost");
+}
+
 static void on_poll(uv_poll_t *handle, int status, int events)
 {
     struct connection *connection = handle->data;
 
     if (status < 0) {
-        int error = 0;
-        socklen_t length = sizeof(error);
-
-        (void)getsockopt(connection->fd, SOL_SOCKET, SO_ERROR, &error, &length);
-        connection_close(connection, error != 0 ? strerror(error) : "connection lost");
+        on_error(connection);
         return;
     }
     if (events & UV_WRITABLE) {

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <time.h>
 #include <uv.h>
 
 #include "qcow2/base/offload.h"
@@ -38,8 +39,10 @@ struct connection_set {
     struct client_shared *shared;
     const struct tls_server *tls; // or NULL
     struct log *log;
-    struct keepalive keepalive;  // of TCP sockets; the system's unless set
-    unsigned served_max;         // connections that may be CONNECTION_SERVED
+    struct keepalive keepalive; // of TCP sockets; the system's unless set
+    unsigned served_max;        // connections that may be CONNECTION_SERVED
+    // connection_set_place(), for a connection that has negotiated.
+    bool (*place)(struct connection_set *set);
     struct connection_list open; // in the order of arrival
     unsigned counts[CONNECTION_STANDINGS];
     bool served;    // there was one that negotiated an export
@@ -51,7 +54,8 @@ struct connection_set {
     bool progress;                  // since then: some output was sent, or a client has yielded
     unsigned told;                  // bits of enum loop_turn, for the turn that comes
     struct log_limit refusals;      // lines about connections over the limit
-    struct log_limit tls_failures;  // lines about handshakes
+    struct log_limit failures;      // lines about negotiations that have failed
+    time_t expired_said;            // when the log last told of an expired certificate
     struct log_limit obstacles;     // lines about exports that were not had
     unsigned shaking;               // steps of handshakes that run on other threads
     struct connection_list shakers; // whose step waits for one of these to end
@@ -85,6 +89,7 @@ struct connection {
     bool local;         // a Unix socket
     bool one_came;      // the last bytes that came were one request
     size_t peeked;      // bytes that were acted on and are still in the socket
+    bool failed;        // its negotiation has, as far as the server is concerned
     bool blocked;       // the socket takes no more at the moment
     bool handle_closed; // libuv is done with the handle
 

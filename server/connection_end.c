@@ -76,15 +76,51 @@ static void log_obstacle(const struct connection *connection)
     }
 }
 
+static void log_failure(struct connection *connection, const char *reason)
+{
+    struct connection_set *set = connection->set;
+    unsigned skipped;
+
+    if (!log_limit_pass(&set->failures, &skipped)) {
+        return;
+    }
+    if (skipped > 0) {
+        log_line(set->log, LOG_LEVEL_WARNING, "%s: %s; %u more negotiations failed before",
+                 connection->name, reason, skipped);
+    } else {
+        log_line(set->log, LOG_LEVEL_WARNING, "%s: %s", connection->name, reason);
+    }
+}
+
+void connection_give_up(struct connection *connection, const char *reason)
+{
+    connection->failed = true;
+    connection_close(connection, reason);
+}
+
+static void log_end(struct connection *connection, const char *reason)
+{
+    struct connection_set *set = connection->set;
+    bool served = client_negotiated(connection->client);
+    // A TLS handshake was begun, and not by a client that only looks who is there.
+    bool unfinished = connection->tls != NULL && !connection->secure && !set->stopping;
+
+    if (!served && (connection->failed || unfinished)) {
+        log_failure(connection, reason);
+    } else {
+        log_line(set->log, served ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "%s: %s, after %llu requests",
+                 connection->name, reason,
+                 (unsigned long long)client_request_count(connection->client));
+    }
+}
+
 void connection_close(struct connection *connection, const char *reason)
 {
     struct connection_set *set = connection->set;
 
     assert(connection->state != CONNECTION_CLOSED);
     log_obstacle(connection);
-    log_line(set->log, client_negotiated(connection->client) ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG,
-             "%s: %s, after %llu requests", connection->name, reason,
-             (unsigned long long)client_request_count(connection->client));
+    log_end(connection, reason);
     if (connection->waiting) {
         connection->waiting = false;
         TAILQ_REMOVE(&set->waiting, connection, waiting_link);

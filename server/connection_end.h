@@ -9,6 +9,9 @@
 // that may be at once. reason is for the log.
 void connection_close(struct connection *connection, const char *reason);
 
+// The same to a client that has not brought its negotiation to an end; the operator is told.
+void connection_give_up(struct connection *connection, const char *reason);
+
 // Ends a connection whose last reply was sent.
 void connection_end(struct connection *connection);
 

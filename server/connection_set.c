@@ -22,6 +22,7 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
         .tls = tls,
         .log = log,
         .served_max = served_max,
+        .place = connection_set_place,
         .emptied = emptied,
         .context = context,
     };
@@ -70,7 +71,7 @@ bool connection_set_room(struct connection_set *set)
         slowest->progress = uv_now(set->uv); // the loop is late, not the client
         return false;
     }
-    connection_close(slowest, "gave way to a newer one, too many negotiate");
+    connection_give_up(slowest, "gave way to a newer one, too many negotiate");
     return true;
 }
 
@@ -249,13 +250,14 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
 {
     bool starved = anyone_starved(set);
     struct connection *connection = TAILQ_FIRST(&set->open);
+    unsigned skipped;
 
     while (connection != NULL) {
         struct connection *next = TAILQ_NEXT(connection, open_link);
 
         if (connection->standing == CONNECTION_HALF_OPEN && !connection->shaking &&
             now - connection->since >= HANDSHAKE_DEADLINE_MS) {
-            connection_close(connection, "took too long to negotiate");
+            connection_give_up(connection, "took too long to negotiate");
         } else if (starved && connection->blocked && now - connection->progress >= STUCK_MS) {
             connection_close(connection, "took no replies while others waited for memory");
         } else if (connection->standing == CONNECTION_LEAVING && connection->blocked &&
@@ -270,7 +272,10 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
         connection = next;
     }
     connection_set_keep_output(set);
-    return set->alive > 0;
+    if (log_limit_rest(&set->failures, &skipped)) {
+        log_line(set->log, LOG_LEVEL_WARNING, "%u more negotiations failed", skipped);
+    }
+    return set->alive > 0 || set->failures.skipped > 0;
 }
 
 void connection_set_stop(struct connection_set *set)

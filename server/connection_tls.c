@@ -8,6 +8,7 @@
 
 #include "server/connection_end.h"
 #include "server/tls.h"
+#include "server/tls_log.h"
 #include "server/workers.h"
 
 // Iovecs of the client's output that are looked at together: replies to 32 reads and their data.
@@ -20,8 +21,11 @@
 
 bool connection_tls_begin(struct connection *connection)
 {
+    struct connection_set *set = connection->set;
+
     assert(connection->tls == NULL);
-    connection->tls = tls_new(connection->set->tls);
+    tls_log_expired(set->tls, set->log, time(NULL), &set->expired_said);
+    connection->tls = tls_new(set->tls);
     if (connection->tls == NULL) {
         connection_close(connection, "no memory for TLS");
         return false;
@@ -32,16 +36,10 @@ bool connection_tls_begin(struct connection *connection)
 // Sends the alert, should the socket take it, and closes.
 static void handshake_failed(struct connection *connection)
 {
-    struct connection_set *set = connection->set;
     struct iovec iov;
-    unsigned skipped;
 
     if (tls_output(connection->tls, &iov) > 0) {
         (void)send(connection->fd, iov.iov_base, iov.iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
-    }
-    if (log_limit_pass(&set->tls_failures, &skipped)) {
-        log_line(set->log, LOG_LEVEL_WARNING, "%s: %s", connection->name,
-                 tls_reason(connection->tls));
     }
     connection_close(connection, tls_reason(connection->tls));
 }

@@ -16,7 +16,7 @@ static void dump_connections(const struct connection_set *set, struct log *log)
     unsigned said = 0;
 
     log_line(log, LOG_LEVEL_ERROR, "dump: %u connections, %u of them past negotiation", set->alive,
-             set->negotiated);
+             set->counts[CONNECTION_SERVED] + set->counts[CONNECTION_LEAVING]);
     TAILQ_FOREACH (connection, &set->open, open_link) {
         char text[CLIENT_TEXT_MAX];
 

@@ -154,14 +154,19 @@ void log_line(struct log *log, enum log_level level, const char *format, ...)
     log_write(log, line, length);
 }
 
-bool log_limit_pass(struct log_limit *limit, unsigned *skipped)
+// Counted from 1, so that a zeroed limit is never in a window.
+static uint64_t window_now(void)
 {
     struct timespec now;
-    uint64_t window;
 
     clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    // Counted from 1, so that a zeroed limit is never in a window.
-    window = (uint64_t)now.tv_sec / LOG_LIMIT_SECONDS + 1;
+    return (uint64_t)now.tv_sec / LOG_LIMIT_SECONDS + 1;
+}
+
+bool log_limit_pass(struct log_limit *limit, unsigned *skipped)
+{
+    uint64_t window = window_now();
+
     if (limit->window != window) {
         limit->window = window;
         limit->lines = 0;
@@ -171,6 +176,16 @@ bool log_limit_pass(struct log_limit *limit, unsigned *skipped)
         return false;
     }
     limit->lines++;
+    *skipped = limit->skipped;
+    limit->skipped = 0;
+    return true;
+}
+
+bool log_limit_rest(struct log_limit *limit, unsigned *skipped)
+{
+    if (limit->skipped == 0 || limit->window == window_now()) {
+        return false;
+    }
     *skipped = limit->skipped;
     limit->skipped = 0;
     return true;

@@ -52,4 +52,7 @@ struct log_limit {
 // since a line last passed.
 bool log_limit_pass(struct log_limit *limit, unsigned *skipped);
 
+// Whether lines were left out of a window that is over, so that it is time to tell how many.
+bool log_limit_rest(struct log_limit *limit, unsigned *skipped);
+
 #endif

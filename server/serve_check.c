@@ -17,7 +17,8 @@ bool serve_options_check_tls(const struct serve_options *options)
     }
     if (tls->certificates != NULL && tls->psk != NULL) {
         cmd_fail("serve: --tls-certificates and --tls-psk do not go together; choose one");
-    } else if (!given && (options->tls_given || tls->verify_peer || options->tls_allow_count > 0)) {
+    } else if (!given && (options->tls_given || tls->verify_peer || tls->priority != NULL ||
+                          options->tls_allow_count > 0)) {
         cmd_fail("serve: TLS needs --tls-certificates or --tls-psk");
     } else if (options->tls_allow_count > 0 && tls->psk == NULL && !tls->verify_peer) {
         cmd_fail("serve: --tls-allow needs --tls-verify-peer, or any name could be claimed");

@@ -58,6 +58,7 @@ const char serve_help[] =
     "                              ca-crl.pem where clients are verified; read again on SIGHUP\n"
     "      --tls-verify-peer       demand a certificate of clients\n"
     "      --tls-psk=FILE          pre-shared keys as psktool makes them; read again on SIGHUP\n"
+    "      --tls-priority=STRING   algorithms, in the words of GnuTLS (default: the system's)\n"
     "      --tls-allow=[NAME:]PATTERN\n"
     "                              export NAME, or each, is only for clients whose name (of the\n"
     "                              certificate or key) matches; may be repeated\n"

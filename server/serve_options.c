@@ -244,6 +244,12 @@ static bool set_tls_psk(struct serve_options *o, const char *value)
     return value[0] != '\0';
 }
 
+static bool set_tls_priority(struct serve_options *o, const char *value)
+{
+    o->tls.priority = value;
+    return value[0] != '\0';
+}
+
 static bool set_tls_verify_peer(struct serve_options *o, const char *value)
 {
     (void)value;
@@ -336,6 +342,7 @@ const struct serve_setting serve_settings[] = {
     {"tls-certificates", 0, set_tls_certificates, "a directory"},
     {"tls-psk", 0, set_tls_psk, "a file"},
     {"tls-verify-peer", 0, set_tls_verify_peer, NULL},
+    {"tls-priority", 0, set_tls_priority, "a priority string of GnuTLS"},
     {"tls-allow", 0, set_tls_allow, "one of at most 256 patterns"},
     {"user", 0, set_user, "a user"},
     {"group", 0, set_group, "a group"},

@@ -12,6 +12,7 @@
 #include "server/connection_set.h"
 #include "server/loop.h"
 #include "server/notify.h"
+#include "server/tls_log.h"
 #include "server/workers.h"
 
 // Connections accepted from one socket in one turn, so that a flood of them does not keep those
@@ -185,11 +186,12 @@ static void on_hung_up(void *context)
     }
     if (options->tls == NULL) {
         log_line(options->log, LOG_LEVEL_INFO, "SIGHUP: there is nothing to read again");
-    } else if (tls_server_reload(options->tls, &err) < 0) {
+    } else if (tls_server_reload(options->tls, time(NULL), &err) < 0) {
         log_line(options->log, LOG_LEVEL_ERROR, "%s; new connections get what was there before",
                  err.text);
     } else {
         log_line(options->log, LOG_LEVEL_INFO, "the files of TLS were read again");
+        tls_log_warnings(options->tls, options->log);
     }
 }
 

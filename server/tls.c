@@ -17,17 +17,15 @@
 // Most bytes that a record is longer than its plaintext (RFC 5246, section 6.2.3, with 5 of the
 // header; RFC 8446 allows less).
 #define RECORD_OVERHEAD_MAX (2048u + 5u)
+// What a record begins with, in bytes, and the type of those with an alert (RFC 8446, section 5.1).
+#define RECORD_HEADER 5u
+#define RECORD_ALERT 21u
 // Room kept for what TLS sends by itself: alerts, key updates.
 #define OUTPUT_SLACK 4096u
 // Ciphertext that waits for being sent, in bytes: sixteen whole records, so that one system call
 // sends 256 KiB. Ciphertext that was received: what one system call brings.
 #define OUTPUT_BYTES (16u * (RECORD_PLAIN_MAX + RECORD_OVERHEAD_MAX) + OUTPUT_SLACK)
 #define INPUT_BYTES (128u << 10)
-
-struct tls_server {
-    struct tls_options options;
-    struct tls_credentials *credentials;
-};
 
 // Bytes [start, end) of data.
 struct bytes {
@@ -50,47 +48,6 @@ struct tls {
     char identity[TLS_IDENTITY_MAX];
     char reason[256];
 };
-
-// ---- What all connections have in common --------------------------------------------------------
-
-int tls_server_new(struct tls_server **out, const struct tls_options *options, struct error *err)
-{
-    struct tls_server *server = calloc(1, sizeof(*server));
-    int result;
-
-    if (server == NULL) {
-        return error_set(err, ENOMEM, "out of memory");
-    }
-    server->options = *options;
-    result = tls_credentials_load(&server->credentials, options, err);
-    if (result < 0) {
-        free(server);
-        return result;
-    }
-    *out = server;
-    return 0;
-}
-
-void tls_server_free(struct tls_server *server)
-{
-    if (server != NULL) {
-        tls_credentials_drop(server->credentials);
-        free(server);
-    }
-}
-
-int tls_server_reload(struct tls_server *server, struct error *err)
-{
-    struct tls_credentials *fresh;
-    int result = tls_credentials_load(&fresh, &server->options, err);
-
-    if (result < 0) {
-        return result;
-    }
-    tls_credentials_drop(server->credentials);
-    server->credentials = fresh;
-    return 0;
-}
 
 // ---- Ciphertext, as GnuTLS asks for it ----------------------------------------------------------
 
@@ -237,6 +194,36 @@ static void fail(struct tls *tls, const char *what, const char *why)
     snprintf(tls->reason, sizeof(tls->reason), "%s: %s", what, why);
 }
 
+static const char *alert_name(gnutls_alert_description_t alert)
+{
+    const char *name = gnutls_alert_get_name(alert);
+
+    return name != NULL ? name : "an alert that GnuTLS does not know";
+}
+
+// The alert among the records that wait as input, where it is not encrypted, or -1. So OpenSSL's clients
+// refuse a certificate in TLS 1.3; GnuTLS finds only that it cannot be decrypted. For the log: anybody
+// could have put it there.
+static int plain_alert(const struct tls *tls)
+{
+    const uint8_t *at = tls->input.data + tls->input.start;
+    size_t left = tls->input.end - tls->input.start;
+
+    while (left >= RECORD_HEADER) {
+        size_t length = RECORD_HEADER + ((size_t)at[3] << 8 | at[4]);
+
+        if (at[0] == RECORD_ALERT && length == RECORD_HEADER + 2 && left >= length) {
+            return at[RECORD_HEADER + 1];
+        }
+        if (length > left) {
+            break;
+        }
+        at += length;
+        left -= length;
+    }
+    return -1;
+}
+
 // Why the peer's certificate was not taken.
 static void fail_verification(struct tls *tls)
 {
@@ -308,6 +295,7 @@ static int identify(struct tls *tls)
 
 enum tls_progress tls_handshake(struct tls *tls)
 {
+    int alert = plain_alert(tls);
     int result;
 
     assert(!tls->done);
@@ -327,6 +315,14 @@ enum tls_progress tls_handshake(struct tls *tls)
     gnutls_alert_send_appropriate(tls->session, result);
     if (result == GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR) {
         fail_verification(tls);
+    } else if (result == GNUTLS_E_FATAL_ALERT_RECEIVED) {
+        fail(tls, "the client has ended the TLS handshake",
+             alert_name(gnutls_alert_get(tls->session)));
+    } else if (result == GNUTLS_E_DECRYPTION_FAILED && alert >= 0) {
+        fail(tls, "the client has ended the TLS handshake",
+             alert_name((gnutls_alert_description_t)alert));
+    } else if (result == GNUTLS_E_PREMATURE_TERMINATION) {
+        fail(tls, "TLS handshake failed", "the client has closed the connection");
     } else {
         fail(tls, "TLS handshake failed", gnutls_strerror(result));
     }

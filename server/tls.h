@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "qcow2/base/error.h"
 
@@ -26,6 +27,9 @@ struct tls_options {
     const char *certificates;
     const char *psk;
     bool verify_peer; // demand a certificate that ca-cert.pem vouches for
+    // In the words of GnuTLS: which of its algorithms are used; NULL: those that the system's policy
+    // names. Versions before TLS 1.2 stay off.
+    const char *priority;
 };
 
 // What new connections begin with.
@@ -33,14 +37,20 @@ struct tls_server;
 // TLS of one connection.
 struct tls;
 
-// Reads the files. options is copied, its strings are borrowed. Returns 0, or a negative errno with
-// a message.
-int tls_server_new(struct tls_server **out, const struct tls_options *options, struct error *err);
+// Reads the files. options is copied, its strings are borrowed; now is seconds since 1970. Returns 0,
+// or a negative errno with a message: also where no client could connect with them, since a certificate
+// has expired or is not valid yet.
+int tls_server_new(struct tls_server **out, const struct tls_options *options, time_t now,
+                   struct error *err);
 // Connections may outlive it.
 void tls_server_free(struct tls_server *server);
 // Reads the files again, for connections that begin from now on. On failure everything stays as it
 // was; returns a negative errno with a message.
-int tls_server_reload(struct tls_server *server, struct error *err);
+int tls_server_reload(struct tls_server *server, time_t now, struct error *err);
+// What is doubtful in the files that were read last, from index 0 on; NULL: that is all.
+const char *tls_server_warning(const struct tls_server *server, size_t index);
+// When the first of the certificates that clients need expires.
+time_t tls_server_expires(const struct tls_server *server);
 
 // Returns NULL when there is no memory.
 struct tls *tls_new(const struct tls_server *server);

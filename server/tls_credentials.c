@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 // "TLS" in the protocol asks for 1.2 at least. The rest is the system's policy.
-#define PRIORITY_CERTIFICATES "-VERS-TLS1.0:-VERS-TLS1.1:-VERS-DTLS-ALL"
+#define PRIORITY_CERTIFICATES "-VERS-SSL3.0:-VERS-TLS1.0:-VERS-TLS1.1:-VERS-DTLS-ALL"
 // Forward secrecy where the client can do it; plain PSK is all that some can.
 #define PRIORITY_PSK PRIORITY_CERTIFICATES ":+ECDHE-PSK:+DHE-PSK:+PSK"
 
@@ -319,8 +319,80 @@ static int check_files(const struct tls_options *options, struct error *err)
     return result;
 }
 
-int tls_credentials_load(struct tls_credentials **out, const struct tls_options *options,
+// Whether what is left of priorities has a version of TLS and a cipher.
+static bool priority_usable(gnutls_priority_t priority)
+{
+    const unsigned *list;
+
+    return gnutls_priority_protocol_list(priority, &list) > 0 &&
+           gnutls_priority_cipher_list(priority, &list) > 0;
+}
+
+// The priorities that the user names, and behind them what is not to be had.
+static int named_priority(gnutls_priority_t *out, const char *named, const char *ours,
+                          struct error *err)
+{
+    const char *where = named;
+    char *text;
+    int result = gnutls_priority_init(out, named, &where);
+
+    if (result < 0) {
+        return error_set(err, EINVAL, "--tls-priority '%s': %s at '%s'; see 'gnutls-cli --list'",
+                         named, gnutls_strerror(result), where);
+    }
+    gnutls_priority_deinit(*out);
+    if (asprintf(&text, "%s:%s", named, ours) < 0) {
+        return error_set(err, ENOMEM, "out of memory");
+    }
+    result = gnutls_priority_init(out, text, NULL);
+    free(text);
+    if (result >= 0 && priority_usable(*out)) {
+        return 0;
+    }
+    if (result >= 0) {
+        gnutls_priority_deinit(*out);
+    }
+    return error_set(err, EINVAL,
+                     "--tls-priority '%s': leaves no version from TLS 1.2 on, or no cipher", named);
+}
+
+static int load_priority(struct tls_credentials *credentials, const struct tls_options *options,
                          struct error *err)
+{
+    const char *ours = options->psk != NULL ? PRIORITY_PSK : PRIORITY_CERTIFICATES;
+    gnutls_priority_t priority;
+    const char *where;
+    int result;
+
+    if (options->priority != NULL) {
+        result = named_priority(&priority, options->priority, ours, err);
+        if (result < 0) {
+            return result;
+        }
+    } else if ((result = gnutls_priority_init2(&priority, ours, &where,
+                                               GNUTLS_PRIORITY_INIT_DEF_APPEND)) < 0) {
+        return error_set(err, EINVAL, "GnuTLS does not take its priorities: %s",
+                         gnutls_strerror(result));
+    }
+    credentials->priority = priority;
+    return 0;
+}
+
+// Looks whether what was read is good at that time.
+static int check_content(struct tls_credentials *credentials, const struct tls_options *options,
+                         time_t now, struct error *err)
+{
+    if (options->psk != NULL) {
+        credentials->check.expires = TLS_NEVER;
+        tls_check_secret(&credentials->check, options->psk);
+        return 0;
+    }
+    return tls_check_directory(&credentials->check, options->certificates, options->verify_peer,
+                               now, err);
+}
+
+int tls_credentials_load(struct tls_credentials **out, const struct tls_options *options,
+                         time_t now, struct error *err)
 {
     struct tls_credentials *credentials;
     int result = check_files(options, err);
@@ -338,16 +410,10 @@ int tls_credentials_load(struct tls_credentials **out, const struct tls_options 
     result = options->psk != NULL ? load_psk(credentials, options->psk, err)
                                   : load_certificates(credentials, options, err);
     if (result == 0) {
-        const char *where;
-        const char *priority = options->psk != NULL ? PRIORITY_PSK : PRIORITY_CERTIFICATES;
-
-        result = gnutls_priority_init2(&credentials->priority, priority, &where,
-                                       GNUTLS_PRIORITY_INIT_DEF_APPEND);
-        if (result < 0) {
-            credentials->priority = NULL;
-            result = error_set(err, EINVAL, "GnuTLS does not take its priorities: %s",
-                               gnutls_strerror(result));
-        }
+        result = check_content(credentials, options, now, err);
+    }
+    if (result == 0) {
+        result = load_priority(credentials, options, err);
     }
     if (result < 0) {
         tls_credentials_drop(credentials);

@@ -8,6 +8,7 @@
 
 #include "qcow2/base/error.h"
 #include "server/tls.h"
+#include "server/tls_check.h"
 
 struct tls_psk_list;
 
@@ -18,12 +19,19 @@ struct tls_credentials {
     struct tls_psk_list *keys;                     // of psk
     gnutls_priority_t priority;
     bool verify_peer;
+    struct tls_check check;
 };
 
-// Reads the files that options name. Returns 0, with one reference for the caller, or a negative
+// What new connections begin with (tls.h).
+struct tls_server {
+    struct tls_options options;
+    struct tls_credentials *credentials;
+};
+
+// Reads the files that options name, and looks whether they are good at that time. Returns 0, with one reference for the caller, or a negative
 // errno with a message.
 int tls_credentials_load(struct tls_credentials **out, const struct tls_options *options,
-                         struct error *err);
+                         time_t now, struct error *err);
 void tls_credentials_drop(struct tls_credentials *credentials);
 
 // Sets a session up to use them: what is offered and what is asked of the peer. Returns a GnuTLS

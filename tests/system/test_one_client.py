@@ -12,7 +12,8 @@ import pytest
 import lib_tls
 import lib_tools
 from lib_server import Server
-from lib_wire import CMD_DISC, CMD_FLUSH, CMD_READ, CMD_WRITE, Closed, Wire, request_bytes
+from lib_wire import (CMD_DISC, CMD_FLUSH, CMD_READ, CMD_WRITE, OPT_GO, REP_ACK, Closed, Wire, go_data,
+                      option_bytes, request_bytes)
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -134,3 +135,22 @@ def test_those_who_stay_are_not_counted_out(workdir, image):
             rng.choice(wires).check_alive()
         for wire in wires:
             wire.socket.close()
+
+
+@pytest.mark.parametrize("how", ["disconnect", "close", "reset"])
+def test_limits_of_one_export(workdir, image, how):
+    """The same where the limit is that of the export."""
+    with Server(workdir, image, options=["--set", "disk:max-connections=1"]) as server:
+        for _ in range(lib_tools.scaled(20)):
+            wire = Wire(server)
+            flags = struct.unpack(">QH", wire.go()[INFO_EXPORT])[1]
+            assert not flags & FLAG_CAN_MULTI_CONN
+            following = Wire(server)
+            following.greet()
+            server.process.send_signal(signal.SIGSTOP)
+            wire.send(request_bytes(CMD_READ, 1, 0, MEBI) * 100)
+            leave(wire, how)
+            following.send(option_bytes(OPT_GO, go_data("disk")))
+            server.process.send_signal(signal.SIGCONT)
+            assert following.option_replies(OPT_GO)[-1][0] == REP_ACK
+            following.socket.close()

@@ -83,7 +83,7 @@ static int setup(void **state)
     fputs("# a comment\n\nbob:ffff\nalice:" KEY "\n", file);
     assert_int_equal(fclose(file), 0);
     options.psk = p->keys;
-    assert_int_equal(tls_server_new(&p->server, &options, &err), 0);
+    assert_int_equal(tls_server_new(&p->server, &options, time(NULL), &err), 0);
     p->piece = SIZE_MAX;
     *state = p;
     return 0;
@@ -355,7 +355,7 @@ static void a_failed_reload_changes_nothing(void **state)
     assert_non_null(file);
     fputs("alice:" KEY "\nbob=ffff\n", file);
     assert_int_equal(fclose(file), 0);
-    assert_int_equal(tls_server_reload(p->server, &err), -EINVAL);
+    assert_int_equal(tls_server_reload(p->server, time(NULL), &err), -EINVAL);
     assert_non_null(strstr(err.text, "line 2"));
     begin(p, "alice", KEY);
     assert_int_equal(shake(p), TLS_DONE);
@@ -371,7 +371,7 @@ static void a_reload_spares_those_who_have_begun(void **state)
     fputs("bob:" KEY "\n", file);
     assert_int_equal(fclose(file), 0);
     begin(p, "alice", KEY);
-    assert_int_equal(tls_server_reload(p->server, &err), 0);
+    assert_int_equal(tls_server_reload(p->server, time(NULL), &err), 0);
     assert_int_equal(shake(p), TLS_DONE);
     gnutls_deinit(p->client);
     gnutls_psk_free_client_credentials(p->credentials);

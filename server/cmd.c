@@ -26,9 +26,15 @@ int cmd_fail(const char *format, ...)
     return 1;
 }
 
-int cmd_hint(const char *command)
+int cmd_wrong_use(const char *command, const char *format, ...)
 {
-    fprintf(stderr, "Try 'lazycow %s --help'.\n", command);
+    va_list args;
+
+    va_start(args, format);
+    fprintf(stderr, "lazycow: %s: ", command);
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "; see 'lazycow %s --help'\n", command);
+    va_end(args);
     return 1;
 }
 
@@ -132,21 +138,21 @@ bool cmd_next_option(char **rest, char **name, char **value)
     return true;
 }
 
-bool cmd_parse_output(const char *text, bool *json)
+bool cmd_parse_output(const char *command, const char *text, bool *json)
 {
     *json = strcmp(text, "json") == 0;
     if (!*json && strcmp(text, "human") != 0) {
-        cmd_fail("--output %s: must be human or json", text);
+        cmd_wrong_use(command, "--output: '%s' is not human or json", text);
         return false;
     }
     return true;
 }
 
-bool cmd_parse_locking(const char *text, enum file_locking *locking)
+bool cmd_parse_locking(const char *command, const char *text, enum file_locking *locking)
 {
     if (file_locking_parse(text, locking))
         return true;
-    cmd_fail("--locking %s: must be " FILE_LOCKING_VALUES, text);
+    cmd_wrong_use(command, "--locking: '%s' is not " FILE_LOCKING_VALUES, text);
     return false;
 }
 
@@ -154,8 +160,7 @@ const char *cmd_one_image(int argc, char **argv, const char *command)
 {
     if (argc - optind == 1)
         return argv[optind];
-    cmd_fail("%s: expected one IMAGE", command);
-    cmd_hint(command);
+    cmd_wrong_use(command, "expected one IMAGE, not %d", argc - optind);
     return NULL;
 }
 

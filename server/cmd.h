@@ -21,9 +21,9 @@ int cmd_check(int argc, char **argv);
 // Prints "lazycow: MESSAGE" on standard error and returns 1.
 __attribute__((format(printf, 1, 2))) int cmd_fail(const char *format, ...);
 
-// After a wrong use that was reported: points at `lazycow COMMAND
-// --help` and returns 1.
-int cmd_hint(const char *command);
+// Reports a wrong use of a command in one line, which points at its --help. Returns 1.
+__attribute__((format(printf, 2, 3))) int cmd_wrong_use(const char *command, const char *format,
+                                                        ...);
 
 // Reports the option that getopt_long has refused with answer, '?' or ':' (opterr is 0, the list of
 // letters begins with ':', maybe behind a '-'). Returns 1.
@@ -48,11 +48,11 @@ bool cmd_parse_size(const char *text, uint64_t *size);
 // Returns false at the end of the list.
 bool cmd_next_option(char **rest, char **name, char **value);
 
-// --output human|json. Returns false, with a message, for anything else.
-bool cmd_parse_output(const char *text, bool *json);
+// --output human|json of a command. Returns false, with a message, for anything else.
+bool cmd_parse_output(const char *command, const char *text, bool *json);
 
 // --locking auto|on|off. Returns false, with a message, for anything else.
-bool cmd_parse_locking(const char *text, enum file_locking *locking);
+bool cmd_parse_locking(const char *command, const char *text, enum file_locking *locking);
 
 // The one argument that is left behind the options of a command; NULL, with a message, if there is
 // another number of them.

@@ -199,7 +199,7 @@ static int parse_repair(const char *text, enum check_repair *repair)
     else if (strcmp(text, "all") == 0)
         *repair = CHECK_REPAIR_ALL;
     else
-        return cmd_fail("check: --repair %s: must be leaks or all", text);
+        return cmd_wrong_use("check", "--repair: '%s' is not leaks or all", text);
     return 0;
 }
 
@@ -224,15 +224,15 @@ int cmd_check(int argc, char **argv)
         switch (opt) {
         case 'r':
             if (parse_repair(optarg, &c.repair) != 0)
-                return cmd_hint("check");
+                return 1;
             break;
         case OPTION_OUTPUT:
-            if (!cmd_parse_output(optarg, &c.json))
-                return cmd_hint("check");
+            if (!cmd_parse_output("check", optarg, &c.json))
+                return 1;
             break;
         case OPTION_LOCKING:
-            if (!cmd_parse_locking(optarg, &c.locking))
-                return cmd_hint("check");
+            if (!cmd_parse_locking("check", optarg, &c.locking))
+                return 1;
             break;
         case 'f':
             c.format = optarg;

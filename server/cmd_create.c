@@ -95,6 +95,9 @@ static int use_backing(struct create_command *c)
             return cmd_fail("'%s': a backing format without a backing file; add -b", c->path);
         return 0;
     }
+    if (o->backing_name[0] == '\0')
+        return cmd_fail("'%s': the name of the backing file is empty; leave -b out for none",
+                        c->path);
     if (o->backing_format == NULL)
         return cmd_fail("'%s': the format of the backing file is not given; add -F qcow2 or -F raw",
                         c->path);
@@ -171,7 +174,10 @@ static int make_file(const char *path, char **made)
                             path, strerror(errno));
     }
     if (fd < 0)
-        return cmd_fail("'%s': cannot be created: %s", path, strerror(errno));
+        return cmd_fail("'%s': cannot be created: %s%s", path, strerror(errno),
+                        errno == ENOENT   ? "; make its folder first"
+                        : errno == EACCES ? "; create it where this user may write"
+                                          : "");
     close(fd);
     *made = realpath(path, NULL);
     return 0;
@@ -233,10 +239,12 @@ static int take_arguments(struct create_command *c, int argc, char **argv, char 
     int ret = 0;
 
     if (argc - optind < 1 || argc - optind > 2) {
-        cmd_fail("create: expected IMAGE and maybe SIZE");
-        return cmd_hint("create");
+        return cmd_wrong_use("create", "expected IMAGE and maybe SIZE, not %d arguments",
+                             argc - optind);
     }
     c->path = backing_name_path(argv[optind]);
+    if (c->path[0] == '\0')
+        return cmd_wrong_use("create", "the name of the image is empty");
     if (!backing_name_is_local(argv[optind]))
         return cmd_fail("'%s': not the name of a local file; write './%s' for a file called so",
                         c->path, c->path);
@@ -298,8 +306,8 @@ int cmd_create(int argc, char **argv)
             c.unsafe = true;
             break;
         case OPTION_LOCKING:
-            if (!cmd_parse_locking(optarg, &c.locking))
-                return cmd_hint("create");
+            if (!cmd_parse_locking("create", optarg, &c.locking))
+                return 1;
             break;
         case 'h':
             print_help();

@@ -131,12 +131,12 @@ int cmd_info(int argc, char **argv)
     while ((opt = getopt_long(argc, argv, ":f:Uh", long_options, NULL)) != -1) {
         switch (opt) {
         case OPTION_OUTPUT:
-            if (!cmd_parse_output(optarg, &c.json))
-                return cmd_hint("info");
+            if (!cmd_parse_output("info", optarg, &c.json))
+                return 1;
             break;
         case OPTION_LOCKING:
-            if (!cmd_parse_locking(optarg, &c.locking))
-                return cmd_hint("info");
+            if (!cmd_parse_locking("info", optarg, &c.locking))
+                return 1;
             break;
         case OPTION_CHAIN:
             c.chain = true;

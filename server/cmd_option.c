@@ -38,6 +38,10 @@ static int unknown_letter(const char *command, int argc, char **argv)
 {
     const char *word = refused_word(argc, argv);
 
+    if (optopt >= '0' && optopt <= '9') {
+        return cmd_fail("%s: unknown option '%s', and no size is negative; see 'lazycow %s --help'",
+                        command, word, command);
+    }
     if (optopt <= ' ' || optopt > '~' || (word[1] == optopt && word[2] == '\0')) {
         return cmd_fail("%s: unknown option '%s'; see 'lazycow %s --help'", command, word, command);
     }

@@ -28,7 +28,8 @@ static bool power_of_two(uint64_t value, unsigned *exponent)
 static int bad_value(const struct create_command *c, const char *name, const char *value,
                      const char *wanted)
 {
-    return cmd_fail("'%s': option %s=%s: must be %s", c->path, name, value ? value : "", wanted);
+    return cmd_fail("'%s': option %s%s%s: must be %s", c->path, name, value ? "=" : "",
+                    value ? value : " has no value", wanted);
 }
 
 int create_take_size(struct create_command *c, const char *text)
@@ -37,7 +38,7 @@ int create_take_size(struct create_command *c, const char *text)
         return cmd_fail("'%s': the size is given twice; leave one of them out", c->path);
     if (!cmd_parse_size(text, &c->options.size))
         return cmd_fail("'%s': invalid size '%s'; use a number up to 2^63-1, or with a suffix "
-                        "k, M, G, T, P or E",
+                        "k, M, G, T, P or E, such as 10G",
                         c->path, text);
     c->have_size = true;
     return 0;
@@ -180,8 +181,7 @@ static int take_option(struct create_command *c, const char *name, char *value)
     }
     if (strncmp(name, "encrypt.", 8) == 0)
         return option_unsupported(c, name, value);
-    cmd_fail("'%s': unknown option '%s'", c->path, name);
-    return cmd_hint("create");
+    return cmd_wrong_use("create", "-o: unknown option '%s'", name);
 }
 
 int create_take_options(struct create_command *c, char *list)

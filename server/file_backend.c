@@ -105,10 +105,18 @@ static int explain_open(const char *path, const struct file_open_options *option
 
     if (maybe_readable && !options->read_only && access(path, R_OK) == 0)
         advice = "; it can be opened read-only: 'serve --read-only' (-r), 'check' without -r";
+    else if (path[0] == '\0')
+        advice = "; the name is empty";
     else if (code == EISDIR)
         advice = "; name an image file or a block device";
     else if (code == ENOENT && !backing_name_is_local(path))
         advice = "; only local files and block devices can be opened, no URLs and no json: names";
+    else if (code == ENOENT)
+        advice = "; check the name";
+    else if (code == EACCES)
+        advice = "; this user needs access to it and to the folders above it";
+    else if (code == ENXIO)
+        advice = "; a socket, or a device without a medium? Name an image file or a block device";
     else if (code == EMFILE || code == ENFILE)
         advice = "; each image of a backing chain takes one: raise the limit with 'ulimit -n'";
     return error_set(err, code, "%s: cannot open: %s%s", path, strerror(code), advice);

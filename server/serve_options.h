@@ -74,6 +74,10 @@ void serve_options_init(struct serve_options *options);
 void serve_options_add_image(struct serve_options *options, enum export_argument_kind kind,
                              const char *text);
 
+// How that is done for which qemu-nbd has the option, of this letter or a word that begins with "--";
+// NULL for other options.
+const char *serve_elsewhere(const char *word, int letter);
+
 // What --help prints (serve_help.c).
 extern const char serve_help[];
 

@@ -2,6 +2,7 @@
 // serve_parse.c: takes the words of the command line one by one.
 #include <getopt.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "server/cmd.h"
 #include "server/serve_options.h"
@@ -14,6 +15,9 @@
 #define VALUE_HELP 'h'
 #define VALUE_VERSION 'V'
 #define VALUE_IMAGE 1
+
+// Bytes of a wrong value that are repeated.
+#define VALUE_SHOWN_MAX 200
 
 struct getopt_tables {
     // With help, version, and the end.
@@ -91,10 +95,26 @@ static enum serve_parse take(struct serve_options *options, int value)
     }
     setting = setting_of(value);
     if (!setting->set(options, optarg)) {
-        cmd_fail("serve: --%s: '%s' is not %s", setting->name, optarg, setting->allowed);
+        cmd_fail("serve: --%s: '%.*s%s' is not %s", setting->name, VALUE_SHOWN_MAX, optarg,
+                 strlen(optarg) > VALUE_SHOWN_MAX ? "..." : "", setting->allowed);
         return SERVE_PARSE_WRONG;
     }
     return SERVE_PARSE_RUN;
+}
+
+static void report_wrong_option(int answer, int argc, char **argv, const struct option *options)
+{
+    const char *word = argv[optind - 1];
+    const char *advice = answer == '?' ? serve_elsewhere(optopt == 0 ? word : "", optopt) : NULL;
+
+    if (advice == NULL) {
+        cmd_wrong_option("serve", answer, argc, argv, options);
+    } else if (optopt == 0) {
+        cmd_fail("serve: no option '%.*s' as in qemu-nbd; instead: %s", (int)strcspn(word, "="),
+                 word, advice);
+    } else {
+        cmd_fail("serve: no option '-%c' as in qemu-nbd; instead: %s", optopt, advice);
+    }
 }
 
 enum serve_parse serve_options_parse(struct serve_options *options, int argc, char **argv)
@@ -110,7 +130,7 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
         enum serve_parse result;
 
         if (value == '?' || value == ':') {
-            cmd_wrong_option("serve", value, argc, argv, tables.long_options);
+            report_wrong_option(value, argc, argv, tables.long_options);
             return SERVE_PARSE_WRONG;
         }
         result = take(options, value);

@@ -49,16 +49,17 @@ static int check_start(const uint8_t *start, const char *name, struct error *err
     if (format_get32(start + FORMAT_HEADER_MAGIC) != FORMAT_MAGIC)
         return error_set(
             err, EINVAL,
-            "'%s': not a qcow2 image; name the right file, or say '-f raw' where it is a raw "
-            "image",
+            "'%s': not a qcow2 image; name the right file, or say that it is raw (-f raw; "
+            "-F raw of a backing file)",
             name);
 
     uint32_t version = format_get32(start + FORMAT_HEADER_VERSION);
     if (version != 2 && version != 3)
-        return error_set(err, ENOTSUP,
-                         "'%s': qcow2 version %" PRIu32
-                         " is not supported; convert it with 'qemu-img convert -O qcow2'",
-                         name, version);
+        return error_set(
+            err, ENOTSUP,
+            "'%s': qcow2 version %" PRIu32
+            " is not supported, 2 and 3 are; convert it with 'qemu-img convert -O qcow2'",
+            name, version);
 
     uint32_t bits = format_get32(start + FORMAT_HEADER_CLUSTER_BITS);
     if (bits < HEADER_CLUSTER_BITS_MIN || bits > HEADER_CLUSTER_BITS_MAX)
@@ -306,7 +307,8 @@ static int check_kind(struct file *file, const uint8_t *start, struct error *err
                          "with 'lazycow create'",
                          file->name);
     if (format_get32(start + FORMAT_HEADER_MAGIC) == FORMAT_MAGIC && size > 0 &&
-        size < FORMAT_HEADER_V2_BYTES)
+        size < (format_get32(start + FORMAT_HEADER_VERSION) == 3 ? FORMAT_HEADER_V3_BYTES_MIN
+                                                                 : FORMAT_HEADER_V2_BYTES))
         return broken(err, file->name, "it is cut off");
     return 0;
 }

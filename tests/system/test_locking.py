@@ -102,7 +102,7 @@ def test_a_lock_that_fails_for_another_reason(image, without_locks):
 def test_locking_is_one_of_three(workdir, image):
     for command in "info", "check":
         text = run(BINARY, command, "--locking=maybe", image, codes=(1,))
-        assert "must be auto, on or off" in text
+        assert "not auto, on or off" in text
     assert "auto, on or off" in refused(workdir, "--locking=maybe", image)
 
 

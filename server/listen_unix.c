@@ -225,7 +225,8 @@ int listen_unix(struct listeners *listeners, const char *path,
     assert(listeners->count < LISTEN_MAX);
     listener.path = absolute_path(path);
     if (listener.path == NULL) {
-        return error_set(err, errno, "'%s': the socket's directory cannot be found: %s; make it, or choose "
+        return error_set(err, errno,
+                         "'%s': the socket's directory cannot be found: %s; make it, or choose "
                          "another path",
                          path, strerror(errno));
     }

@@ -51,6 +51,17 @@ def module_paths(release, modules):
     return [os.path.join(root, path) for path in order]
 
 
+def has_module(release, name):
+    """Whether the guest's kernel can have it, loaded or built in."""
+    listings = [f"/lib/modules/{release}/{listing}" for listing in ("modules.dep",
+                                                                    "modules.builtin")]
+    for listing in listings:
+        with open(listing, encoding="ascii") as stream:
+            if re.search(rf"/{name}\.ko\b", stream.read()):
+                return True
+    return False
+
+
 def unpack_module(path, target):
     """Copies a module; busybox loads only what is not compressed."""
     if path.endswith(".xz"):

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import socket
 import subprocess
 import tempfile
 
@@ -60,6 +61,21 @@ def possible_aio(aio):
 def ptrace_obstacle():
     obstacle = said("strace", "-o", "/dev/null", "true")
     return f"nothing can be traced here: {obstacle}" if obstacle else ""
+
+
+@functools.lru_cache
+def vsock_obstacle():
+    try:
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM):
+            return ""
+    except OSError as error:
+        return f"no vsock here: {error}"
+
+
+@functools.lru_cache
+def network_obstacle():
+    obstacle = said("unshare", "--net", "ip", "link", "set", "lo", "up")
+    return f"no network of our own here: {obstacle}" if obstacle else ""
 
 
 def skip(reason):

@@ -13,6 +13,7 @@ import nbd
 import pytest
 
 import lib_guest
+import lib_machine
 import lib_server
 import lib_tools
 from lib_server import Server, refused
@@ -177,6 +178,7 @@ def refused_as_nobody(workdir, *words):
 @needs_root
 def test_nobody_connects_before_mode_and_group_are_set(workdir, image):
     """In the order of system calls: the mode with bind(), the group before listen()."""
+    lib_machine.need(lib_machine.ptrace_obstacle())
     trace = f"{workdir}/trace"
     # -D: the server is the process that is started, and so the one that is stopped.
     wrapper = ["strace", "-D", "-o", trace, "-e", "trace=umask,bind,lchown,chown,fchownat,listen"]
@@ -218,15 +220,9 @@ def test_none_of_it_with_sockets_from_elsewhere(workdir, image):
 
 # ---- Vsock --------------------------------------------------------------------------------------
 
-def has_vsock():
-    try:
-        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM):
-            return True
-    except OSError:
-        return False
-
-
-needs_vsock = pytest.mark.skipif(not has_vsock(), reason="this kernel has no vsock")
+@pytest.fixture
+def vsock():
+    lib_machine.need(lib_machine.vsock_obstacle())
 
 
 def loops(port):
@@ -240,7 +236,7 @@ def loops(port):
             return False
 
 
-@needs_vsock
+@pytest.mark.usefixtures("vsock")
 def test_vsock_uri(workdir, image):
     with Server(workdir, image, options=["--vsock", "0"]) as server:
         uri = announced(server, 2)[1]
@@ -250,7 +246,7 @@ def test_vsock_uri(workdir, image):
             assert size_at(uri) == SIZE
 
 
-@needs_vsock
+@pytest.mark.usefixtures("vsock")
 def test_vsock_alone(workdir, image):
     """No TCP besides it."""
     with Server(workdir, image, socket_path="", options=["--vsock=0"]) as server:
@@ -259,7 +255,7 @@ def test_vsock_alone(workdir, image):
         assert f"pid={server.pid},".encode() not in sockets
 
 
-@needs_vsock
+@pytest.mark.usefixtures("vsock")
 def test_vsock_from_the_service_manager(workdir, image):
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as listener:
         listener.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
@@ -268,7 +264,7 @@ def test_vsock_from_the_service_manager(workdir, image):
             assert re.fullmatch(rf"nbd\+vsock://\d+:{listener.getsockname()[1]}/disk", server.uri)
 
 
-@needs_vsock
+@pytest.mark.usefixtures("vsock")
 def test_vsock_errors(workdir, image):
     assert "77777" in refused(workdir, "--vsock=77777:5000", image)
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as taken:
@@ -287,6 +283,7 @@ def test_vsock_values(workdir, image):
 
 def test_a_kernel_without_vsock(workdir, image):
     """As seccomp shows it: socket() with EAFNOSUPPORT."""
+    lib_machine.need(lib_machine.ptrace_obstacle())
     wrapper = ["strace", "-o", "/dev/null", "-e", "inject=socket:error=EAFNOSUPPORT"]
     result = subprocess.run([*wrapper, lib_server.PLAIN_BINARY, "serve", "--vsock=5", image],
                             capture_output=True, check=False, timeout=60)
@@ -317,6 +314,8 @@ lazycow check disk.qcow2
 @pytest.mark.limit(200)
 def test_vsock_in_a_guest(workdir):
     """The guest's kernel can reach itself over vsock; this one may not."""
+    if not lib_guest.has_module(lib_guest.kernel()[1], "vsock_loopback"):
+        lib_machine.skip("the guest's kernel has no vsock_loopback")
     text = lib_guest.boot_with(workdir, [], VSOCK_SCRIPT, modules=["vsock_loopback"],
                                programs=[lib_server.PLAIN_BINARY, "nbdcopy"], timeout=150)
     assert "listening on nbd+vsock://1:10809/disk" in text, text[-3000:]
@@ -392,7 +391,6 @@ server.wait()
 def test_a_vanished_peer_ends_its_connection(workdir, image, reads):
     words = [sys.executable, "-c", VANISH, str(reads), lib_server.BINARY, "serve",
              "-b", "127.0.0.1", "-p", "0"]
-    if subprocess.run(["unshare", "-n", "true"], check=False).returncode != 0:
-        pytest.skip("no network of one's own here")
+    lib_machine.need(lib_machine.network_obstacle())
     text = lib_tools.run("unshare", "-n", *words, "--tcp-keepalive=1", image)
     assert "ended" in text and "Connection timed out" in text, text

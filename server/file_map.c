@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "server/clock.h"
 #include "server/file_pace.h"
 #include "server/guarded_copy.h"
 
@@ -25,9 +26,6 @@
 // The same for asking once more what is in memory; twice as much after each time.
 #define ASK_COST_NS 10000u
 #define ASK_COST_MAX_NS 100000000u
-
-// How often it is asked whether a page was waited for, in nanoseconds: any disk takes longer.
-#define FAULTS_ASKED_NS 100000u
 
 // Most that is lent at a time, in bytes: what waits for slow clients is copied in one go when it is
 // wanted back, and nobody is served meanwhile. 16 replies of 256 KiB.
@@ -221,23 +219,14 @@ static long disk_faults(void)
 // none are for a while, which is longer each time that this happens soon again.
 static bool is_quick(struct file_map *map)
 {
-    uint64_t now = pace_now();
-    long faults;
+    uint64_t now = clock_now_ns();
 
-    if (now < map->retry_at) {
+    if (!disk_pace_allows(&map->pace, now)) {
         return false;
     }
-    if (now - map->asked_at < FAULTS_ASKED_NS) {
+    if (!disk_pace_asks(&map->pace, now) || disk_pace_note(&map->pace, now, disk_faults())) {
         return true;
     }
-    map->asked_at = now;
-    faults = disk_faults();
-    if (faults == map->faults) {
-        return true;
-    }
-    map->faults = faults;
-    map->penalty = pace_penalty(map->penalty, now - map->retry_at < map->penalty);
-    map->retry_at = now + map->penalty;
     for (uint32_t i = 0; i < map->count; i++) {
         window_doubt(&map->windows[i]);
     }
@@ -436,7 +425,7 @@ void map_set_limit(struct file_map *map, uint64_t bytes)
         return;
     }
     map->count = (uint32_t)count;
-    map->faults = disk_faults();
+    map->pace.faults = disk_faults();
     guarded_copy_init();
 }
 
@@ -464,7 +453,7 @@ bool map_tick(struct file_map *map)
 
     map->idle = !map->used;
     map->used = false;
-    map->faults = disk_faults();
+    map->pace.faults = disk_faults();
     for (uint32_t i = 0; i < map->count; i++) {
         struct map_window *window = &map->windows[i];
 

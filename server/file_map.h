@@ -24,6 +24,7 @@
 
 #include "qcow2/base/file.h"
 #include "qcow2/base/runq.h"
+#include "server/file_pace.h"
 
 // Bytes of one window: what one page of the processor's tables covers.
 #define MAP_WINDOW_BYTES (2u << 20)
@@ -42,14 +43,11 @@ struct file_map {
     uint32_t mapped; // of these
     // Mapping has failed, and what was set aside may be somebody else's: nothing more is mapped.
     bool broken;
-    uint32_t sweep;    // the place that the task looks at next
-    uint64_t lent;     // bytes that were not given back
-    bool used;         // something was read since the last tick
-    bool idle;         // nothing was between the two before, and until now
-    uint64_t asked_at; // when it was last asked whether a page was waited for
-    long faults;       // of this thread that had to wait for a disk, by then
-    uint64_t retry_at; // nothing is copied before that; nanoseconds of CLOCK_MONOTONIC
-    uint64_t penalty;  // how long the last wait for a disk turned it off
+    uint32_t sweep; // the place that the task looks at next
+    uint64_t lent;  // bytes that were not given back
+    bool used;      // something was read since the last tick
+    bool idle;      // nothing was between the two before, and until now
+    struct disk_pace pace;
 };
 
 // At first nothing is mapped. runq is borrowed and outlives the map.

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/file_pace.h"
 
-#include <time.h>
-
 // A slow write: longer than the usual time slice of another process on a busy core, and short
 // enough to go unnoticed by clients that count in milliseconds.
 #define SLOW_WRITE_NS 3000000ull
@@ -16,13 +14,8 @@
 // More than this takes a disk longer to write than the way through a worker takes.
 #define SYNC_DIRTY_MAX (256u << 10)
 
-uint64_t pace_now(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
-}
+// How often it is asked whether a page was waited for, which takes a system call: any disk takes longer.
+#define FAULTS_ASKED_NS 100000u
 
 uint64_t pace_penalty(uint64_t last, bool soon)
 {
@@ -31,17 +24,15 @@ uint64_t pace_penalty(uint64_t last, bool soon)
     return last < PENALTY_MAX_NS / 2 ? last * 2 : PENALTY_MAX_NS;
 }
 
-bool write_pace_allows(const struct write_pace *pace)
+bool write_pace_allows(const struct write_pace *pace, uint64_t now)
 {
     if (!pace->offloading)
         return true;
-    return pace->worker_latency <= SLOW_WRITE_NS && pace_now() >= pace->retry_at;
+    return pace->worker_latency <= SLOW_WRITE_NS && now >= pace->retry_at;
 }
 
-void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns)
+void write_pace_note(struct write_pace *pace, uint64_t now, uint64_t took, uint64_t turn_ns)
 {
-    uint64_t now = pace_now();
-
     // Slow is also the last of many in a turn that took that long together, when it was not quick
     // itself: other files' writes count in the sum.
     if (turn_ns > SLOW_WRITE_NS && took > QUICK_WRITE_NS) {
@@ -57,10 +48,10 @@ void write_pace_note(struct write_pace *pace, uint64_t took, uint64_t turn_ns)
     }
 }
 
-bool sync_pace_allows(const struct sync_pace *pace)
+bool sync_pace_allows(const struct sync_pace *pace, uint64_t now)
 {
     return pace->latency > 0 && pace->latency <= QUICK_SYNC_NS && pace->dirty <= SYNC_DIRTY_MAX &&
-           (pace->penalty == 0 || pace_now() >= pace->retry_at);
+           (pace->penalty == 0 || now >= pace->retry_at);
 }
 
 void sync_pace_note_change(struct sync_pace *pace, uint64_t bytes)
@@ -69,14 +60,35 @@ void sync_pace_note_change(struct sync_pace *pace, uint64_t bytes)
         pace->dirty = UINT64_MAX;
 }
 
-void sync_pace_note(struct sync_pace *pace, uint64_t took)
+void sync_pace_note(struct sync_pace *pace, uint64_t now, uint64_t took)
 {
     pace->latency = took;
     if (took > QUICK_SYNC_NS) {
-        uint64_t now = pace_now();
         bool soon = now < pace->retry_at + PENALTY_FORGET_NS;
 
         pace->penalty = pace_penalty(pace->penalty, soon);
         pace->retry_at = now + pace->penalty;
     }
+}
+
+bool disk_pace_allows(const struct disk_pace *pace, uint64_t now)
+{
+    return now >= pace->retry_at;
+}
+
+bool disk_pace_asks(const struct disk_pace *pace, uint64_t now)
+{
+    return now - pace->asked_at >= FAULTS_ASKED_NS;
+}
+
+bool disk_pace_note(struct disk_pace *pace, uint64_t now, long faults)
+{
+    pace->asked_at = now;
+    if (faults == pace->faults) {
+        return true;
+    }
+    pace->faults = faults;
+    pace->penalty = pace_penalty(pace->penalty, now - pace->retry_at < pace->penalty);
+    pace->retry_at = now + pace->penalty;
+    return false;
 }

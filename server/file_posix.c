@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "server/clock.h"
 #include "server/file_seek.h"
 
 // How many requests that hold the inode's lock are started at a time. More would only block more
@@ -254,17 +255,18 @@ static bool try_write(struct file_io *io, int *result)
     struct posix_file *f = posix_file_of(io);
 
     // While a fallocate holds the inode's lock, a write here would wait for it.
-    if (f->direct || f->locking > 0 || !write_pace_allows(&f->write_pace))
+    if (f->direct || f->locking > 0 || !write_pace_allows(&f->write_pace, clock_now_ns()))
         return false;
     if (!backend_admit_inline(f->backend, io->length, INLINE_WRITE_MAX) || !edges_resident(f, io))
         return false;
 
-    uint64_t begun = pace_now();
+    uint64_t begun = clock_now_ns();
     ssize_t answer = call_once(io, 0);
-    uint64_t took = pace_now() - begun;
+    uint64_t ended = clock_now_ns();
+    uint64_t took = ended - begun;
 
     f->backend->inline_write_ns += took;
-    write_pace_note(&f->write_pace, took, f->backend->inline_write_ns);
+    write_pace_note(&f->write_pace, ended, took, f->backend->inline_write_ns);
     return posix_file_advance(io, answer, result);
 }
 
@@ -273,12 +275,15 @@ static bool try_sync(struct file_io *io, int *result)
 {
     struct posix_file *f = posix_file_of(io);
 
-    if (!f->backend->alone || f->in_flight > 0 || !sync_pace_allows(&f->sync_pace))
+    if (!f->backend->alone || f->in_flight > 0)
         return false;
 
-    uint64_t begun = pace_now();
+    uint64_t begun = clock_now_ns();
+    if (!sync_pace_allows(&f->sync_pace, begun))
+        return false;
     ssize_t answer = call_once(io, 0);
-    sync_pace_note(&f->sync_pace, pace_now() - begun);
+    uint64_t ended = clock_now_ns();
+    sync_pace_note(&f->sync_pace, ended, ended - begun);
     f->sync_pace.dirty = 0;
     f->backend->blocked = true;
     return posix_file_advance(io, answer, result);
@@ -367,7 +372,7 @@ static void posix_submit(struct file *file, struct file_io *io)
     if (io->kind == FILE_DATASYNC)
         f->sync_pace.dirty = 0;
     if (io->kind == FILE_WRITE || io->kind == FILE_DATASYNC)
-        io->cookie = pace_now();
+        io->cookie = clock_now_ns();
     if (!locks_inode(io)) {
         f->backend->ops->start(f->backend, io);
         return;
@@ -387,9 +392,10 @@ void posix_file_finish(struct file_io *io, int result)
     if (locks_inode(io))
         f->lane_started--;
     if (io->kind == FILE_WRITE) {
-        f->write_pace.worker_latency = pace_now() - io->cookie;
+        f->write_pace.worker_latency = clock_now_ns() - io->cookie;
     } else if (io->kind == FILE_DATASYNC) {
-        sync_pace_note(&f->sync_pace, pace_now() - io->cookie);
+        uint64_t now = clock_now_ns();
+        sync_pace_note(&f->sync_pace, now, now - io->cookie);
     } else if (locks_inode(io)) {
         assert(f->locking > 0);
         f->locking--;

@@ -572,7 +572,7 @@ static void test_cold_edges(void **state)
 
 // ---- Which barriers the submitting thread makes itself ---------------------------------------------
 
-// The clock of pace_now() in this program: every look at it costs step_ns, so that how long a barrier
+// The clock of clock_now_ns() in this program: every look at it costs step_ns, so that how long a barrier
 // seems to take is the test's to say, and not the disk's or the machine's.
 static struct {
     uint64_t now_ns;

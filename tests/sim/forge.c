@@ -44,6 +44,7 @@ struct forge {
     uint64_t bitmap_directory; // first cluster
     uint64_t bitmap_tables[FORGE_BITMAPS_MAX]; // a cluster each
     uint64_t bitmap_entries[FORGE_BITMAPS_MAX][FORGE_BITMAP_ENTRIES];
+    unsigned bitmap_sizes[FORGE_BITMAPS_MAX]; // entries of each
     uint64_t snapshot_cluster;
     uint64_t snapshot_bytes;
     uint64_t table_cluster; // of the refcount table
@@ -247,7 +248,9 @@ static void place_bitmaps(struct forge *f)
     for (unsigned i = 0; i < f->recipe->bitmaps; i++) {
         leave_gap(f);
         f->bitmap_tables[i] = take(f, 1);
-        for (unsigned k = 0; k < FORGE_BITMAP_ENTRIES; k++) {
+        // One entry is as many as a disk here needs; nobody reads a bitmap that is in use.
+        f->bitmap_sizes[i] = rng_percent(f->rng, 50) ? 1 : FORGE_BITMAP_ENTRIES;
+        for (unsigned k = 0; k < f->bitmap_sizes[i]; k++) {
             f->bitmap_entries[i][k] = rng_below(f->rng, 2);
             if (rng_percent(f->rng, 50))
                 f->bitmap_entries[i][k] = take(f, 1) * f->cluster_size;
@@ -318,7 +321,7 @@ static uint64_t refer_bitmaps(struct forge *f)
     for (unsigned i = 0; i < f->recipe->bitmaps; i++) {
         refer(f, f->bitmap_tables[i], 1);
         clusters++;
-        for (unsigned k = 0; k < FORGE_BITMAP_ENTRIES; k++) {
+        for (unsigned k = 0; k < f->bitmap_sizes[i]; k++) {
             uint64_t cluster = f->bitmap_entries[i][k] / f->cluster_size;
 
             if (cluster > 0)
@@ -440,15 +443,15 @@ static void write_bitmaps(struct forge *f)
         uint64_t table = f->bitmap_tables[i] * f->cluster_size;
 
         format_put64(entry + FORMAT_BITMAP_TABLE_OFFSET, table);
-        format_put32(entry + FORMAT_BITMAP_TABLE_SIZE, FORGE_BITMAP_ENTRIES);
+        format_put32(entry + FORMAT_BITMAP_TABLE_SIZE, f->bitmap_sizes[i]);
         // In use, or kept up to date by whoever writes.
-        format_put32(entry + FORMAT_BITMAP_FLAGS, rng_percent(f->rng, 50) ? 1 : 2);
+        format_put32(entry + FORMAT_BITMAP_FLAGS, f->bitmap_sizes[i] > 1 ? 1 : 2);
         entry[FORMAT_BITMAP_GRANULARITY - 1] = 1; // the type: of dirty parts
         entry[FORMAT_BITMAP_GRANULARITY] = BITMAP_GRANULARITY;
         format_put16(entry + FORMAT_BITMAP_NAME_LENGTH, 1);
         entry[FORMAT_BITMAP_ENTRY_BYTES] = (unsigned char)('a' + i);
         put(f, entry, f->bitmap_directory * f->cluster_size + i * BITMAP_BYTES, BITMAP_BYTES);
-        for (unsigned k = 0; k < FORGE_BITMAP_ENTRIES; k++)
+        for (unsigned k = 0; k < f->bitmap_sizes[i]; k++)
             put64(f, table + k * 8, f->bitmap_entries[i][k]);
     }
 }

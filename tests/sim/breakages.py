@@ -22,7 +22,8 @@ FLAGS = ["-O2", "-g", "-std=gnu17", "-D_GNU_SOURCE", "-I."]
 LIBRARIES = ["-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=posix_memalign", "-lz",
              "-ldeflate", "-lzstd"]
 # What the simulator takes of server/.
-BRIDGE = ["access", "budget", "buffer_pool", "client", "client_request", "export", "log"]
+BRIDGE = ["access", "budget", "buffer_pool", "client", "client_request", "client_shared", "export",
+          "log"]
 
 SYNC, WRITE, RECOVER = "qcow2/durable/sync.c", "qcow2/request/write.c", "qcow2/durable/recover.c"
 REFCOUNT_WRITE = "qcow2/durable/refcount_write.c"
@@ -141,6 +142,12 @@ ROWS = [
      "    if (op->state == RECOVER_CUT && (uint64_t)size > end && image->file->fresh_is_zero) {"),
     ("snapshots count, too", "`recover_start`: no `WALK_SNAPSHOTS`", RECOVER,
      "WALK_MAPPING | WALK_SNAPSHOTS | WALK_OTHER", "WALK_MAPPING | WALK_OTHER"),
+    ("without room for refcounts: the dirty bit instead", "`write_refcounts`: no `go_on_dirty`",
+     SYNC, "    if (passes(result) && image->header.version >= 3)\n", "    if (false)\n"),
+    ("bitmaps: the dirty bit with their end", "`begin`: `needs_dirty` without `SYNC_DROPS_BITMAPS`",
+     SYNC, "        sync->drops == SYNC_DROPS_BITMAPS || (lazy_now", "        (lazy_now"),
+    ("bitmaps: their clusters are free then", "`settle_drops`: no `recover_without_bitmaps`", SYNC,
+     "        recover_without_bitmaps(image, result);\n", ""),
     ("one changes a mapping at a time", "`inflight_wait`: `return 0`", "qcow2/mapping/inflight.c",
      "            return waitq_park(&other->waiters, op);", "            return 0;"),
     ("in all the clusters that are taken", "`plan_allocating`: `last` stays that of the mapping", WRITE,
@@ -203,11 +210,12 @@ ROWS = [
 def copy_tree(folder):
     for name in ("protocol", "qcow2", "server", "tests/sim"):
         shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name))
+    shutil.copy(os.path.join(ROOT, "tests", "memcheck.h"), os.path.join(folder, "tests"))
 
 
 def sources(folder):
     found = [f for name in ("protocol", "qcow2", "tests/sim")
-             for f in glob.glob(os.path.join(folder, name, "*.c"))]
+             for f in glob.glob(os.path.join(folder, name, "**", "*.c"), recursive=True)]
     found += [os.path.join(folder, "server", f"{name}.c") for name in BRIDGE]
     return sorted(os.path.relpath(f, folder) for f in found)
 

@@ -66,7 +66,7 @@ def handle_on(connection):
 def test_connect_command(workdir, image):
     handle = nbd.NBD()
     handle.connect_command([BINARY, "serve", "--stdio", image])
-    assert handle.get_size() == SIZE
+    assert handle.get_size() == SIZE and not handle.can_multi_conn()
     handle.pwrite(b"hello", 1000)
     handle.flush()
     assert handle.pread(5, 1000) == b"hello"

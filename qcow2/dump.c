@@ -6,11 +6,12 @@
 #include <stdio.h>
 
 #include "qcow2/base/op.h"
+#include "qcow2/core/dirty_bit.h"
 #include "qcow2/core/host.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/core/sync_queue.h"
 #include "qcow2/durable/recover.h"
-#include "qcow2/durable/sync.h"
+#include "qcow2/durable/sync_state.h"
 #include "qcow2/mapping/cache.h"
 #include "qcow2/space/punch.h"
 #include "qcow2/space/quarantine.h"
@@ -69,7 +70,8 @@ static void dump_sync(const struct image *image, const struct dump *dump)
 {
     say(dump, "sync: %s; data to make durable: %s; barrier before tables: %s; dirty bit: %s",
         queue_states[image->syncs.state], image->syncs.demand.data ? "yes" : "no",
-        image->syncs.demand.barrier ? "yes" : "no", image->dirty_bit ? "set" : "clear");
+        image->syncs.demand.barrier ? "yes" : "no",
+        dirty_bit_on(image->dirty_bit) ? "set" : "clear");
     say(dump, "L2 slices: %zu in memory, %zu dirty, %zu being written", image->cache->count,
         image->cache->dirty_count, image->cache->writing_count);
     if (image->syncs.state != SYNC_QUEUE_IDLE)

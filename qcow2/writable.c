@@ -9,6 +9,7 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/waitq.h"
+#include "qcow2/core/dirty_bit.h"
 #include "qcow2/core/host.h"
 #include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
@@ -60,7 +61,7 @@ static int check_whole(const struct image *image, uint64_t size, struct error *e
                          "'%s': the file ends before its L1 table does; copy it again, or save "
                          "what there is with --read-only",
                          image->file->name);
-    if (image->dirty_bit)
+    if (dirty_bit_on(image->dirty_bit))
         return 0;
     if (header->refcount_table_offset +
             ((uint64_t)header->refcount_table_clusters << header->cluster_bits) >
@@ -99,15 +100,16 @@ static void tell_bitmaps(struct image *image)
 {
     struct bitmap_directory directory;
     struct error text;
-    const char *when = image->dirty_bit ? "they are removed now, as it was not closed cleanly"
-                                        : "the first write removes them; to keep them serve "
-                                          "it with --read-only";
+    const char *when = dirty_bit_on(image->dirty_bit)
+                           ? "they are removed now, as it was not closed cleanly"
+                           : "the first write removes them; to keep them serve "
+                             "it with --read-only";
 
     if (!(image->header.autoclear & FORMAT_AUTOCLEAR_BITMAPS)) {
         image_log(image,
                   "has persistent bitmaps that are out of date, for something that does not keep "
                   "them wrote to it: %s",
-                  image->dirty_bit ? when : "the first write removes them");
+                  dirty_bit_on(image->dirty_bit) ? when : "the first write removes them");
         return;
     }
     if (bitmap_directory_read(image->file, &image->header, &directory, &text) < 0) {
@@ -155,7 +157,7 @@ int writable_prepare(struct image *image, struct error *err)
         image->header.version >= 3 && bitmap_directory_extension(&image->header) != NULL;
     if (image->has_bitmaps)
         tell_bitmaps(image);
-    if (image->dirty_bit)
+    if (dirty_bit_on(image->dirty_bit))
         recover_start(image);
     return 0;
 }

@@ -9,6 +9,7 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/op.h"
+#include "qcow2/core/dirty_bit.h"
 #include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/core/sync_queue.h"
@@ -34,7 +35,7 @@ static void corrupt_step(struct op *op)
         return;
     }
     uint64_t incompatible = image->header.incompatible;
-    if (image->dirty_bit)
+    if (dirty_bit_on(image->dirty_bit))
         incompatible |= HEADER_INCOMPATIBLE_DIRTY;
     format_put64(corrupt->bytes, incompatible);
     corrupt->iov = (struct iovec){.iov_base = corrupt->bytes, .iov_len = sizeof(corrupt->bytes)};

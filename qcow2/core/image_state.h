@@ -14,6 +14,7 @@
 #include "qcow2/base/inflight.h"
 #include "qcow2/base/op.h"
 #include "qcow2/base/waitq.h"
+#include "qcow2/core/dirty_bit.h"
 #include "qcow2/core/host.h"
 #include "qcow2/core/sync_queue.h"
 #include "qcow2/format/entry.h"
@@ -50,8 +51,8 @@ struct image {
     struct header header;
     struct geometry geometry;
     struct entry_context entry_context;
-    bool lazy;      // refcounts wait for a clean shutdown
-    bool dirty_bit; // may be set on disk: from the HEADER stage of a sync on, until CLEAN clears it
+    bool lazy; // refcounts wait for a clean shutdown
+    enum dirty_bit dirty_bit;
     bool has_bitmaps; // the header has an extension for them
     bool
         drop_autoclear; // autoclear bits and bitmaps are to go with a sync; set by the first change

@@ -6,6 +6,7 @@
 
 #include "qcow2/base/container.h"
 #include "qcow2/base/op.h"
+#include "qcow2/core/dirty_bit.h"
 #include "qcow2/core/host.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/durable/recover.h"
@@ -108,7 +109,7 @@ bool image_needs_clean(const struct image *image)
         return false;
     if (!recover_complete(image))
         return image->recovery->running || sync_needed(image);
-    return image->dirty_bit || refcounts_dirty(image->refcounts) ||
+    return dirty_bit_on(image->dirty_bit) || refcounts_dirty(image->refcounts) ||
            !quarantine_empty(image->quarantine) || !punch_idle(image->punch) || sync_needed(image);
 }
 

@@ -5,6 +5,7 @@
 
 #include "qcow2/base/file.h"
 #include "qcow2/base/op.h"
+#include "qcow2/core/dirty_bit.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/format/bitmap_directory.h"
 #include "qcow2/format/format.h"
@@ -20,7 +21,7 @@ void header_write_bits(struct header_write *hw, struct op *op)
 {
     struct header *header = &op->image->header;
 
-    if (op->image->dirty_bit)
+    if (dirty_bit_on(op->image->dirty_bit))
         header->incompatible |= HEADER_INCOMPATIBLE_DIRTY;
     else
         header->incompatible &= ~HEADER_INCOMPATIBLE_DIRTY;

@@ -26,7 +26,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/op.h"
 #include "qcow2/base/waitq.h"

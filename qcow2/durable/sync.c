@@ -48,16 +48,18 @@
 #include "qcow2/base/file.h"
 #include "qcow2/base/op.h"
 #include "qcow2/base/waitq.h"
+#include "qcow2/core/dirty_bit.h"
 #include "qcow2/core/image_log.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/core/sync_queue.h"
+#include "qcow2/durable/header_write.h"
 #include "qcow2/durable/recover.h"
 #include "qcow2/durable/refcount_write.h"
+#include "qcow2/durable/sync_check.h"
+#include "qcow2/durable/sync_state.h"
 #include "qcow2/durable/tables_write.h"
 #include "qcow2/durable/writeback.h"
-#include "qcow2/format/format.h"
 #include "qcow2/format/header.h"
-#include "qcow2/format/l1.h"
 #include "qcow2/mapping/cache.h"
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
@@ -73,7 +75,8 @@ void sync_init(struct image *image)
     sync_queue_init(&image->syncs, &sync->op);
     waitq_init(&sync->current, "a sync");
     waitq_init(&sync->cleaning, "a clean point");
-    image->dirty_bit = (image->header.incompatible & HEADER_INCOMPATIBLE_DIRTY) != 0;
+    image->dirty_bit =
+        image->header.incompatible & HEADER_INCOMPATIBLE_DIRTY ? DIRTY_BIT_SET : DIRTY_BIT_CLEAR;
 }
 
 void sync_free(struct sync *sync)
@@ -86,13 +89,7 @@ void sync_free(struct sync *sync)
 // the refcounts on disk are of no use, and so need not be kept right.
 static bool lazy_now(const struct image *image)
 {
-    return image->lazy || image->dirty_bit;
-}
-
-// Rule 4, as far as it can be seen from here.
-static void assert_dirty_before_tables(const struct image *image)
-{
-    assert(image->dirty_bit || !image->lazy);
+    return image->lazy || dirty_bit_on(image->dirty_bit);
 }
 
 bool sync_needed(const struct image *image)
@@ -146,7 +143,7 @@ static enum sync_state begin(struct image *image)
     struct sync *sync = image->sync;
 
     sync->demand = sync_queue_begin(&image->syncs, &sync->current);
-    sync->set_dirty = false;
+    sync_facts_begin(&sync->facts, sync->demand);
     sync->drops = SYNC_DROPS_NOTHING;
     if (image->drop_autoclear)
         sync->drops = image->has_bitmaps ? SYNC_DROPS_BITMAPS : SYNC_DROPS_AUTOCLEAR;
@@ -165,7 +162,8 @@ static enum sync_state begin(struct image *image)
     assert(sync->drops != SYNC_DROPS_BITMAPS || sync->writeback.count == 0);
     bool needs_dirty =
         sync->drops == SYNC_DROPS_BITMAPS || (lazy_now(image) && sync->writeback.count > 0);
-    sync->set_dirty = needs_dirty && (!image->dirty_bit || sync->dirty_unsure);
+    if (needs_dirty && image->dirty_bit != DIRTY_BIT_SET)
+        image->dirty_bit = DIRTY_BIT_SETTING;
     return SYNC_HEADER;
 }
 
@@ -174,6 +172,7 @@ static enum sync_state begin(struct image *image)
 static enum sync_state submit_header(struct image *image, enum sync_state next)
 {
     image->sync->op.state = next;
+    image->sync->facts.exposed |= SYNC_WROTE_HEADER;
     header_write_bits(&image->sync->header, &image->sync->op);
     return SYNC_PARKED;
 }
@@ -195,6 +194,7 @@ static int refcounts_turn(struct image *image)
     struct sync *sync = image->sync;
     int result = refcount_write_turn(&sync->op, &sync->refcounts);
 
+    sync->facts.exposed |= SYNC_WROTE_REFCOUNTS;
     if (result != REFCOUNT_WRITE_NEEDS_BARRIER)
         return result;
     submit_barrier(image, sync->op.state);
@@ -205,9 +205,8 @@ static enum sync_state write_header(struct image *image)
 {
     struct sync *sync = image->sync;
 
-    if (!sync->set_dirty && sync->drops == SYNC_DROPS_NOTHING)
+    if (image->dirty_bit != DIRTY_BIT_SETTING && sync->drops == SYNC_DROPS_NOTHING)
         return SYNC_REFCOUNTS;
-    image->dirty_bit |= sync->set_dirty;
     if (sync->drops != SYNC_DROPS_NOTHING)
         image->header.autoclear = 0;
     sync->demand.barrier = true;
@@ -274,18 +273,19 @@ static enum sync_state write_tables(struct image *image)
 {
     struct sync *sync = image->sync;
 
-    if (sync->set_dirty)
-        sync->dirty_unsure = false;
+    if (image->dirty_bit == DIRTY_BIT_SETTING)
+        image->dirty_bit = DIRTY_BIT_SET;
     if (sync->drops == SYNC_DROPS_BITMAPS) {
         sync->op.state = SYNC_WRITTEN;
+        sync->facts.exposed |= SYNC_WROTE_HEADER;
         header_write_no_bitmaps(&sync->header, &sync->op);
         return SYNC_PARKED;
     }
     if (sync->writeback.count == 0)
         // Without tables the first barrier has done what the second would.
         return sync->demand.data && !sync->demand.barrier ? SYNC_WRITTEN : SYNC_DURABLE;
-    assert_dirty_before_tables(image);
     sync->op.state = SYNC_WRITTEN;
+    sync->facts.exposed |= SYNC_WROTE_TABLES;
     writeback_start(&sync->writeback, &sync->op, image->file);
     return SYNC_PARKED;
 }
@@ -360,7 +360,8 @@ static enum sync_state durable(struct image *image)
     tables_settle(image, &sync->writeback, result < 0);
     if (result < 0) {
         sync_queue_put_back(&image->syncs, sync->demand);
-        sync->dirty_unsure |= sync->set_dirty;
+        if (image->dirty_bit == DIRTY_BIT_SETTING)
+            image->dirty_bit = DIRTY_BIT_UNSURE;
         if (!passes(result))
             latch(image, result);
     }
@@ -385,7 +386,7 @@ static enum sync_state durable(struct image *image)
 
 static enum sync_state clean_refcounts(struct image *image)
 {
-    if (!refcounts_pending(image) && !image->dirty_bit)
+    if (!refcounts_pending(image) && !dirty_bit_on(image->dirty_bit))
         return end(image, 0);
 
     int result = refcounts_turn(image);
@@ -400,20 +401,18 @@ static enum sync_state clean_header(struct image *image)
 
     if (sync->op.wait.result < 0)
         return end(image, sync->op.wait.result);
-    if (!image->dirty_bit)
+    if (!dirty_bit_on(image->dirty_bit))
         return end(image, 0);
     // An op may have taken clusters meanwhile.
     if (!at_rest(image) || image->refcounts->table_moved)
         return end(image, -EBUSY);
-    image->dirty_bit = false;
+    image->dirty_bit = DIRTY_BIT_CLEARING;
     return submit_header(image, SYNC_CLEAN_WRITTEN);
 }
 
-// The dirty bit was to be cleared, and now may be set or not.
 static enum sync_state clean_failed(struct image *image)
 {
-    image->dirty_bit = true;
-    image->sync->dirty_unsure = true;
+    image->dirty_bit = DIRTY_BIT_UNSURE;
     return end(image, image->sync->op.wait.result);
 }
 
@@ -428,6 +427,7 @@ static enum sync_state clean_durable(struct image *image)
 {
     if (image->sync->op.wait.result < 0)
         return clean_failed(image);
+    image->dirty_bit = DIRTY_BIT_CLEAR;
     return end(image, 0);
 }
 
@@ -469,6 +469,8 @@ static void sync_step(struct op *op)
     // Whatever the reason: a host that reserves space late says ENOSPC here, and has dropped data.
     if (image->sync->barrier && op->wait.result < 0)
         op->wait.result = -EIO;
+    if (image->sync->barrier && op->wait.result == 0)
+        sync_facts_barrier(&image->sync->facts);
     image->sync->barrier = false;
     // What failed before DURABLE ends there; refcounts take back what they could not write
     // themselves.
@@ -478,6 +480,7 @@ static void sync_step(struct op *op)
         op->state = state;
         if (image->host.trace)
             image_trace_op(image, op, "stage");
+        assert_sync_state(image, state, op->wait.result);
         state = stages[state](image);
     }
 }

@@ -6,7 +6,6 @@
 
 #include "qcow2/core/image_state.h"
 #include "qcow2/durable/writeback.h"
-#include "qcow2/format/header.h"
 #include "qcow2/format/l1.h"
 #include "qcow2/mapping/cache.h"
 

@@ -91,7 +91,7 @@ static void the_dirty_bit_is_set_once(void **state)
     (void)state;
     assert_int_equal(scripted_write(disk, image, data, 0, sizeof(data)), 0);
     assert_int_equal(flush(disk, image), 0);
-    assert_true(image->dirty_bit);
+    assert_true(dirty_bit_on(image->dirty_bit));
 
     // A slice maps 32 KiB. More slices than the list of copies has room for at first.
     for (uint64_t i = 0; i < 40; i++)

@@ -7,14 +7,16 @@
 #include "qcow2/base/file.h"
 #include "qcow2/base/runq.h"
 #include "qcow2/core/corrupt.h"
+#include "qcow2/core/dirty_bit.h"
+#include "qcow2/core/host.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/core/sync_queue.h"
 #include "qcow2/durable/clean.h"
 #include "qcow2/durable/lost.h"
 #include "qcow2/durable/recover.h"
 #include "qcow2/durable/sync.h"
+#include "qcow2/durable/sync_state.h"
 #include "qcow2/format/format.h"
-#include "qcow2/format/geometry.h"
 #include "qcow2/format/header.h"
 #include "qcow2/image.h"
 #include "qcow2/offline/check.h"
@@ -64,11 +66,11 @@ static void mark_dirty(struct image *image)
     unsigned char bytes[8];
     bool stale = refcounts_dirty(image->refcounts) || sync_needed(image);
 
-    if (image->header.version < 3 || !stale || (image->dirty_bit && !image->sync->dirty_unsure))
+    if (image->header.version < 3 || !stale || image->dirty_bit == DIRTY_BIT_SET)
         return;
     format_put64(bytes, image->header.incompatible | HEADER_INCOMPATIBLE_DIRTY);
     if (file_write_blocking(image->file, bytes, HEADER_OFFSET_INCOMPATIBLE, sizeof(bytes)) == 0)
-        image->dirty_bit = true;
+        image->dirty_bit = DIRTY_BIT_SETTING;
 }
 
 // Version 2 has no such bit. What its refcounts count in vain is freed now.

@@ -29,7 +29,7 @@ static void work(struct task *task)
 {
     struct file_io *io = file_io_of(task);
 
-    io->result = posix_file_execute(io);
+    io->outcome = posix_file_execute(io);
 }
 
 static void pool_start(struct backend *backend, struct file_io *io)
@@ -45,7 +45,7 @@ static void pool_turn(struct backend *backend)
     threads_collect(pool_of(backend)->threads, &done);
     while ((task = STAILQ_FIRST(&done)) != NULL) {
         STAILQ_REMOVE_HEAD(&done, link);
-        posix_file_finish(file_io_of(task), file_io_of(task)->result);
+        posix_file_finish(file_io_of(task), file_io_of(task)->outcome);
     }
 }
 

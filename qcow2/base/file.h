@@ -75,6 +75,7 @@ struct file_io {
     struct file *file;
     struct task task;
     uint64_t progress; // bytes done so far
+    int outcome;       // found on another thread, on its way to result
     uint64_t cookie;
 };
 

@@ -240,8 +240,7 @@ static enum sync_state go_on_dirty(struct image *image, int error)
         "nothing is lost",
         strerror(-error));
     sync->op.wait.result = 0;
-    sync->set_dirty = true;
-    image->dirty_bit = true;
+    image->dirty_bit = DIRTY_BIT_SETTING;
     return submit_header(image, SYNC_PREPARED);
 }
 

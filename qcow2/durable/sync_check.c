@@ -77,6 +77,8 @@ void assert_sync_state(const struct image *image, enum sync_state state, int res
         // Rule 5: what the sync unlinked was released, or waits for the next one.
         assert(TAILQ_EMPTY(&image->quarantine->syncing) && sync->writeback.count == 0);
     }
+    if (state == SYNC_CLEAN_BARRIER && result == 0)
+        assert(sync->facts.exposed == 0);
     if (state == SYNC_CLEAN_WRITTEN && result == 0)
         assert_may_be_marked_clean(image);
     if (state == SYNC_CLEAN_DURABLE && result == 0)

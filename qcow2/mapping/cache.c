@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/mapping/cache.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -240,6 +241,7 @@ int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out)
 
 void cache_mark_dirty(struct cache *cache, struct slice *slice)
 {
+    assert(!slice->loading);
     if (slice->dirty)
         return;
     slice->dirty = true;
@@ -249,6 +251,7 @@ void cache_mark_dirty(struct cache *cache, struct slice *slice)
 
 void cache_write_begins(struct cache *cache, struct slice *slice)
 {
+    assert(slice->dirty && !slice->writing);
     slice->dirty = false;
     slice->writing = true;
     cache->dirty_count--;
@@ -258,6 +261,7 @@ void cache_write_begins(struct cache *cache, struct slice *slice)
 
 void cache_write_ended(struct cache *cache, struct slice *slice, bool failed)
 {
+    assert(slice->writing && cache->writing_count > 0);
     slice->writing = false;
     cache->writing_count--;
     if (failed)

@@ -36,8 +36,22 @@ static int admit(const struct image *image, const struct op *op)
     return 0;
 }
 
+// What the owner promises (op.h).
+static void assert_op(const struct op *op)
+{
+    bool has_payload = op->kind == OP_READ || op->kind == OP_WRITE;
+
+    assert(op->done && op->kind <= OP_BLOCK_STATUS);
+    assert(!has_payload || op->length == 0 || op->buf);
+    assert(op->max_extents == 0 || op->extents);
+    assert(op->kind != OP_BLOCK_STATUS || op->max_extents > 0);
+    assert(!(op->flags & (OP_LEND | OP_REPORT_HOLES)) || op->kind == OP_READ);
+    assert(!(op->flags & (OP_NO_HOLE | OP_FAST_ZERO)) || op->kind == OP_WRITE_ZEROES);
+}
+
 void op_start(struct image *image, struct op *op)
 {
+    assert_op(op);
     op->image = image;
     op->wait.task = (struct task){.run = op_take_turn};
     op->wait.runq = image->runq;
@@ -169,7 +183,9 @@ static void tell_owner(struct task *task)
 
 void op_finish(struct op *op, int result)
 {
-    assert(result <= 0);
+    // It waits for nothing any more: it would be woken after its end.
+    assert(result <= 0 && !op->wait.event && !op->wait.task.queued);
+    assert(op->io.result != FILE_IO_RUNNING);
     release_work(op);
     epoch_leave(&op->plan);
     if (result < 0 && op->lender)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/space/alloc.h"
 
+#include <assert.h>
 #include <errno.h>
 
 #include "qcow2/base/container.h"
@@ -88,6 +89,8 @@ static int take(struct image *image, uint64_t first, uint64_t count)
 {
     image->alloc->taken = true;
     for (uint64_t i = 0; i < count; i++) {
+        // Only free clusters are handed out: a second owner would overwrite the first one's data.
+        assert(refcounts_get(image->refcounts, first + i) == 0);
         int result = refcounts_set(image->refcounts, first + i, 1);
 
         if (result == 0)

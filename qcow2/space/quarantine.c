@@ -66,6 +66,9 @@ void quarantine_add(struct image *image, uint64_t first, uint64_t count)
     struct quarantine *q = image->quarantine;
     struct quarantined *last = TAILQ_LAST(&q->pending, quarantine_list);
 
+    // The header is never given up.
+    assert(first > 0 && count > 0);
+
     // Who waits for the quarantine to empty found the image idle; it no longer is, and perhaps
     // nobody asks for the sync that would release this.
     waitq_wake(&q->empty, -EBUSY);

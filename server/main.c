@@ -65,7 +65,7 @@ static int run(int argc, char **argv)
             return commands[i].run(argc - 1, argv + 1);
         }
     }
-    if (is_option(argv[1], "-h", "--help")) {
+    if (is_option(argv[1], "-h", "--help") || strcmp(argv[1], "help") == 0) {
         print_help(stdout);
         return 0;
     }

@@ -272,3 +272,14 @@ def test_errors_of_the_host_are_told(workdir):
                                 f"-o preallocation=full {workdir}/big.qcow2 100M")
     one_line(limited, "big.qcow2")
     assert not os.path.exists(f"{workdir}/big.qcow2")
+
+
+def test_a_link_that_leads_nowhere(workdir):
+    """The file that it leads to is made, as by qemu-img; one that cannot be made is told."""
+    os.symlink("target", f"{workdir}/link")
+    assert lazycow("create", "link", "1M", cwd=workdir).code == 0
+    assert os.path.islink(f"{workdir}/link") and os.path.isfile(f"{workdir}/target")
+    os.symlink("folder/target", f"{workdir}/other")
+    answer = lazycow("create", "-q", "other", "1M", cwd=workdir)
+    assert answer.code == 1 and "a link to a file that is not there" in answer.err
+    assert os.path.islink(f"{workdir}/other")

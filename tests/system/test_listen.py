@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.parse
 
 import nbd
 import pytest
@@ -56,6 +57,35 @@ def test_unix_and_tcp_at_once(workdir, image):
         assert one.startswith("nbd+unix:///disk?socket=") and two.startswith("nbd://127.0.0.1:")
         assert size_at(one) == size_at(two) == SIZE
     assert not os.path.exists(server.socket)
+
+
+def listening_addresses(port):
+    """The IPv4 addresses that sockets listen at on a port, as in /proc/net/tcp."""
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        rows = [line.split() for line in table.readlines()[1:]]
+    return [row[1].split(":")[0] for row in rows
+            if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
+
+
+@pytest.mark.parametrize("host, uri_host, address", [
+    ("*", "localhost", "00000000"), ("0.0.0.0", "localhost", "00000000"),
+    ("0", "localhost", "00000000"), ("127.0.0.1", "127.0.0.1", "0100007F"),
+    ("localhost", "localhost", "0100007F")])
+def test_all_addresses_and_one(workdir, image, host, uri_host, address):
+    """The URI is one that a client on this host can use."""
+    with Server(workdir, image, socket_path="", options=["-b", host, "-p", "0"]) as server:
+        [uri] = announced(server, 1)
+        parts = urllib.parse.urlsplit(uri)
+        assert parts.hostname == uri_host
+        assert listening_addresses(parts.port) == [address]
+        assert size_at(uri) == SIZE
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="there is no IPv6")
+def test_brackets_of_an_address(workdir, image):
+    with Server(workdir, image, socket_path="", options=["-b", "[::1]", "-p", "0"]) as server:
+        [uri] = announced(server, 1)
+        assert uri.startswith("nbd://[::1]:") and size_at(uri) == SIZE
 
 
 def test_a_port_alone_adds_localhost(workdir, image):

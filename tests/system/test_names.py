@@ -8,7 +8,7 @@ import pytest
 import lib_tools
 from lib_server import BINARY, Server, refused
 from lib_tools import run
-from lib_wire import OPT_GO, OPT_INFO, Wire, go_data
+from lib_wire import OPT_EXPORT_NAME, OPT_GO, OPT_INFO, Wire, go_data, option_bytes
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -41,16 +41,22 @@ def size_of(server, name):
 def test_the_export_named_empty_is_the_default(workdir):
     first = image(workdir, "a.qcow2", MEBI)
     second = image(workdir, "b.qcow2", 2 * MEBI)
-    with Server(workdir, ("data", first), options=[f"={second}"]) as server:
-        assert exports(server) == [("", 2 * MEBI), ("data", MEBI)]
-        assert size_of(server, "") == 2 * MEBI
+    with Server(workdir, f"={second}", options=[f"data={first}"]) as server:
+        assert exports(server) == [("data", MEBI), ("", 2 * MEBI)]
         assert size_of(server, "data") == MEBI
+        # With a context: what is set for "" holds for the export that GO chooses then.
+        handle = server.connect("")
+        assert handle.get_size() == 2 * MEBI and handle.can_meta_context("base:allocation")
+        handle.shutdown()
+        size = (2 * MEBI).to_bytes(8, "big")
         for option in (OPT_INFO, OPT_GO):
             with Wire(server) as wire:
                 wire.greet()
-                replies = wire.option(option, go_data(""))
-                size = (2 * MEBI).to_bytes(8, "big")
-                assert size in b"".join(data for _, data in replies)
+                assert size in b"".join(data for _, data in wire.option(option, go_data("")))
+        with Wire(server) as wire:
+            wire.greet()
+            wire.send(option_bytes(OPT_EXPORT_NAME))
+            assert wire.receive(10)[:8] == size
 
 
 @pytest.mark.parametrize("name", ["/opt/ltsp/i386", "a=b", "", "ein größerer Name/=", "x/y=z",

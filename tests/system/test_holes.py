@@ -101,10 +101,12 @@ def test_preallocated_space(workdir, mode):
     with Server(workdir, image) as server:
         handle = server.connect()
         found = statuses(handle, 0, 16 * MEBI)
-        # A file system that tells unwritten space from data makes a difference.
-        assert found in ([(16 * MEBI, ZERO)], [(16 * MEBI, DATA)])
+        # A file system that tells unwritten space from data makes a difference. qemu-img may have
+        # written to the end of the file.
+        zeros = found[0][1] == ZERO
+        assert found == [(16 * MEBI, DATA)] or (zeros and found[0][0] > 15 * MEBI)
         handle.pwrite(b"\1" * 4096, MEBI)
-        assert (MEBI, ZERO) in statuses(handle, 0, 2 * MEBI) or found == [(16 * MEBI, DATA)]
+        assert (MEBI, ZERO) in statuses(handle, 0, 2 * MEBI) or not zeros
         assert statuses(handle, MEBI, 4096) == [(4096, DATA)]
         handle.shutdown()
     lib_tools.check_clean(image)

@@ -15,6 +15,7 @@
 #include "qcow2/format/header.h"
 #include "qcow2/image.h"
 #include "server/cmd.h"
+#include "server/create_target.h"
 #include "server/create_options.h"
 
 // Guest sizes are whole sectors, as QEMU makes them.
@@ -158,48 +159,15 @@ static void show_progress(void *context, uint64_t done, uint64_t total)
             done == total ? "\n" : "");
 }
 
-// Makes the file if it is not there: what is there may be in use, which the lock tells. *made is the
-// path of a new file, to be freed. A link that leads to no file has that made, as by qemu-img. Returns
-// 0, or 1 after a message.
-static int make_file(const char *path, char **made)
-{
-    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-
-    if (fd < 0 && errno == EEXIST) {
-        if (access(path, F_OK) == 0 || errno != ENOENT)
-            return 0;
-        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-        if (fd < 0)
-            return cmd_fail("'%s': a link to a file that is not there and cannot be created: %s",
-                            path, strerror(errno));
-    }
-    if (fd < 0)
-        return cmd_fail("'%s': cannot be created: %s%s", path, strerror(errno),
-                        errno == ENOENT   ? "; make its folder first"
-                        : errno == EACCES ? "; create it where this user may write"
-                                          : "");
-    close(fd);
-    *made = realpath(path, NULL);
-    return 0;
-}
-
 static int make_image(struct create_command *c)
 {
+    struct create_target target;
     struct error err;
 
-    char *made = NULL;
-    if (make_file(c->path, &made) != 0)
+    if (create_target_open(&target, c->path, &c->options, c->locking) != 0)
         return 1;
-
-    struct cmd_file cf;
-    int ret = cmd_open(&cf, c->path, CMD_WRITE, c->locking, &err);
-    if (ret == 0) {
-        ret = create_image(cf.file, &c->options, &err);
-        cmd_close(&cf);
-    }
-    if (ret < 0 && made != NULL)
-        unlink(made);
-    free(made);
+    int ret = create_image(target.cf.file, &c->options, &err);
+    create_target_close(&target, ret == 0);
     return ret < 0 ? cmd_fail("%s", err.text) : 0;
 }
 

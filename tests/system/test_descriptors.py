@@ -20,6 +20,18 @@ MEBI = 1 << 20
 SUBSETS = [subset for length in range(4) for subset in itertools.combinations(range(3), length)]
 
 
+running = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    for process in running:
+        process.kill()
+        process.wait()
+    running.clear()
+
+
 def close_all(descriptors):
     for descriptor in descriptors:
         os.close(descriptor)
@@ -27,10 +39,11 @@ def close_all(descriptors):
 
 def start(arguments, closed, **more):
     """Starts lazycow with some of the standard descriptors closed, the others on /dev/null."""
-    return subprocess.Popen([BINARY, *arguments], stdin=subprocess.DEVNULL,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                            env=sanitizer_environment(), preexec_fn=lambda: close_all(closed),
-                            **more)
+    running.append(subprocess.Popen([BINARY, *arguments], stdin=subprocess.DEVNULL,
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                    env=sanitizer_environment(),
+                                    preexec_fn=lambda: close_all(closed), **more))
+    return running[-1]
 
 
 def end(process):
@@ -129,6 +142,7 @@ def test_activated_with_closed_descriptors(workdir, image, closed):
         process = subprocess.Popen(["python3", "-c", script], pass_fds=[descriptor],
                                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, env=sanitizer_environment())
+    running.append(process)
     lib_tools.run("nbdinfo", f"nbd+unix:///disk?socket={path}")
     process.send_signal(signal.SIGTERM)
     assert end(process) == 0
@@ -185,6 +199,7 @@ def test_serve_without_output(workdir, image, full):
         os.close(reader)
     process = subprocess.Popen([BINARY, "serve", "-k", path, image], stdout=output, stderr=output,
                                env=sanitizer_environment())
+    running.append(process)
     os.close(output)
     wait_for_socket(path, process)
     write(path, b"x", 0)

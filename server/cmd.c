@@ -12,6 +12,7 @@
 
 #include "qcow2/format/format.h"
 #include "server/file_backend.h"
+#include "server/file_in_use.h"
 #include "server/log.h"
 
 int cmd_fail(const char *format, ...)
@@ -201,7 +202,9 @@ int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access,
     cf->backend = backend_new(BACKEND_AUTO, &cf->runq, err);
     if (cf->backend == NULL)
         return -EIO;
-    int ret = backend_open_file(cf->backend, path, &options, &cf->file, err);
+    int ret = file_in_use_by_output(path, err);
+    if (ret == 0)
+        ret = backend_open_file(cf->backend, path, &options, &cf->file, err);
     if (ret < 0) {
         backend_free(cf->backend);
         cf->backend = NULL;

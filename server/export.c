@@ -76,6 +76,7 @@ void exports_close(struct exports *exports)
         free(exports->list[i].name);
     }
     free(exports->list);
+    files_in_use_free(&exports->files);
     exports->list = NULL;
     exports->count = 0;
     for (size_t i = 0; i < exports->skipped_count; i++) {

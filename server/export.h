@@ -11,6 +11,7 @@
 #include "qcow2/base/error.h"
 #include "qcow2/image.h"
 #include "server/file_locking.h"
+#include "server/file_in_use.h"
 #include "server/log.h"
 
 // How many images one server takes: more than anybody names on a command line, and few enough for a
@@ -81,7 +82,8 @@ struct exports {
     // Has clients that have ended give their places back, though their end was not read yet; or NULL.
     void (*find_ended)(void *context);
     void *find_context;
-    bool recalled; // an image wants back what it has lent (qcow2/image.h)
+    struct files_in_use files; // of all images and their chains
+    bool recalled;             // an image wants back what it has lent (qcow2/image.h)
 };
 
 // Opens the images of the plans, in order. Nothing is written. With

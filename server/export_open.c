@@ -18,6 +18,25 @@ static void log_from_image(void *context, const char *line)
     log_line(export->exports->log, LOG_LEVEL_WARNING, "export '%s': %s", export->name, line);
 }
 
+// Opens a file that this server does not use otherwise. Returns as backend_open_file().
+static int open_file(struct exports *exports, const char *path,
+                     const struct file_open_options *options, struct file **out, struct error *err)
+{
+    int result = file_in_use_by_output(path, err);
+
+    if (result == 0) {
+        result = backend_open_file(exports->backend, path, options, out, err);
+    }
+    if (result < 0) {
+        return result;
+    }
+    result = files_in_use_add(&exports->files, path, options->read_only, err);
+    if (result < 0) {
+        file_close(*out);
+    }
+    return result;
+}
+
 static int open_backing(void *context, const char *path, struct file **out, struct error *err)
 {
     const struct export *export = context;
@@ -30,7 +49,7 @@ static int open_backing(void *context, const char *path, struct file **out, stru
         .warn = log_from_image,
         .context = context,
     };
-    int result = backend_open_file(export->exports->backend, path, &options, out, err);
+    int result = open_file(export->exports, path, &options, out, err);
 
     if (result == -EAGAIN) {
         error_append(err, ", or serve it all the same with --read-only --force-share (-r -U)");
@@ -100,11 +119,12 @@ static int open_image(struct exports *exports, struct export *export, const char
         .offload = offload,
         .recall = recall,
     };
+    size_t files_before = exports->files.count;
     struct image *image;
     struct file *file;
     int result;
 
-    result = backend_open_file(exports->backend, path, &file_options, &file, err);
+    result = open_file(exports, path, &file_options, &file, err);
     if (result == -EAGAIN) {
         error_append(err, ", or serve it all the same with %s",
                      options->read_only
@@ -117,6 +137,7 @@ static int open_image(struct exports *exports, struct export *export, const char
     result = image_open(&image, file, &image_options, &host, err);
     if (result < 0) {
         file_close(file);
+        files_in_use_keep(&exports->files, files_before);
         return result;
     }
     export_init(export, image);

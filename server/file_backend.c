@@ -13,7 +13,6 @@
 
 #include "qcow2/format/backing_name.h"
 #include "server/file_align.h"
-#include "server/file_in_use.h"
 #include "server/file_locking.h"
 #include "server/file_posix.h"
 
@@ -39,10 +38,8 @@ struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct er
 {
     struct backend *backend = backend_make(kind, runq, err);
 
-    if (backend != NULL) {
-        LIST_INIT(&backend->files);
+    if (backend != NULL)
         map_init(&backend->map, runq);
-    }
     return backend;
 }
 
@@ -148,11 +145,9 @@ static int check_type(const struct stat *st, const char *path, struct error *err
 {
     if (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode))
         return 0;
-    return error_set(err, EINVAL, "%s: is %s; name an image file or a block device", path,
-                     S_ISDIR(st->st_mode)    ? "a directory"
-                     : S_ISFIFO(st->st_mode) ? "a FIFO"
-                     : S_ISSOCK(st->st_mode) ? "a socket"
-                                             : "neither a file nor a block device");
+    return error_set(err, S_ISDIR(st->st_mode) ? EISDIR : EINVAL,
+                     "%s: is %s; name an image file or a block device", path,
+                     S_ISDIR(st->st_mode) ? "a directory" : "neither a file nor a block device");
 }
 
 // Refuses what is neither a file nor a block device, and sets up how the descriptor works.
@@ -163,8 +158,9 @@ static int set_up_descriptor(int fd, const char *path, const struct file_open_op
 
     if (fstat(fd, &st) != 0)
         return error_set(err, errno, "%s: %s", path, strerror(errno));
-    if (check_type(&st, path, err) < 0)
-        return -EINVAL;
+    int result = check_type(&st, path, err);
+    if (result < 0)
+        return result;
     int protection = options->read_only ? 0 : find_write_protection(fd, S_ISBLK(st.st_mode));
 
     if (protection != 0)
@@ -190,8 +186,12 @@ static int open_descriptor(const char *path, const struct file_open_options *opt
     int fd;
 
     // A FIFO or a device is not even opened: that wakes who waits there, or starts something.
-    if (stat(path, &st) == 0 && check_type(&st, path, err) < 0)
-        return -EINVAL;
+    if (stat(path, &st) == 0) {
+        int result = check_type(&st, path, err);
+
+        if (result < 0)
+            return result;
+    }
     // Without waiting, where it has become one meanwhile.
     do {
         fd = open(path, access_mode | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -278,11 +278,6 @@ int backend_open_file(struct backend *backend, const char *name,
     int fd = open_descriptor(path, options, &block_device, err);
     if (fd < 0)
         return fd;
-    result = file_in_use_check(backend, fd, options->read_only, path, err);
-    if (result < 0) {
-        close(fd);
-        return result;
-    }
     if (!options->force_share) {
         result = file_locking_take(fd, options->read_only ? FILE_LOCK_READER : FILE_LOCK_WRITER,
                                    options->locking, path, options->warn, options->context, err);

@@ -1,14 +1,71 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/file_in_use.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <string.h>
-#include <sys/stat.h>
+#include <stdlib.h>
 #include <unistd.h>
 
-#include "server/file_posix.h"
-#include "server/storage.h"
+#include "qcow2/format/backing_name.h"
+
+// Entries that the list has at first; it grows to twice that whenever it is full.
+#define FILES_FIRST 16
+
+// Returns false for what has no name any more: then nothing else of this process was opened by it.
+static bool find_storage(const char *name, struct storage *storage)
+{
+    struct stat st;
+
+    if (stat(backing_name_path(name), &st) < 0) {
+        return false;
+    }
+    *storage = storage_of(&st);
+    return true;
+}
+
+int files_in_use_add(struct files_in_use *files, const char *name, bool read_only,
+                     struct error *err)
+{
+    struct storage storage;
+
+    if (!find_storage(name, &storage)) {
+        return 0;
+    }
+    for (size_t i = 0; i < files->count; i++) {
+        if ((!read_only || files->list[i].writable) &&
+            storage_overlaps(&storage, &files->list[i].storage)) {
+            return error_set(err, EBUSY,
+                             "%s: is given twice, or stands in the backing chain of another image "
+                             "of this command; name it once",
+                             name);
+        }
+    }
+    if (files->count == files->room) {
+        size_t room = files->room > 0 ? 2 * files->room : FILES_FIRST;
+        struct file_in_use *grown = realloc(files->list, room * sizeof(*grown));
+
+        if (grown == NULL) {
+            return error_set(err, ENOMEM, "%s: out of memory", name);
+        }
+        files->list = grown;
+        files->room = room;
+    }
+    files->list[files->count++] = (struct file_in_use){.storage = storage, .writable = !read_only};
+    return 0;
+}
+
+void files_in_use_keep(struct files_in_use *files, size_t count)
+{
+    assert(count <= files->count);
+    files->count = count;
+}
+
+void files_in_use_free(struct files_in_use *files)
+{
+    free(files->list);
+    *files = (struct files_in_use){0};
+}
 
 // Whether what is printed there would be written into the file.
 static bool is_printed_to(const struct storage *storage, int fd)
@@ -24,29 +81,17 @@ static bool is_printed_to(const struct storage *storage, int fd)
     return storage_overlaps(storage, &printed);
 }
 
-int file_in_use_check(const struct backend *backend, int fd, bool read_only, const char *path,
-                      struct error *err)
+int file_in_use_by_output(const char *name, struct error *err)
 {
-    const struct posix_file *file;
     struct storage storage;
-    struct stat st;
 
-    if (fstat(fd, &st) < 0) {
-        return error_set(err, errno, "%s: %s", path, strerror(errno));
-    }
-    storage = storage_of(&st);
-    LIST_FOREACH (file, &backend->files, files_link) {
-        if ((!read_only || !file->file.read_only) && storage_overlaps(&storage, &file->storage)) {
-            return error_set(err, EBUSY,
-                             "%s: is given twice, or stands in the backing chain of another image "
-                             "of this command; name it once",
-                             path);
-        }
+    if (!find_storage(name, &storage)) {
+        return 0;
     }
     for (int output = STDOUT_FILENO; output <= STDERR_FILENO; output++) {
         if (is_printed_to(&storage, output)) {
             return error_set(err, EBUSY, "%s: standard %s goes to this image; send it elsewhere",
-                             path, output == STDOUT_FILENO ? "output" : "error");
+                             name, output == STDOUT_FILENO ? "output" : "error");
         }
     }
     return 0;

@@ -5,15 +5,34 @@
 #define LAZYCOW_SERVER_FILE_IN_USE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "qcow2/base/error.h"
+#include "server/storage.h"
 
-struct backend;
+// The images of one server and their backing files. Zero it.
+struct files_in_use {
+    struct file_in_use {
+        struct storage storage;
+        bool writable;
+    } * list;
+    size_t count;
+    size_t room;
+};
 
-// Refuses the file behind fd when it is open as an image already and one of the two is for writing,
-// under whatever name, or when standard output or standard error goes there. Returns 0, or -EBUSY
-// with a message.
-int file_in_use_check(const struct backend *backend, int fd, bool read_only, const char *path,
-                      struct error *err);
+// Each returns 0, or a negative errno with a message: -EBUSY where two uses do not go together.
+
+// Adds a file that was just opened. Refuses one that is there already, under whatever name, when one
+// of the two is for writing.
+int files_in_use_add(struct files_in_use *files, const char *name, bool read_only,
+                     struct error *err);
+
+// Leaves the first count files; the others were closed.
+void files_in_use_keep(struct files_in_use *files, size_t count);
+
+void files_in_use_free(struct files_in_use *files);
+
+// Refuses a file that standard output or standard error goes to.
+int file_in_use_by_output(const char *name, struct error *err);
 
 #endif

@@ -433,7 +433,6 @@ static void posix_close(struct file *file)
 
     assert(f->in_flight == 0);
     map_forget(&f->backend->map, f->fd);
-    LIST_REMOVE(f, files_link);
     close(f->fd);
     free(f->file.name);
     free(f);
@@ -464,7 +463,6 @@ struct posix_file *posix_file_new(struct backend *backend, int fd, const char *n
     if (fstat(fd, &st) == 0) {
         f->file.device = st.st_dev;
         f->file.inode = st.st_ino;
-        f->storage = storage_of(&st);
     }
     f->file.ops = &posix_ops;
     f->file.runq = backend->runq;
@@ -479,6 +477,5 @@ struct posix_file *posix_file_new(struct backend *backend, int fd, const char *n
     f->block_device = options->block_device;
     f->may_map = !options->direct && !options->block_device && !options->shared;
     STAILQ_INIT(&f->lane);
-    LIST_INSERT_HEAD(&backend->files, f, files_link);
     return f;
 }

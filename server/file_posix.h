@@ -15,7 +15,6 @@
 #include "server/file_backend.h"
 #include "server/file_map.h"
 #include "server/file_pace.h"
-#include "server/storage.h"
 
 // Requests that wait for something other than the run queue; linked through file_io.task.link,
 // which is free until the request completes.
@@ -36,8 +35,7 @@ struct backend_ops {
 
 struct backend {
     const struct backend_ops *ops;
-    struct runq *runq;             // borrowed
-    LIST_HEAD(, posix_file) files; // that are open
+    struct runq *runq; // borrowed
     int fd;
     uint64_t inline_bytes;    // copied on the loop's thread since the last turn
     uint64_t inline_write_ns; // spent in writes there
@@ -49,8 +47,6 @@ struct backend {
 struct posix_file {
     struct file file; // first member
     struct backend *backend;
-    LIST_ENTRY(posix_file) files_link;
-    struct storage storage;
     int fd;
     bool direct;
     bool no_flush;

@@ -526,7 +526,7 @@ static void test_open_errors(void **state)
     open_fails(x, x->path, EINVAL, "read-only");
 
     x->options.read_only = true;
-    open_fails(x, x->folder, EINVAL, "a directory");
+    open_fails(x, x->folder, EISDIR, "a directory");
 }
 
 // A second open in the same process is another user of the image.

@@ -3,6 +3,7 @@
 in flight, and everything that it was told is done is there."""
 import os
 import random
+import ssl
 import subprocess
 import threading
 import time
@@ -14,7 +15,8 @@ import lib_guest
 import lib_tls
 import lib_tools
 from lib_server import Server
-from lib_wire import CMD_FLUSH, CMD_READ, CMD_WRITE, Wire, request_bytes
+from lib_wire import (CMD_FLUSH, CMD_READ, CMD_WRITE, OPT_GO, OPT_STARTTLS, REP_ACK, Wire, go_data,
+                      request_bytes)
 
 pytestmark = pytest.mark.lazycow_only
 
@@ -268,6 +270,30 @@ def test_several_connections_end_together(workdir, slow_sync):
     for number, any_answered in enumerate(answered):
         if any_answered:
             lib_tools.qemu_io(image, f"read -P {number + 1} {number}M 4096")
+
+
+def test_tls_is_ended_before_tcp(workdir, slow_sync):
+    """A client learns from TLS that nothing was cut off, behind the answer to what was begun."""
+    image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
+    directory = lib_tls.Authority(f"{workdir}/ca").issue("server", f"{workdir}/s", "localhost")
+    server = Server(workdir, image, aio="threads", plain=True, tcp=True,
+                    environment={**slow_sync, "SLOW_SYNC_MS": "3000"},
+                    options=["--tls-certificates", directory, "--clean-after=0"])
+    with Wire(server, timeout=60) as wire:
+        wire.greet()
+        assert wire.option_result(OPT_STARTTLS) == REP_ACK
+        context = ssl.create_default_context(cafile=f"{directory}/ca-cert.pem")
+        # Without a shutdown of TLS recv() would raise SSLEOFError.
+        wire.socket = context.wrap_socket(wire.socket, server_hostname="localhost",
+                                          suppress_ragged_eofs=False)
+        assert wire.option(OPT_GO, go_data("disk"))[-1][0] == REP_ACK
+        assert wire.error(CMD_WRITE, 0, 4096, payload=b"\1" * 4096) == 0
+        wire.send(request_bytes(CMD_FLUSH, 77) + request_bytes(CMD_READ, 78, 0, 512))
+        assert wire.reply(512)[:2] == (78, 0)
+        server.process.send_signal(15)
+        assert wire.reply()[:2] == (77, 0)
+        assert wire.socket.recv(1) == b""
+    assert server.wait_exit() == 0, server.stderr_tail()
 
 
 # ---- The Linux kernel ---------------------------------------------------------------------------

@@ -43,9 +43,10 @@
 // An image that is counted has none any more.
 static const struct bitmap_directory no_bitmaps;
 
-enum { RECOVER_CUT, RECOVER_END };
+enum { RECOVER_CLAIM, RECOVER_CUT, RECOVER_END };
 
 static const char *const state_names[] = {
+    [RECOVER_CLAIM] = "claim",
     [RECOVER_CUT] = "cut",
     [RECOVER_END] = "end",
 };
@@ -157,13 +158,16 @@ static const struct walk_visitor visitor = {
 
 // ---- What is left of the old refcounts
 
-// Claims clusters that refcount structures have, unless something else turned out to be there.
+// Claims clusters that refcount structures have, unless something else turned out to be there, or they
+// are not in the file, which would get as long as an entry says.
 static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
 {
     struct refcounts *rc = image->refcounts;
     uint64_t first = offset >> image->geometry.cluster_bits;
+    int64_t size = file_size(image->file);
 
-    if (geometry_in_cluster(&image->geometry, offset) != 0 || offset >= HEADER_OFFSET_LIMIT)
+    if (geometry_in_cluster(&image->geometry, offset) != 0 || size < 0 ||
+        first + clusters > geometry_clusters(&image->geometry, (uint64_t)size))
         return false;
     for (uint64_t i = 0; i < clusters; i++) {
         if (refcounts_reach(rc, first + i) < 0 || refcounts_get(rc, first + i) != 0)
@@ -178,30 +182,51 @@ static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
     return true;
 }
 
-// Returns 0 or -ENOMEM.
-static int claim_refcounts(struct image *image)
+static void claim_table(struct image *image)
 {
     struct refcounts *rc = image->refcounts;
     const struct header *header = &image->header;
 
-    if (!claim(image, header->refcount_table_offset, header->refcount_table_clusters)) {
-        tell_fault(image, "the refcount table lies where something else does", 0,
-                   header->refcount_table_offset);
-        rc->table_moved = true;
-        rc->table_foreign = true;
-    }
-    for (uint64_t page = 0; page < rc->table_size; page++) {
-        if (rc->table[page] == 0)
-            continue;
-        if (!claim(image, rc->table[page], 1))
-            refcounts_set_block(rc, page, 0);
-    }
-    // None of the blocks on disk is known to be right.
-    for (uint64_t page = 0; page < rc->table_size; page++) {
-        for (uint64_t piece = 0; rc->table[page] != 0 && piece < refcounts_pieces(rc); piece++) {
-            if (refcounts_piece_again(rc, page, piece) < 0)
-                return -ENOMEM;
+    if (claim(image, header->refcount_table_offset, header->refcount_table_clusters))
+        return;
+    tell_fault(image, "the refcount table lies where something else does, or beyond the end", 0,
+               header->refcount_table_offset);
+    rc->table_moved = true;
+    rc->table_foreign = true;
+}
+
+// Claims the block of a page, if it has one, and marks all of it: what is there is not known to be
+// right. Returns 0 or -ENOMEM.
+static int claim_block(struct image *image, uint64_t page)
+{
+    struct refcounts *rc = image->refcounts;
+    int result = 0;
+
+    if (rc->table[page] != 0 && !claim(image, rc->table[page], 1))
+        refcounts_set_block(rc, page, 0);
+    for (uint64_t piece = 0; rc->table[page] != 0 && piece < refcounts_pieces(rc) && result == 0;
+         piece++)
+        result = refcounts_piece_again(rc, page, piece);
+    return result;
+}
+
+// Returns 0 when all blocks are claimed, OP_PARKED when the next turn goes on, or -ENOMEM.
+static int claim_blocks(struct op *op)
+{
+    struct image *image = op->image;
+    struct recovery *recovery = image->recovery;
+    struct refcounts *rc = image->refcounts;
+    uint64_t pieces = 0;
+
+    for (; recovery->next_page < rc->table_size; recovery->next_page++) {
+        if (pieces >= RECOVER_PIECES_A_TURN) {
+            op_post(op);
+            return OP_PARKED;
         }
+        pieces += rc->table[recovery->next_page] ? refcounts_pieces(rc) : 1;
+        int result = claim_block(image, recovery->next_page);
+        if (result < 0)
+            return result;
     }
     return 0;
 }
@@ -223,7 +248,7 @@ static void end_recovery(struct image *image, int result)
     waitq_wake(&recovery->waiters, 0);
 }
 
-static void recover_step(struct op *op)
+static void cut_step(struct op *op)
 {
     struct image *image = op->image;
     struct recovery *recovery = image->recovery;
@@ -251,6 +276,19 @@ static void recover_step(struct op *op)
     end_recovery(image, 0);
 }
 
+static void recover_step(struct op *op)
+{
+    if (op->wait.result == 0 && op->state == RECOVER_CLAIM) {
+        op->wait.result = claim_blocks(op);
+        if (op->wait.result == OP_PARKED) {
+            op->wait.result = 0;
+            return;
+        }
+        op->state = RECOVER_CUT;
+    }
+    cut_step(op);
+}
+
 static const struct op_machine recover_machine = OP_MACHINE("recovery", recover_step, state_names);
 
 static void walk_ended(void *context, int result)
@@ -259,9 +297,10 @@ static void walk_ended(void *context, int result)
     struct recovery *recovery = image->recovery;
 
     if (result == 0)
-        result = claim_refcounts(image);
+        claim_table(image);
+    recovery->next_page = 0;
     op_init(&recovery->op, image, image->runq, &recover_machine);
-    recovery->op.state = RECOVER_CUT;
+    recovery->op.state = RECOVER_CLAIM;
     recovery->op.wait.result = result;
     op_post(&recovery->op);
 }

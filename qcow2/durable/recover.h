@@ -21,6 +21,9 @@ struct op;
 // read.
 #define RECOVER_TABLES_TOLD 256
 
+// Pieces of refcount blocks that are claimed and marked in one turn of the loop, some 20 ns each.
+#define RECOVER_PIECES_A_TURN 8192
+
 struct recovery {
     bool running;
     int error;             // the pass failed: the mapping cannot be changed
@@ -29,7 +32,8 @@ struct recovery {
     uint64_t end;          // one past the highest cluster that is referenced
     uint64_t told_percent; // progress that was logged
     struct walk walk;
-    struct op op; // internal; what comes after the walk
+    struct op op;       // internal; what comes after the walk
+    uint64_t next_page; // of the refcounts, whose old block is to be claimed next
     struct waitq waiters;
 };
 

@@ -82,6 +82,12 @@ static int read_data(struct op *op, const struct location *location)
 
 // How far a sequential reader of compressed clusters is read ahead for.
 #define READ_AHEAD_BYTES (256u << 10)
+// Runs of clusters that are looked at for that, each time a cluster is read: more than may be on their
+// way at once, and few beside what inflating takes.
+#define READ_AHEAD_LOOKS 32
+// Runs of clusters that are planned in one turn, before others have theirs: zeros and clusters that are
+// kept take no wait.
+#define READ_PLANS_A_TURN 512
 
 // Begins to inflate what this op will need next, and what a sequential reader will; as far as the
 // L2 slice goes that is in memory anyway.
@@ -103,8 +109,8 @@ static void prefetch(struct op *op, struct image *layer)
         end = layer->size;
     if (end > slice_end)
         end = slice_end;
-    for (uint64_t at = geometry_cluster_start(g, op->pos) + g->cluster_size; at < end;
-         at += m.length) {
+    uint64_t at = geometry_cluster_start(g, op->pos) + g->cluster_size;
+    for (int n = 0; at < end && n < READ_AHEAD_LOOKS; n++, at += m.length) {
         if (map_lookup(op, layer, at, end - at, &m) != 0)
             return;
         if (m.kind == ENTRY_COMPRESSED)
@@ -154,8 +160,13 @@ static void read_step(struct op *op)
         advance_data(op, op->step_length, op->io.lent);
         op->state = READ_PLAN;
     }
-    while (result == 0 && op->pos < op->offset + op->length)
+    for (int n = 0; result == 0 && op->pos < op->offset + op->length; n++) {
+        if (n == READ_PLANS_A_TURN) {
+            op_post(op);
+            return;
+        }
         result = plan(op);
+    }
     if (result != OP_PARKED)
         op_finish(op, result);
 }

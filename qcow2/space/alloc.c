@@ -156,10 +156,11 @@ static int learn_page(struct op *op)
     struct alloc *alloc = image->alloc;
     struct refcounts *rc = image->refcounts;
 
-    while (alloc->unknown_page << rc->geometry.block_bits < alloc->fresh) {
+    for (unsigned n = 0; alloc->unknown_page << rc->geometry.block_bits < alloc->fresh; n++) {
         uint64_t page = alloc->unknown_page;
 
-        if (page >= rc->table_size)
+        // The next op goes on from here.
+        if (page >= rc->table_size || n == ALLOC_PAGES_A_TURN)
             return 0;
         if (!rc->pages[page].ready && !rc->pages[page].failed) {
             if (op->scanned)
@@ -204,6 +205,15 @@ static uint64_t fresh_run(const struct refcounts *rc, uint64_t first, uint64_t w
     return count;
 }
 
+// The first free cluster behind one that is not, or the end of their page, or how far a search goes.
+static uint64_t next_free(const struct refcounts *rc, uint64_t cluster)
+{
+    uint64_t page_end = (refcounts_page_index(rc, cluster) + 1) << rc->geometry.block_bits;
+    uint64_t first, next;
+
+    return refcounts_find_free(rc, cluster, page_end, 1, &first, &next) > 0 ? first : next;
+}
+
 // Whether clusters up to end can be there: the format has a limit, and a device its size.
 static int check_limit(const struct image *image, uint64_t end)
 {
@@ -233,8 +243,8 @@ static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
         count = fresh_run(image->refcounts, alloc->fresh, want);
         if (count > 0)
             break;
-        // A refcount of something beyond the end of the file: a leak; passed over.
-        alloc->fresh++;
+        // Refcounts of something beyond the end of the file: leaks; passed over.
+        alloc->fresh = next_free(image->refcounts, alloc->fresh);
     }
     result = check_limit(image, alloc->fresh + count);
     if (result == 0)
@@ -275,7 +285,7 @@ int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first)
         if (result != 0)
             return result == -EFBIG ? -ENOSPC : result;
         if (refcounts_get(image->refcounts, at + i) != 0) {
-            at += i + 1;
+            at = next_free(image->refcounts, at + i);
             i = (uint64_t)-1;
         }
     }

@@ -20,6 +20,10 @@ struct op;
 #define ALLOC_RESERVE_MIN (1u << 20)
 #define ALLOC_RESERVE_MAX (64u << 20)
 
+// Pages of refcounts that are in memory, or have no block, and that an op passes in one turn to look
+// for free clusters.
+#define ALLOC_PAGES_A_TURN 4096
+
 struct alloc {
     // First cluster of the fresh space, which is also how far entries are trusted: one that names a
     // cluster from here on names what was never handed out, and map.c does not believe its COPIED

@@ -227,7 +227,8 @@ int refcounts_load_last(struct refcounts *rc, struct file *file)
 
         if (rc->table[i] == 0)
             continue;
-        if (empty++ == REFCOUNT_EMPTY_BLOCKS_MAX || rc->table[i] >= HEADER_OFFSET_LIMIT)
+        if (empty++ == REFCOUNT_EMPTY_BLOCKS_MAX || rc->table[i] >= HEADER_OFFSET_LIMIT ||
+            rc->table[i] % length != 0)
             return -EFBIG;
         if (posix_memalign((void **)&block, 4096, length) != 0)
             return -ENOMEM;

@@ -40,7 +40,9 @@ static void answered(struct file_io *io)
 
     scan->asking = false;
     scan->all_data = io->result < 0;
-    go_on(&scan->task);
+    // A turn that is due goes on with what is known now.
+    if (!scan->task.queued)
+        go_on(&scan->task);
 }
 
 static void ask(struct scan *scan)
@@ -118,10 +120,10 @@ static void fill(struct scan *scan)
     }
 }
 
-// Hands over what has arrived, refills, and finishes when all is done.
+// Hands over what has arrived, one range a turn, refills, and finishes when all is done.
 static void pump(struct scan *scan)
 {
-    while (scan->count > 0 && scan->slots[scan->first].ready) {
+    if (scan->count > 0 && scan->slots[scan->first].ready) {
         struct scan_slot *slot = &scan->slots[scan->first];
 
         if (scan->result == 0 && slot->io.result < 0)
@@ -134,6 +136,8 @@ static void pump(struct scan *scan)
         scan->first = (scan->first + 1) % SCAN_SLOTS;
         scan->count--;
         fill(scan);
+        if (scan->count > 0 && scan->slots[scan->first].ready)
+            runq_post(scan->file->runq, &scan->task);
     }
     if (scan->count > 0 || scan->asking || !scan->ended)
         return;
@@ -147,7 +151,9 @@ static void slot_done(struct file_io *io)
     struct scan_slot *slot = container_of(io, struct scan_slot, io);
 
     slot->ready = true;
-    pump(slot->scan);
+    // A turn that is due goes on with this one as well.
+    if (!slot->scan->task.queued)
+        pump(slot->scan);
 }
 
 static void go_on(struct task *task)

@@ -15,12 +15,16 @@
 #include "qcow2/base/bits.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/core/sync_queue.h"
+#include "qcow2/durable/recover.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/header.h"
 #include "qcow2/mapping/guard.h"
 #include "qcow2/request/request.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/punch.h"
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
+#include "qcow2/walk/scan.h"
 #include "tests/unit/scripted_file.h"
 
 #define CLUSTER_BITS 9
@@ -374,6 +378,161 @@ static void what_comes_meanwhile_is_known(void **state)
     scripted_file_free(f.disk);
 }
 
+// ---- Tables and refcounts -----------------------------------------------------------------------
+
+#define RANGES 12
+
+struct counted {
+    struct scan scan;
+    size_t named, taken;
+    bool ended;
+};
+
+static bool name_range(void *context, struct scan_range *range)
+{
+    struct counted *c = context;
+
+    *range = (struct scan_range){.offset = c->named * 4096, .length = 4096, .tag = c->named};
+    return c->named++ < RANGES;
+}
+
+static int take_range(void *context, const struct scan_range *range, const uint8_t *bytes)
+{
+    struct counted *c = context;
+
+    (void)bytes;
+    assert_int_equal(range->tag, c->taken++);
+    return 0;
+}
+
+static void scan_ended(void *context, int result)
+{
+    struct counted *c = context;
+
+    assert_int_equal(result, 0);
+    c->ended = true;
+}
+
+// The first range arrives last: those behind it are not all taken in its turn.
+static void ranges_are_taken_one_a_turn(void **state)
+{
+    struct scripted_file *disk = scripted_file_new();
+    struct counted c = {
+        .scan = {.file = &disk->file, .next = name_range, .take = take_range, .done = scan_ended}};
+
+    (void)state;
+    c.scan.context = &c;
+    scan_start(&c.scan);
+    scripted_file_turns(disk);
+    // It asks where the holes are, and is told nothing.
+    assert_int_equal(disk->queue[0]->kind, FILE_EXTENTS);
+    scripted_file_end(disk, 0, -EOPNOTSUPP);
+    scripted_file_turns(disk);
+    assert_int_equal(disk->queued, RANGES);
+    while (disk->queued > 0)
+        scripted_file_end(disk, disk->queued - 1, 0);
+    while (!c.ended) {
+        size_t before = c.taken;
+
+        assert_true(scripted_file_turn(disk));
+        assert_true(c.taken <= before + 1);
+    }
+    assert_int_equal(c.taken, RANGES);
+    assert_true(runq_empty(&disk->runq));
+    scripted_file_free(disk);
+}
+
+// A dirty image with as many refcount blocks as a page of its table names, each of them in the file.
+static void old_refcount_blocks_are_claimed_in_turns(void **state)
+{
+    struct create_options create = create_options(64u << 20);
+    struct image_options options = {.format = IMAGE_FORMAT_QCOW2};
+    struct scripted_file *disk = scripted_file_new();
+    const uint64_t blocks = 3 * RECOVER_PIECES_A_TURN;
+    uint64_t first;
+
+    (void)state;
+    scripted_file_create(disk, &create);
+    // The table and its blocks lie behind everything else.
+    first = (disk->size + CLUSTER - 1) / CLUSTER + 1000;
+    uint64_t table = first + blocks;
+    for (uint64_t i = 0; i < blocks; i++)
+        format_put64(disk->bytes + (table << CLUSTER_BITS) + i * 8, (first + i) << CLUSTER_BITS);
+    format_put64(disk->bytes + FORMAT_HEADER_REFCOUNT_TABLE_OFFSET, table << CLUSTER_BITS);
+    format_put32(disk->bytes + FORMAT_HEADER_REFCOUNT_TABLE_CLUSTERS, blocks * 8 / CLUSTER);
+    disk->bytes[FORMAT_HEADER_INCOMPATIBLE + 7] |= HEADER_INCOMPATIBLE_DIRTY;
+    disk->size = (table << CLUSTER_BITS) + blocks * 8;
+    // And one that is not in the file.
+    format_put64(disk->bytes + (table << CLUSTER_BITS), 2ull << 30);
+
+    struct image_host host = {0};
+    struct image *image;
+    struct error err;
+    assert_int_equal(image_open(&image, &disk->file, &options, &host, &err), 0);
+    size_t turns = 0;
+    while (image->recovery->running) {
+        uint64_t before = image->recovery->next_page;
+
+        if (!scripted_file_turn(disk))
+            scripted_file_end(disk, 0, 0);
+        assert_true(image->recovery->next_page - before <= RECOVER_PIECES_A_TURN);
+        turns += image->recovery->next_page != before;
+    }
+    assert_true(turns >= 3);
+    assert_int_equal(image->recovery->error, 0);
+    assert_int_equal(image->refcounts->table[0], 0);
+    assert_int_equal(image->refcounts->table[1], (first + 1) << CLUSTER_BITS);
+    assert_true(disk->size <= (table << CLUSTER_BITS) + blocks * 8);
+    image_close(image);
+    scripted_file_free(disk);
+}
+
+// A read of very many clusters that need no wait.
+static void zeros_are_read_in_turns(void **state)
+{
+    struct fixture *f = *state;
+    const uint64_t length = 8u << 20;
+    unsigned char *buf = malloc(length), small[CLUSTER];
+    struct op zero = {.kind = OP_WRITE_ZEROES, .length = CLUSTER};
+    struct op long_read = {.kind = OP_READ, .length = length, .buf = buf, .done = note_done};
+    struct op read;
+
+    assert_non_null(buf);
+    // Every other cluster is one with a place, so that no two of them are alike.
+    for (uint64_t at = 0; at < length; at += 2 * CLUSTER) {
+        zero.offset = at;
+        zero.flags = OP_NO_HOLE;
+        assert_int_equal(scripted_op(f->disk, f->image, &zero), 0);
+    }
+    op_start(f->image, &long_read);
+    start_read(f, &read, small);
+    size_t turns = 0;
+    while (long_read.buf) {
+        if (!scripted_file_turn(f->disk))
+            scripted_file_end(f->disk, 0, 0);
+        if (turns++ == 2)
+            assert_null(read.buf);
+    }
+    assert_int_equal(long_read.result, 0);
+    assert_true(turns >= length / CLUSTER / 512);
+    free(buf);
+}
+
+// Clusters behind the end of everything that count as used are passed over by the bits of a page.
+static void leaks_behind_the_end_are_passed_over(void **state)
+{
+    struct fixture *f = *state;
+    struct refcounts *rc = f->image->refcounts;
+    unsigned char data[CLUSTER] = {4};
+    uint64_t fresh = f->image->alloc->fresh;
+    uint64_t first = take_clusters(f, 100000);
+
+    f->image->alloc->fresh = fresh;
+    assert_int_equal(scripted_write(f->disk, f->image, data, 10 << 20, CLUSTER), 0);
+    assert_true(f->image->alloc->fresh > first + 100000);
+    assert_int_equal(refcounts_get(rc, first), 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -386,6 +545,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(unreadable_refcounts_leak_and_are_told, set_up, tear_down),
         cmocka_unit_test_setup_teardown(holes_are_punched_in_pieces, set_up_large_pages, tear_down),
         cmocka_unit_test_setup_teardown(extents_are_passed_over_in_turns, set_up, tear_down),
+        cmocka_unit_test(ranges_are_taken_one_a_turn),
+        cmocka_unit_test(old_refcount_blocks_are_claimed_in_turns),
+        cmocka_unit_test_setup_teardown(zeros_are_read_in_turns, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(leaks_behind_the_end_are_passed_over, set_up, tear_down),
         cmocka_unit_test(metadata_is_collected_in_turns),
         cmocka_unit_test(what_comes_meanwhile_is_known),
     };

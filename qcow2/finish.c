@@ -73,7 +73,7 @@ static void mark_dirty(struct image *image)
         image->dirty_bit = DIRTY_BIT_SETTING;
 }
 
-// Version 2 has no such bit. What its refcounts count in vain is freed now.
+// Where it cannot be set, as in version 2, what refcounts count in vain is freed now.
 static void free_leaks(struct image *image, struct error *err)
 {
     const struct check_options options = {.repair = CHECK_REPAIR_LEAKS};
@@ -111,6 +111,8 @@ static int end_without_room(struct image *image, int result, struct error *err)
     mark_dirty(image);
     // In place the disk has everything, if the host had written it down.
     int synced = file_do_blocking(image->file, FILE_DATASYNC, 0, 0);
+    if (synced == 0 && image->dirty_bit == DIRTY_BIT_SETTING)
+        image->dirty_bit = DIRTY_BIT_SET;
     lost_count(image, &lost);
     error_set(err, -result, "'%s': cannot write its %s: %s", image->file->name,
               lost.clusters > 0 || lost.error < 0 ? "tables" : "refcounts", strerror(-result));
@@ -118,11 +120,11 @@ static int end_without_room(struct image *image, int result, struct error *err)
     if (synced < 0)
         error_append(err, "; the host could not make the rest durable (%s), at most %llu bytes",
                      strerror(-synced), (unsigned long long)sync_bytes_at_stake(image));
-    if (image->header.version < 3)
-        free_leaks(image, err);
-    else
+    if (image->dirty_bit == DIRTY_BIT_SET)
         error_append(err, "; it stays marked as not cleanly closed, until it is served again with "
                           "room on the host");
+    else
+        free_leaks(image, err);
     return result;
 }
 

@@ -141,11 +141,10 @@ static void on_cleaned(void *context, int result)
         // Said once until the next write, however often it is tried.
         if (!export->clean_failed) {
             log_line(log, LOG_LEVEL_WARNING,
-                     "export '%s': the idle image could not be made clean: %s; it stays marked as "
-                     "not cleanly closed, and at most %llu bytes of what was answered are not "
-                     "durable; this is tried again every %u seconds",
-                     export->name, strerror(-result), (unsigned long long)bytes,
-                     export->options.clean_after);
+                     "export '%s': the idle image could not be made clean: %s; until it can, "
+                     "tried every %u seconds, %llu bytes of what was answered are not durable",
+                     export->name, strerror(-result), export->options.clean_after,
+                     (unsigned long long)bytes);
         }
         export->clean_failed = true;
     }

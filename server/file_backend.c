@@ -141,13 +141,17 @@ static int find_write_protection(int fd, bool block_device)
     return seals >= 0 && (seals & SEALS_AGAINST_WRITING) ? EPERM : 0;
 }
 
-static int check_type(const struct stat *st, const char *path, struct error *err)
+static int check_type(const struct stat *st, const char *path,
+                      const struct file_open_options *options, struct error *err)
 {
     if (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode))
         return 0;
-    return error_set(err, S_ISDIR(st->st_mode) ? EISDIR : EINVAL,
-                     "%s: is %s; name an image file or a block device", path,
-                     S_ISDIR(st->st_mode) ? "a directory" : "neither a file nor a block device");
+    if (S_ISDIR(st->st_mode))
+        return explain_open(path, options, EISDIR, err);
+    return error_set(err, EINVAL,
+                     "%s: is neither a file nor a block device; name an image file or a block "
+                     "device",
+                     path);
 }
 
 // Refuses what is neither a file nor a block device, and sets up how the descriptor works.
@@ -158,7 +162,7 @@ static int set_up_descriptor(int fd, const char *path, const struct file_open_op
 
     if (fstat(fd, &st) != 0)
         return error_set(err, errno, "%s: %s", path, strerror(errno));
-    int result = check_type(&st, path, err);
+    int result = check_type(&st, path, options, err);
     if (result < 0)
         return result;
     int protection = options->read_only ? 0 : find_write_protection(fd, S_ISBLK(st.st_mode));
@@ -187,7 +191,7 @@ static int open_descriptor(const char *path, const struct file_open_options *opt
 
     // A FIFO or a device is not even opened: that wakes who waits there, or starts something.
     if (stat(path, &st) == 0) {
-        int result = check_type(&st, path, err);
+        int result = check_type(&st, path, options, err);
 
         if (result < 0)
             return result;

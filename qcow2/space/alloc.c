@@ -4,85 +4,18 @@
 #include <assert.h>
 #include <errno.h>
 
-#include "qcow2/base/container.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/op.h"
-#include "qcow2/base/waitq.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/format/header.h"
 #include "qcow2/space/refcount.h"
+#include "qcow2/space/reserve.h"
 
 void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes,
                 bool reuse)
 {
-    *alloc = (struct alloc){.fresh = fresh,
-                            .reserved_end = file_bytes,
-                            .reserve = image->file->fresh_is_zero,
-                            .reuse = reuse,
-                            .image = image};
-    waitq_init(&alloc->waiters, "space to be reserved");
-}
-
-static void reserve_ended(struct file_io *io)
-{
-    struct alloc *alloc = container_of(io, struct alloc, io);
-    int result = io->result;
-
-    alloc->reserving = false;
-    if (result == 0) {
-        alloc->reserved_end = io->offset + io->length;
-        alloc->reserve_exact = false;
-    } else if (result == -EOPNOTSUPP || result == -EINVAL) {
-        // A host that cannot reserve space can make the file longer.
-        alloc->reserve = !alloc->grow_only;
-        alloc->grow_only = true;
-    } else if (!alloc->reserve_exact) {
-        // Perhaps there is room for what is needed, if not for the step.
-        alloc->reserve_exact = true;
-    } else {
-        alloc->reserve_exact = false;
-        alloc->reserve_error = result;
-    }
-    waitq_wake(&alloc->waiters, 0);
-}
-
-// Makes sure that the file reaches to end (bytes), with space from the host where it can promise
-// that: nothing refers to what is beyond the end of the file, even if nothing was written there.
-// Returns 0, OP_PARKED, or a negative errno.
-static int reserve_space(struct op *op, uint64_t end)
-{
-    struct image *image = op->image;
-    struct alloc *alloc = image->alloc;
-
-    if (!alloc->reserve || end <= alloc->reserved_end)
-        return 0;
-    if (alloc->reserve_error < 0) {
-        // One is told, the next one tries again.
-        int result = alloc->reserve_error;
-
-        alloc->reserve_error = 0;
-        return result;
-    }
-    if (!alloc->reserving) {
-        uint64_t step = alloc->reserved_end / 8;
-
-        if (step < ALLOC_RESERVE_MIN)
-            step = ALLOC_RESERVE_MIN;
-        if (step > ALLOC_RESERVE_MAX)
-            step = ALLOC_RESERVE_MAX;
-        if (alloc->reserve_exact)
-            step = 0;
-        alloc->reserving = true;
-        if (alloc->grow_only)
-            alloc->io = (struct file_io){.kind = FILE_TRUNCATE, .offset = end + step};
-        else
-            alloc->io = (struct file_io){.kind = FILE_ALLOCATE,
-                                         .offset = alloc->reserved_end,
-                                         .length = end - alloc->reserved_end + step};
-        alloc->io.done = reserve_ended;
-        file_submit(image->file, &alloc->io);
-    }
-    return op_park(op, &alloc->waiters);
+    *alloc = (struct alloc){.fresh = fresh, .reuse = reuse};
+    reserve_init(&alloc->reserve, image->file, file_bytes);
 }
 
 static int take(struct image *image, uint64_t first, uint64_t count)
@@ -104,12 +37,12 @@ static int take(struct image *image, uint64_t first, uint64_t count)
 
 bool alloc_reserves(const struct alloc *alloc)
 {
-    return alloc->reserve && !alloc->grow_only;
+    return alloc->reserve.way == RESERVE_BY_ALLOCATING;
 }
 
 void alloc_cannot_reserve(struct alloc *alloc)
 {
-    alloc->grow_only = true;
+    alloc->reserve.way = RESERVE_BY_GROWING;
 }
 
 void alloc_freed(struct alloc *alloc)
@@ -248,7 +181,8 @@ static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
     }
     result = check_limit(image, alloc->fresh + count);
     if (result == 0)
-        result = reserve_space(op, (alloc->fresh + count) << image->geometry.cluster_bits);
+        result = reserve_wait(op, &alloc->reserve,
+                              (alloc->fresh + count) << image->geometry.cluster_bits);
     if (result == 0)
         result = take(image, alloc->fresh, count);
     if (result != 0)
@@ -291,7 +225,7 @@ int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first)
     }
     int result = check_limit(image, at + count);
     if (result == 0)
-        result = reserve_space(op, (at + count) << image->geometry.cluster_bits);
+        result = reserve_wait(op, &alloc->reserve, (at + count) << image->geometry.cluster_bits);
     if (result == 0)
         result = take(image, at, count);
     if (result != 0)

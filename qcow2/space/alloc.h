@@ -8,17 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "qcow2/base/file.h"
-#include "qcow2/base/waitq.h"
+#include "qcow2/space/reserve.h"
 
 struct image;
 struct op;
-
-// Host space is reserved in steps of an eighth of the file, between these: one extent instead of
-// thousands, and a reservation every few thousand requests; what is left over is given back at the
-// end.
-#define ALLOC_RESERVE_MIN (1u << 20)
-#define ALLOC_RESERVE_MAX (64u << 20)
 
 // Pages of refcounts that are in memory, or have no block, and that an op passes in one turn to look
 // for free clusters.
@@ -29,20 +22,13 @@ struct alloc {
     // cluster from here on names what was never handed out, and map.c does not believe its COPIED
     // flag. Only grows; ALLOC_FRESH_UNKNOWN while recovery has not found the end.
     uint64_t fresh;
-    uint64_t reserved_end; // bytes of the file that the host has space for
-    uint64_t search;       // where to look for free clusters next
-    bool may_find; // a search may find something: not all was searched since something was freed
+    struct reserve reserve;
+    uint64_t search; // where to look for free clusters next
+    // A search may find something: since a cluster was freed, not all were looked at.
+    bool may_find;
     uint64_t unknown_page; // pages below this are known
     bool taken;            // any cluster, since the image was opened
     bool reuse;            // refcounts are right: free clusters may be used
-    bool reserve;          // the host can reserve space, or at least make the file longer
-    bool grow_only;        // it cannot reserve
-    bool reserving;
-    bool reserve_exact; // the last large step failed
-    int reserve_error;  // and so did the exact one; nobody was told yet
-    struct image *image;
-    struct file_io io;
-    struct waitq waiters; // for the reservation
 };
 
 // Clusters that were taken: refcount 1, not referenced by any table yet.

@@ -32,7 +32,7 @@ KILLED = 1
 
 # What the file may take up: all that a disk can refer to at once (its clusters, a table for each
 # 512 MiB, header, L1 table, refcounts), half a disk of clusters that were given up and are not yet
-# free, and an eighth of all that reserved ahead (qcow2/space/alloc.h). What would be lost for good at each
+# free, and an eighth of all that reserved ahead (qcow2/space/reserve.h). What would be lost for good at each
 # kill passes that within some rounds: each of them writes a good part of the disk anew.
 FILE_BYTES_MAX = (DISK_BYTES + 8 * CLUSTER + DISK_BYTES // 2) * 9 // 8
 

@@ -226,7 +226,7 @@ static void space_that_is_being_released_is_waited_for(void **state)
     f->disk->fail_offset = 0;
     f->disk->fail_length = UINT64_MAX / 2;
     f->disk->fail_error = -ENOSPC;
-    f->image->alloc->reserved_end = f->image->alloc->fresh << CLUSTER_BITS;
+    f->image->alloc->reserve.end = f->image->alloc->fresh << CLUSTER_BITS;
     struct op write = {
         .kind = OP_WRITE, .offset = 8 * CLUSTER, .length = CLUSTER, .buf = data, .done = note_done};
     op_start(f->image, &write);

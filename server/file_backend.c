@@ -116,7 +116,7 @@ static int explain_open(const char *path, const struct file_open_options *option
     else if (code == EACCES)
         advice = "; this user needs access to it and to the folders above it";
     else if (code == ENXIO)
-        advice = "; a socket, or a device without a medium? Name an image file or a block device";
+        advice = "; the device is not there or has no medium";
     else if (code == EMFILE || code == ENFILE)
         advice = "; each image of a backing chain takes one: raise the limit with 'ulimit -n'";
     return error_set(err, code, "%s: cannot open: %s%s", path, strerror(code), advice);

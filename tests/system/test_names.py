@@ -86,7 +86,7 @@ def test_messages(workdir):
             (["--export", "x="], "names no image"),
             (["--export", "x=/nowhere/y"], "there is no file '/nowhere/y'; check"),
             (["--export", "x=/nowhere/y=z"], "nor one behind any of the other '='"),
-            (["--export", f"x={directory}"], "Is a directory"),
+            (["--export", f"x={directory}"], "is a directory"),
             (["--export", f"a={path}", "--export", f"a={path}"], "there is an export 'a' already"),
             (["--export", f"{'n' * 4097}={path}"], "at most 4096 bytes"),
             (["--export", os.fsdecode(b"\xff=") + path], "must be UTF-8"),

@@ -46,6 +46,9 @@ class Limited:
         self.psk = f"{workdir}/psk"
         with open(self.psk, "w", encoding="ascii") as stream:
             stream.write("user:00112233445566778899aabbccddeeff\n")
+        os.chmod(self.psk, 0o600)
+        if os.geteuid() == 0:
+            os.chown(self.psk, 65532, 65532)
         self.socket = f"{workdir}/socket"
         user = (["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups"]
                 if os.geteuid() == 0 else [])

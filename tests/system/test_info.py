@@ -143,10 +143,10 @@ def test_names_that_are_not_utf_8(workdir):
 
 def test_chain_that_bites_its_tail(workdir):
     for image, base in (("a", "b"), ("b", "a")):
-        answer = lazycow("create", "-q", "-u", "-b", base, "-F", "qcow2", f"{workdir}/{image}",
-                         "1M")
-        assert answer.code == 0, answer
-    one_line(lazycow("info", "--backing-chain", f"{workdir}/a"), "backing files")
+        # lazycow refuses to make the second one.
+        lib_tools.qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", base, "-F", "qcow2",
+                           f"{workdir}/{image}", "1M")
+    one_line(lazycow("info", "--backing-chain", f"{workdir}/a"), "stands behind itself")
     assert lazycow("info", f"{workdir}/a").code == 0
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/unit/scripted_file.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -31,6 +32,8 @@ static void submit(struct file *file, struct file_io *io)
     }
     s->submitted[io->kind]++;
     s->queue[s->queued++] = io;
+    if (s->observe)
+        s->observe(s->observe_context, io, false);
 }
 
 static void wait_for_one(struct file *file)
@@ -49,8 +52,27 @@ static void leave_open(struct file *file)
     (void)file;
 }
 
-static const struct file_ops scripted_ops = {
-    .submit = submit, .wait = wait_for_one, .size = size_of, .close = leave_open};
+static void give_back(struct file *file, const void *lent, uint64_t length)
+{
+    (void)lent;
+    (void)length;
+    assert_true(scripted_file_of(file)->lent > 0);
+    scripted_file_of(file)->lent--;
+}
+
+static bool copy_lent(struct file *file, void *to, const void *lent, size_t length)
+{
+    (void)file;
+    memcpy(to, lent, length);
+    return true;
+}
+
+static const struct file_ops scripted_ops = {.submit = submit,
+                                             .wait = wait_for_one,
+                                             .size = size_of,
+                                             .give_back = give_back,
+                                             .copy_lent = copy_lent,
+                                             .close = leave_open};
 
 struct scripted_file *scripted_file_new(void)
 {
@@ -67,8 +89,20 @@ struct scripted_file *scripted_file_new(void)
     return s;
 }
 
+struct scripted_file *scripted_file_new_behind(struct scripted_file *s)
+{
+    static char name[] = "behind";
+
+    s->behind = scripted_file_new();
+    s->behind->file.runq = s->file.runq;
+    s->behind->file.name = name;
+    return s->behind;
+}
+
 void scripted_file_free(struct scripted_file *s)
 {
+    if (s->behind)
+        scripted_file_free(s->behind);
     for (size_t i = 0; i < s->line_count; i++)
         free(s->lines[i]);
     munmap(s->bytes, SCRIPTED_BYTES_MAX);
@@ -149,7 +183,12 @@ static void carry_out(struct scripted_file *s, struct file_io *io)
     assert_true(io->offset <= SCRIPTED_BYTES_MAX && io->length <= SCRIPTED_BYTES_MAX - io->offset);
     switch (io->kind) {
     case FILE_READ:
-        copy(s, io);
+        if (!io->lend || !s->lends) {
+            copy(s, io);
+            return;
+        }
+        io->lent = s->bytes + io->offset;
+        s->lent++;
         return;
     case FILE_WRITE:
         copy(s, io);
@@ -192,12 +231,14 @@ void scripted_file_end(struct scripted_file *s, size_t index, int result)
         result = s->fail_error;
     if (result == 0)
         carry_out(s, io);
+    if (s->observe)
+        s->observe(s->observe_context, io, true);
     file_io_complete(io, result);
 }
 
 bool scripted_file_turn(struct scripted_file *s)
 {
-    return runq_run(&s->runq);
+    return runq_run(s->file.runq);
 }
 
 size_t scripted_file_turns(struct scripted_file *s)
@@ -209,12 +250,22 @@ size_t scripted_file_turns(struct scripted_file *s)
     return turns;
 }
 
+// Ends the oldest request of the file, or of one behind it. Returns false where there is none.
+static bool end_one(struct scripted_file *s)
+{
+    for (; s; s = s->behind) {
+        if (s->queued > 0) {
+            scripted_file_end(s, 0, 0);
+            return true;
+        }
+    }
+    return false;
+}
+
 void scripted_file_run(struct scripted_file *s)
 {
-    while (scripted_file_turn(s) || s->queued > 0) {
-        if (runq_empty(&s->runq) && s->queued > 0)
-            scripted_file_end(s, 0, 0);
-    }
+    while (scripted_file_turn(s) || end_one(s))
+        ;
 }
 
 size_t scripted_file_find(const struct scripted_file *s, enum file_io_kind kind)
@@ -236,6 +287,21 @@ static void keep_line(void *context, const char *line)
         s->lines[s->line_count++] = strdup(line);
 }
 
+static int open_behind(void *context, const char *path, struct file **out, struct error *err)
+{
+    struct scripted_file *s = context;
+
+    if (!s->behind)
+        return error_set(err, ENOENT, "'%s': there is no such file", path);
+    *out = &s->behind->file;
+    return 0;
+}
+
+static void note_recall(void *context)
+{
+    ((struct scripted_file *)context)->recalls++;
+}
+
 void scripted_file_create(struct scripted_file *s, const struct create_options *create)
 {
     struct error err;
@@ -245,7 +311,8 @@ void scripted_file_create(struct scripted_file *s, const struct create_options *
 
 struct image *scripted_image_open(struct scripted_file *s, const struct image_options *options)
 {
-    struct image_host host = {.context = s, .log = keep_line};
+    struct image_host host = {
+        .context = s, .open_backing = open_behind, .log = keep_line, .recall = note_recall};
     struct image *image;
     struct error err;
 

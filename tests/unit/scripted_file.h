@@ -28,8 +28,8 @@
 
 struct scripted_file {
     struct file file;
-    struct runq runq;
-    uint8_t *bytes; // SCRIPTED_BYTES_MAX; zeros where nothing was written
+    struct runq runq; // not used where it stands behind another one
+    uint8_t *bytes;   // SCRIPTED_BYTES_MAX; zeros where nothing was written
     uint64_t size;
     struct file_io *queue[SCRIPTED_QUEUE_MAX]; // submitted and not ended, the oldest first
     size_t queued;
@@ -39,6 +39,13 @@ struct scripted_file {
     uint64_t fail_offset, fail_length;
     int fail_error;                       // negative
     unsigned submitted[FILE_EXTENTS + 1]; // by kind, since the start
+    // Called when a request is submitted, and when it has ended; may be NULL.
+    void (*observe)(void *context, const struct file_io *io, bool ended);
+    void *observe_context;
+    bool lends;    // reads that allow it are lent the file's bytes
+    unsigned lent; // how often, and not given back
+    unsigned recalls;
+    struct scripted_file *behind; // opened for an image that names a backing file
     // What the image logged, from the first line on.
     char *lines[SCRIPTED_LINES_MAX];
     size_t line_count;
@@ -46,6 +53,8 @@ struct scripted_file {
 
 // An empty file; fails the test without memory.
 struct scripted_file *scripted_file_new(void);
+// One that stands behind it, with the same run queue; freed with it.
+struct scripted_file *scripted_file_new_behind(struct scripted_file *s);
 void scripted_file_free(struct scripted_file *s);
 
 // Ends the request at an index of the queue: 0 carries it out, a negative errno does not.

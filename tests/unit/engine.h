@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// engine.h: an image on a scripted file (scripted_file.h), the requests of a test, and the order in
+// which the engine submits what it writes.
+//
+//   engine_begin(&e, &engine_large);
+//   engine_start(&e, &write, OP_WRITE, OP_FUA, 0, 4096);
+//   scripted_file_end(e.disk, engine_reach(&e, "l2"), -ENOSPC);   // the first L2 write fails
+//   engine_run(&e);
+//   assert_string_equal(e.order, "reserve. data. header. barrier. l2. l1.");
+#ifndef LAZYCOW_TESTS_UNIT_ENGINE_H
+#define LAZYCOW_TESTS_UNIT_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qcow2/core/image_state.h"
+#include "qcow2/image.h"
+#include "tests/unit/scripted_file.h"
+
+#define ENGINE_ORDER_MAX 4096
+
+struct engine {
+    struct scripted_file *disk;
+    struct image *image;
+    // What was submitted since engine_watch(), by name: header, l1, l2, block, table (of refcounts),
+    // data, barrier, cut, punch, reserve, zero, extents; "read-" stands before what is read. A dot
+    // follows where a request has ended: "data. barrier." says that the data's write had ended when
+    // the barrier was submitted, "data barrier" that it had not.
+    char order[ENGINE_ORDER_MAX];
+};
+
+// A request of a test.
+struct request {
+    struct op op;
+    unsigned done; // how often it was called back
+};
+
+// 64 MiB in clusters of 64 KiB, with lazy refcounts: one L2 table, of which the first two slices map
+// all.
+extern const struct create_options engine_large;
+// 4 MiB in clusters of 512 bytes, without lazy refcounts: a slice is an L2 table and maps 32 KiB.
+extern const struct create_options engine_small;
+
+// Makes an image and opens it; discarded clusters are punched.
+void engine_begin(struct engine *e, const struct create_options *create);
+// The same with other options of the image.
+void engine_begin_with(struct engine *e, const struct create_options *create,
+                       const struct image_options *options);
+// Opens what is in e->disk, which the caller has made.
+void engine_open(struct engine *e, const struct image_options *options);
+// Finishes the image, which must succeed, checks that nothing leaks or is corrupt, and frees all.
+void engine_end(struct engine *e);
+// Frees all; the image may be finished or not.
+void engine_free(struct engine *e);
+// Closes and opens the image again without finishing it: as a crash after the last request.
+void engine_crash(struct engine *e, const struct image_options *options);
+// Finishes the image, gives it a snapshot of the disk as it is, and opens it again.
+void engine_snapshot(struct engine *e);
+// Number of faults that lazycow check finds, leaks among them.
+uint64_t engine_faults(struct engine *e);
+
+// Runs a request from start to done. Returns its result.
+int engine_write(struct engine *e, uint64_t offset, uint64_t length, int byte);
+int engine_do(struct engine *e, enum op_kind kind, unsigned flags, uint64_t offset,
+              uint64_t length);
+int engine_flush(struct engine *e);
+// Every byte of the range reads as this one.
+void engine_expect(struct engine *e, uint64_t offset, uint64_t length, int byte);
+
+// Starts a request. All share one buffer for their payload.
+void engine_start(struct engine *e, struct request *r, enum op_kind kind, unsigned flags,
+                  uint64_t offset, uint64_t length);
+// Runs all to its end.
+void engine_run(struct engine *e);
+// Runs all but requests of this name until nothing else is left.
+void engine_hold(struct engine *e, const char *name);
+// Runs until a request of this name is submitted, and returns its index in the file's queue. The
+// test fails where there is none.
+size_t engine_reach(struct engine *e, const char *name);
+// Whether a request of this name is in flight.
+bool engine_in_flight(const struct engine *e, const char *name);
+
+// Forgets the order so far.
+void engine_watch(struct engine *e);
+// How many requests of this name were submitted since then.
+unsigned engine_count(const struct engine *e, const char *name);
+
+// The entry of a guest cluster as it is on disk, and as it is in memory (its slice must be there).
+uint64_t engine_disk_entry(const struct engine *e, uint64_t cluster);
+uint64_t engine_entry(const struct engine *e, uint64_t cluster);
+// Its refcount in memory; the page must be known.
+uint64_t engine_refcount(const struct engine *e, uint64_t host_offset);
+// Whether the log has a line with this text.
+bool engine_said(const struct engine *e, const char *text);
+
+#endif

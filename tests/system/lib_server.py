@@ -244,6 +244,17 @@ class Server:
             handle.connect_unix(self.socket)
         return handle
 
+    def one_of_each(self):
+        """What is opened for the first request of its kind is open from then on: before descriptors
+        are compared."""
+        handle = self.connect()
+        handle.pwrite(handle.pread(4096, 0), 0)
+        handle.block_status(handle.get_size(), 0, lambda *_: 0)
+        handle.trim(4096, 0)
+        handle.zero(4096, 0)
+        handle.flush()
+        handle.shutdown()
+
     # ---- Looking at it --------------------------------------------------------------------------
 
     def stderr(self):

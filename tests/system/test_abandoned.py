@@ -180,6 +180,7 @@ def settle(server, descriptors):
 def abandon(server, rng, count, start):
     """count connections. Asserts that descriptors and memory are those of the first fifth."""
     measured = server.binary == PLAIN_BINARY
+    server.one_of_each()
     descriptors = server.descriptors()
     open_ones = []
     early = None

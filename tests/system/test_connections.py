@@ -25,8 +25,11 @@ MEMORY_BOUND = 600 * MEBI
 def shared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("c")
     image = lib_tools.create(directory / "disk.qcow2", SIZE, lazy_refcounts="on")
-    lib_tools.qemu_io(image, f"write -P 5 0 {32 * MEBI}")
     with Server(directory, image, max_connections=400) as server:
+        server.one_of_each()
+        handle = server.connect()
+        handle.pwrite(b"\5" * (32 * MEBI), 0)
+        handle.shutdown()
         yield server
     lib_tools.check_clean(image)
 

@@ -290,6 +290,11 @@ void engine_expect(struct engine *e, uint64_t offset, uint64_t length, int byte)
     free(found);
 }
 
+void engine_fill(int byte)
+{
+    memset(payload, byte, sizeof(payload));
+}
+
 static void count_done(struct op *op)
 {
     ((struct request *)((char *)op - offsetof(struct request, op)))->done++;

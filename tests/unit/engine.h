@@ -68,7 +68,8 @@ int engine_flush(struct engine *e);
 // Every byte of the range reads as this one.
 void engine_expect(struct engine *e, uint64_t offset, uint64_t length, int byte);
 
-// Starts a request. All share one buffer for their payload.
+// Starts a request. All share one buffer for their payload, which a test may fill.
+void engine_fill(int byte);
 void engine_start(struct engine *e, struct request *r, enum op_kind kind, unsigned flags,
                   uint64_t offset, uint64_t length);
 // Runs all to its end.

@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+// New clusters: reserving from the host in steps, what it says when it is full, free clusters that
+// are used again, and ops that wait for what is becoming free.
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "qcow2/base/op.h"
+#include "qcow2/format/format.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/refcount.h"
+#include "tests/unit/engine.h"
+
+#define CLUSTER 65536u
+
+// An op of the test's own, which takes clusters.
+struct taker {
+    struct op op;
+    unsigned turns;
+};
+
+static void take_turn(struct op *op)
+{
+    ((struct taker *)((char *)op - offsetof(struct taker, op)))->turns++;
+}
+
+static const char *const state_names[] = {"only"};
+static const struct op_machine taker_machine = OP_MACHINE("taker", take_turn, state_names);
+
+// Its refcounts are read.
+static void begin_taker(struct engine *e, struct taker *t)
+{
+    *t = (struct taker){0};
+    op_init(&t->op, e->image, e->image->runq, &taker_machine);
+    while (refcounts_load(&t->op, e->image->alloc->fresh) == OP_PARKED)
+        engine_run(e);
+    engine_watch(e);
+    t->turns = 0;
+}
+
+// Takes clusters, waiting for all that it takes.
+static int take(struct engine *e, struct taker *t, uint64_t want, struct alloc_run *run)
+{
+    int result;
+
+    while ((result = alloc_clusters(&t->op, want, false, run)) == OP_PARKED)
+        engine_run(e);
+    return result;
+}
+
+// Ends the reservation that is in flight.
+static void end_reservation(struct engine *e, int result)
+{
+    scripted_file_end(e->disk, engine_reach(e, "reserve"), result);
+    scripted_file_turns(e->disk);
+}
+
+// ---- Reservations -------------------------------------------------------------------------------
+
+static void space_is_reserved_in_steps(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    begin_taker(&e, &t);
+    uint64_t end = e.image->alloc->reserve.end;
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_true(run.zero);
+    assert_int_equal(e.image->alloc->reserve.end, end + CLUSTER + RESERVE_STEP_MIN);
+    for (unsigned i = 0; i < RESERVE_STEP_MIN / CLUSTER; i++)
+        assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_string_equal(e.order, "reserve.");
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_string_equal(e.order, "reserve. reserve.");
+    // An eighth of a file that is larger, but no more than so much.
+    e.image->alloc->reserve.end = 80u << 20;
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    e.image->alloc->fresh = 1280;
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_int_equal(e.image->alloc->reserve.end, (90u << 20) + CLUSTER);
+    e.image->alloc->fresh = 1440;
+    e.image->alloc->reserve.end = 1ull << 30;
+    e.image->alloc->fresh = (1u << 30) / CLUSTER;
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_int_equal(e.image->alloc->reserve.end, (1ull << 30) + CLUSTER + RESERVE_STEP_MAX);
+    engine_free(&e);
+}
+
+// No room for the step: what is needed is asked for alone. No room for that: one hears of it, and
+// the next one tries again, with a step.
+static void a_full_host_is_told_once(void **state)
+{
+    struct alloc_run run;
+    struct taker t, u;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    begin_taker(&e, &t);
+    begin_taker(&e, &u);
+    assert_int_equal(alloc_clusters(&t.op, 2, false, &run), OP_PARKED);
+    assert_int_equal(e.disk->queue[0]->length, 2 * CLUSTER + RESERVE_STEP_MIN);
+    end_reservation(&e, -ENOSPC);
+    assert_int_equal(t.turns, 1);
+    assert_int_equal(t.op.wait.result, 0);
+
+    assert_int_equal(alloc_clusters(&t.op, 2, false, &run), OP_PARKED);
+    assert_int_equal(e.disk->queue[0]->length, 2 * CLUSTER);
+    assert_int_equal(alloc_clusters(&u.op, 1, false, &run), OP_PARKED);
+    assert_int_equal(e.disk->queued, 1); // one reservation at a time
+    end_reservation(&e, -ENOSPC);
+    assert_int_equal(t.turns + u.turns, 3);
+    assert_int_equal(alloc_clusters(&t.op, 2, false, &run), -ENOSPC);
+    assert_int_equal(run.count, 0);
+
+    assert_int_equal(alloc_clusters(&u.op, 1, false, &run), OP_PARKED);
+    assert_int_equal(e.disk->queue[0]->length, CLUSTER + RESERVE_STEP_MIN);
+    end_reservation(&e, 0);
+    assert_int_equal(alloc_clusters(&u.op, 1, false, &run), 0);
+    assert_int_equal(run.count, 1);
+    engine_free(&e);
+}
+
+// A host that cannot reserve makes the file longer; one that cannot do that is not asked again.
+static void a_host_that_cannot_reserve(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    begin_taker(&e, &t);
+    assert_int_equal(alloc_clusters(&t.op, 1, false, &run), OP_PARKED);
+    end_reservation(&e, -EOPNOTSUPP);
+    assert_false(alloc_reserves(e.image->alloc));
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_string_equal(e.order, "reserve. cut.");
+    assert_int_equal(e.disk->size, (run.first + 1) * CLUSTER + RESERVE_STEP_MIN);
+
+    e.image->alloc->fresh += 100;
+    assert_int_equal(alloc_clusters(&t.op, 1, false, &run), OP_PARKED);
+    scripted_file_end(e.disk, engine_reach(&e, "cut"), -EINVAL);
+    scripted_file_turns(e.disk);
+    assert_int_equal(alloc_clusters(&t.op, 1, false, &run), 0);
+    assert_int_equal(e.image->alloc->reserve.way, RESERVE_NOTHING);
+    engine_free(&e);
+}
+
+// The same when writing zeroes finds it out first.
+static void who_knows_that_it_cannot_says_so(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    assert_true(alloc_reserves(e.image->alloc));
+    alloc_cannot_reserve(e.image->alloc);
+    assert_false(alloc_reserves(e.image->alloc));
+    assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+    assert_int_equal(engine_count(&e, "reserve"), 0);
+    assert_int_equal(engine_count(&e, "cut"), 1);
+    engine_end(&e);
+}
+
+// ---- Which clusters -----------------------------------------------------------------------------
+
+// Free clusters below the fresh space first; longest runs first; they are not said to be zeros.
+static void free_clusters_are_used_again(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    begin_taker(&e, &t);
+    assert_int_equal(take(&e, &t, 8, &run), 0);
+    assert_int_equal(run.count, 8);
+    uint64_t first = run.first;
+    static const unsigned freed[] = {1, 3, 4, 6};
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(refcounts_set(e.image->refcounts, first + freed[i], 0), 0);
+    // Nobody has said that something is free.
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_int_equal(run.first, first + 8);
+    alloc_freed(e.image->alloc);
+    assert_int_equal(take(&e, &t, 2, &run), 0);
+    assert_int_equal(run.first, first + 3);
+    assert_int_equal(run.count, 2);
+    assert_false(run.zero);
+    // From there on, then from the front.
+    assert_int_equal(take(&e, &t, 2, &run), 0);
+    assert_int_equal(run.first, first + 6);
+    assert_int_equal(take(&e, &t, 2, &run), 0);
+    assert_int_equal(run.first, first + 1);
+    assert_int_equal(take(&e, &t, 2, &run), 0);
+    assert_int_equal(run.first, first + 9);
+    assert_true(run.zero);
+    // Tables need zeros.
+    refcounts_set(e.image->refcounts, first, 0);
+    alloc_freed(e.image->alloc);
+    assert_int_equal(alloc_clusters(&t.op, 1, true, &run), 0);
+    assert_int_equal(run.first, first + 11);
+    engine_free(&e);
+}
+
+// Where refcounts are not known to be right, what seems free is left alone.
+static void without_reuse_all_is_fresh(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    begin_taker(&e, &t);
+    assert_int_equal(take(&e, &t, 3, &run), 0);
+    refcounts_set(e.image->refcounts, run.first + 1, 0);
+    alloc_freed(e.image->alloc);
+    e.image->alloc->reuse = false;
+    uint64_t fresh = e.image->alloc->fresh;
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_int_equal(run.first, fresh);
+    engine_free(&e);
+}
+
+// Refcounts beyond the end of the file are leaks, not free space.
+static void a_leak_in_fresh_space_is_passed_over(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+    uint64_t first;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    begin_taker(&e, &t);
+    uint64_t fresh = e.image->alloc->fresh;
+    refcounts_set(e.image->refcounts, fresh, 1);
+    refcounts_set(e.image->refcounts, fresh + 3, 1);
+    assert_int_equal(take(&e, &t, 9, &run), 0);
+    assert_int_equal(run.first, fresh + 1);
+    assert_int_equal(run.count, 2);
+    refcounts_set(e.image->refcounts, fresh + 7, 1);
+    while ((engine_run(&e), alloc_fresh_exact(&t.op, 4, &first)) == OP_PARKED)
+        ;
+    assert_int_equal(first, fresh + 8);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(refcounts_get(e.image->refcounts, first + i), 1);
+    assert_int_equal(e.image->alloc->fresh, fresh + 12);
+    engine_free(&e);
+}
+
+// Exactly so many in a row, also where that passes from one refcount block to the next.
+static void a_row_may_span_blocks(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+    uint64_t first;
+    int result;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    begin_taker(&e, &t);
+    e.image->alloc->fresh = 250;
+    while ((result = alloc_clusters(&t.op, 20, true, &run)) == OP_PARKED)
+        engine_run(&e);
+    assert_int_equal(result, 0);
+    assert_int_equal(run.count, 6); // a run ends with its page
+    e.image->alloc->fresh = 500;
+    while ((result = alloc_fresh_exact(&t.op, 20, &first)) == OP_PARKED)
+        engine_run(&e);
+    assert_int_equal(result, 0);
+    assert_int_equal(first, 500);
+    assert_int_equal(refcounts_get(e.image->refcounts, 519), 1);
+    engine_free(&e);
+}
+
+// A page that cannot be read is passed over by the search, and told to who needs that very page.
+static void refcounts_that_cannot_be_read(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    t = (struct taker){0};
+    op_init(&t.op, e.image, e.image->runq, &taker_machine);
+    assert_int_equal(alloc_clusters(&t.op, 1, false, &run), OP_PARKED);
+    scripted_file_end(e.disk, 0, -EIO);
+    engine_run(&e);
+    // The search has passed over it and come to fresh space, which is in the same page.
+    int result;
+    unsigned tries = 0;
+    while ((result = alloc_clusters(&t.op, 1, false, &run)) == OP_PARKED && tries++ < 5) {
+        if (e.disk->queued > 0 && e.disk->queue[0]->kind == FILE_READ)
+            scripted_file_end(e.disk, 0, -EIO);
+        engine_run(&e);
+    }
+    assert_int_equal(result, -EIO);
+    assert_true(engine_said(&e, "cannot read the refcount block"));
+    engine_free(&e);
+}
+
+// ---- Ends of space ------------------------------------------------------------------------------
+
+// A device of so many clusters, in which the image is.
+static void begin_device(struct engine *e, unsigned clusters)
+{
+    *e = (struct engine){.disk = scripted_file_new()};
+    scripted_file_create(e->disk, &engine_large);
+    e->disk->size = (uint64_t)clusters * CLUSTER;
+    e->disk->file.fresh_is_zero = false;
+    engine_open(e, &(struct image_options){.format = IMAGE_FORMAT_QCOW2});
+}
+
+static void a_device_ends(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin_device(&e, 8); // header, L1, refcount table and block; an L2 table, three for data
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(engine_write(&e, i * CLUSTER, 512, 1), 0);
+    assert_int_equal(engine_write(&e, 3 * CLUSTER, 512, 1), -ENOSPC);
+    assert_int_equal(engine_count(&e, "reserve") + engine_count(&e, "cut"), 0);
+    engine_expect(&e, 3 * CLUSTER, 512, 0);
+    engine_end(&e);
+}
+
+// Clusters that were given up are on their way: who finds no space waits until they are free.
+static void who_finds_no_space_waits_for_what_becomes_free(void **state)
+{
+    struct request write;
+    struct engine e;
+
+    (void)state;
+    begin_device(&e, 8);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(engine_write(&e, i * CLUSTER, CLUSTER, 1), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    assert_int_equal(engine_do(&e, OP_DISCARD, 0, CLUSTER, CLUSTER), 0);
+    engine_watch(&e);
+    engine_start(&e, &write, OP_WRITE, 0, 5 * CLUSTER, CLUSTER);
+    engine_run(&e);
+    assert_int_equal(write.op.result, 0);
+    // The unlinking was durable before its cluster had a new owner.
+    assert_string_equal(e.order, "l2. barrier. data.");
+    engine_end(&e);
+}
+
+// The same while something else reads the cluster: it waits for that to end, not for ever.
+static void a_reader_is_waited_for(void **state)
+{
+    struct request read, write;
+    struct engine e;
+
+    (void)state;
+    begin_device(&e, 8);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(engine_write(&e, i * CLUSTER, CLUSTER, 1), 0);
+    engine_start(&e, &read, OP_READ, 0, CLUSTER, CLUSTER);
+    engine_hold(&e, "read-data");
+    struct request discard;
+    engine_start(&e, &discard, OP_DISCARD, 0, CLUSTER, CLUSTER);
+    engine_start(&e, &write, OP_WRITE, 0, 5 * CLUSTER, CLUSTER);
+    engine_hold(&e, "read-data");
+    assert_int_equal(discard.done, 1);
+    assert_int_equal(read.done, 0);
+    engine_run(&e);
+    assert_int_equal(write.done, 1);
+    engine_end(&e);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(space_is_reserved_in_steps),
+        cmocka_unit_test(a_full_host_is_told_once),
+        cmocka_unit_test(a_host_that_cannot_reserve),
+        cmocka_unit_test(who_knows_that_it_cannot_says_so),
+        cmocka_unit_test(free_clusters_are_used_again),
+        cmocka_unit_test(without_reuse_all_is_fresh),
+        cmocka_unit_test(a_leak_in_fresh_space_is_passed_over),
+        cmocka_unit_test(a_row_may_span_blocks),
+        cmocka_unit_test(refcounts_that_cannot_be_read),
+        cmocka_unit_test(a_device_ends),
+        cmocka_unit_test(who_finds_no_space_waits_for_what_becomes_free),
+        cmocka_unit_test(a_reader_is_waited_for),
+    };
+
+    return cmocka_run_group_tests_name("alloc", tests, NULL, NULL);
+}

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+// A cluster that was given up is not used again before a sync has made that durable, and every
+// reader and every loan of it has ended.
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "qcow2/base/loan.h"
+#include "qcow2/format/format.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/punch.h"
+#include "qcow2/space/quarantine.h"
+#include "qcow2/space/refcount.h"
+#include "tests/unit/engine.h"
+
+#define CLUSTER 65536u
+
+// An image in which four guest clusters are mapped, and everything is durable. Returns where the
+// first of them lies.
+static uint64_t begin(struct engine *e)
+{
+    engine_begin(e, &engine_large);
+    assert_int_equal(engine_write(e, 0, 4 * CLUSTER, 1), 0);
+    assert_int_equal(engine_flush(e), 0);
+    engine_watch(e);
+    return engine_disk_entry(e, 0) & FORMAT_L2_OFFSET_MASK;
+}
+
+// Clusters that wait.
+static size_t waiting(const struct engine *e)
+{
+    return e->image->quarantine->count;
+}
+
+static void discard(struct engine *e, uint64_t cluster, uint64_t count)
+{
+    assert_int_equal(engine_do(e, OP_DISCARD, 0, cluster * CLUSTER, count * CLUSTER), 0);
+}
+
+// Flushes, with reads held back.
+static void flush_under_readers(struct engine *e)
+{
+    struct request flush;
+
+    engine_start(e, &flush, OP_FLUSH, 0, 0, 0);
+    engine_hold(e, "read-data");
+    assert_int_equal(flush.done, 1);
+    assert_int_equal(flush.op.result, 0);
+}
+
+static void a_sync_comes_first(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    uint64_t host = begin(&e);
+    discard(&e, 0, 1);
+    assert_int_equal(engine_refcount(&e, host), 1);
+    assert_int_equal(engine_write(&e, 8 * CLUSTER, 512, 2), 0);
+    assert_int_not_equal(engine_entry(&e, 8) & FORMAT_L2_OFFSET_MASK, host);
+    assert_int_equal(engine_flush(&e), 0);
+    assert_int_equal(engine_refcount(&e, host), 0);
+    assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), 0);
+    assert_int_equal(engine_entry(&e, 9) & FORMAT_L2_OFFSET_MASK, host);
+    engine_end(&e);
+}
+
+static void a_sync_that_failed_does_not_count(void **state)
+{
+    struct request flush;
+    struct engine e;
+
+    (void)state;
+    uint64_t host = begin(&e);
+    discard(&e, 0, 1);
+    engine_start(&e, &flush, OP_FLUSH, 0, 0, 0);
+    size_t index = engine_reach(&e, "l2");
+    // And what is given up meanwhile waits behind it.
+    struct request later;
+    engine_start(&e, &later, OP_DISCARD, 0, 2 * CLUSTER, CLUSTER);
+    scripted_file_end(e.disk, index, -ENOSPC);
+    engine_run(&e);
+    assert_int_equal(flush.op.result, -ENOSPC);
+    assert_int_equal(waiting(&e), 2);
+    assert_int_equal(TAILQ_FIRST(&e.image->quarantine->pending)->first, host / CLUSTER);
+    assert_int_equal(engine_refcount(&e, host), 1);
+    assert_int_equal(engine_flush(&e), 0);
+    assert_int_equal(engine_refcount(&e, host), 0);
+    assert_int_equal(waiting(&e), 0);
+    engine_end(&e);
+}
+
+static void a_reader_is_in_the_way(void **state)
+{
+    struct request read;
+    struct engine e;
+
+    (void)state;
+    uint64_t host = begin(&e);
+    engine_start(&e, &read, OP_READ, 0, 0, 4096);
+    engine_hold(&e, "read-data");
+    struct request gone;
+    engine_start(&e, &gone, OP_DISCARD, 0, 0, CLUSTER);
+    flush_under_readers(&e);
+    assert_int_equal(gone.done, 1);
+    assert_int_equal(engine_refcount(&e, host), 1);
+    assert_int_equal(e.image->quarantine->releaser_state, RELEASER_WAITING);
+    // Who reads now sees zeros, and is not in the way.
+    struct request other;
+    engine_start(&e, &other, OP_READ, 0, 2 * CLUSTER, 4096);
+    engine_hold(&e, "read-data");
+    scripted_file_end(e.disk, 0, 0);
+    engine_hold(&e, "read-data");
+    assert_int_equal(read.done, 1);
+    assert_int_equal(other.done, 0);
+    assert_int_equal(engine_refcount(&e, host), 0);
+    engine_run(&e);
+    engine_end(&e);
+}
+
+// A reply that points into the file: its owner is asked to give that back.
+static void a_loan_is_in_the_way(void **state)
+{
+    struct extent extents[4];
+    struct request read;
+    struct engine e;
+
+    (void)state;
+    uint64_t host = begin(&e);
+    e.disk->lends = true;
+    engine_start(&e, &read, OP_READ, 0, 0, 4096);
+    engine_run(&e);
+    assert_null(read.op.lender);
+    char bytes[4096];
+    struct op lent = {.kind = OP_READ,
+                      .flags = OP_LEND,
+                      .length = sizeof(bytes),
+                      .buf = bytes,
+                      .done = read.op.done,
+                      .extents = extents,
+                      .max_extents = 4};
+    read = (struct request){.op = lent};
+    op_start(e.image, &read.op);
+    engine_run(&e);
+    assert_int_equal(read.done, 1);
+    assert_ptr_equal(read.op.lender, &e.disk->file);
+    assert_ptr_equal(extents[0].lent, e.disk->bytes + host);
+
+    discard(&e, 0, 1);
+    assert_false(quarantine_waits_for_loans(e.image));
+    assert_int_equal(engine_flush(&e), 0);
+    assert_true(quarantine_waits_for_loans(e.image));
+    assert_int_equal(e.disk->recalls, 1);
+    assert_int_equal(engine_refcount(&e, host), 1);
+    assert_true(loan_settle(&read.op));
+    assert_int_equal(bytes[4095], 1);
+    assert_int_equal(e.disk->lent, 0);
+    engine_run(&e);
+    assert_int_equal(engine_refcount(&e, host), 0);
+    engine_end(&e);
+}
+
+// Neighbours that are given up one after the other take one place, and the younger stamp.
+static void neighbours_wait_together(void **state)
+{
+    struct request read;
+    struct engine e;
+
+    (void)state;
+    uint64_t host = begin(&e);
+    discard(&e, 0, 1);
+    // It reads from the second one, which is given up while it does.
+    engine_start(&e, &read, OP_READ, 0, CLUSTER, 512);
+    engine_hold(&e, "read-data");
+    struct request gone;
+    engine_start(&e, &gone, OP_DISCARD, 0, CLUSTER, CLUSTER);
+    flush_under_readers(&e);
+    assert_int_equal(waiting(&e), 1);
+    assert_int_equal(engine_refcount(&e, host), 1);
+    assert_int_equal(engine_refcount(&e, host + CLUSTER), 1);
+    engine_run(&e);
+    assert_int_equal(engine_refcount(&e, host), 0);
+    assert_int_equal(engine_refcount(&e, host + CLUSTER), 0);
+    engine_end(&e);
+}
+
+// Of a cluster that others refer to, too, one reference less remains; nothing is punched.
+static void a_reference_less(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    uint64_t host = begin(&e);
+    assert_int_equal(refcounts_set(e.image->refcounts, host / CLUSTER, 3), 0);
+    quarantine_add(e.image, host / CLUSTER, 1);
+    // One that counts nothing keeps its 0.
+    assert_int_equal(refcounts_set(e.image->refcounts, host / CLUSTER + 2, 0), 0);
+    quarantine_add(e.image, host / CLUSTER + 2, 1);
+    // One beyond everything that was ever taken was in a broken entry.
+    quarantine_add(e.image, e.image->alloc->fresh + 5, 7);
+    assert_int_equal(waiting(&e), 3);
+    assert_int_equal(engine_flush(&e), 0);
+    assert_int_equal(waiting(&e), 0);
+    assert_int_equal(engine_refcount(&e, host), 2);
+    assert_int_equal(engine_refcount(&e, host + 2 * CLUSTER), 0);
+    assert_int_equal(e.image->punch->count, 0);
+    engine_free(&e);
+}
+
+// Refcounts that cannot be read: the clusters leak, which is said, and others are released.
+static void what_cannot_be_counted_leaks(void **state)
+{
+    struct engine e;
+    struct error err;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    // More than one page of 256 clusters.
+    assert_int_equal(engine_write(&e, 0, 400 * 512, 1), 0);
+    assert_int_equal(image_finish(e.image, &err), 0);
+    engine_crash(&e, &(struct image_options){.format = IMAGE_FORMAT_QCOW2});
+    e.disk->fail_kind = FILE_READ;
+    e.disk->fail_offset = e.image->refcounts->table[1];
+    e.disk->fail_length = 512;
+    e.disk->fail_error = -EIO;
+    assert_int_equal(engine_do(&e, OP_DISCARD, OP_FUA, 0, 400 * 512), 0);
+    engine_run(&e);
+    assert_true(engine_said(&e, "freed clusters leak until the next check: error 5"));
+    assert_int_equal(waiting(&e), 0);
+    assert_int_equal(engine_refcount(&e, 100 * 512), 0);
+    engine_free(&e);
+}
+
+// A guest that discards all at once does not keep others waiting: so many in one turn.
+static void much_is_released_in_turns(void **state)
+{
+    struct create_options create = engine_small;
+    struct request flush;
+    struct engine e;
+    uint64_t clusters = 2 * QUARANTINE_RELEASE_A_TURN + 100, released = 0;
+
+    (void)state;
+    create.size = clusters * 512;
+    create.cluster_bits = 9;
+    create.lazy_refcounts = true;
+    engine_begin(&e, &create);
+    for (uint64_t at = 0; at < clusters * 512; at += 1u << 20) {
+        uint64_t left = clusters * 512 - at;
+
+        assert_int_equal(engine_write(&e, at, left < 1u << 20 ? left : 1u << 20, 1), 0);
+    }
+    assert_int_equal(engine_flush(&e), 0);
+    assert_int_equal(engine_do(&e, OP_DISCARD, 0, 0, clusters * 512), 0);
+    engine_start(&e, &flush, OP_FLUSH, 0, 0, 0);
+    engine_hold(&e, "barrier");
+    while (e.disk->queued > 0 || released < clusters) {
+        size_t before = 0, after = 0;
+        struct quarantined *q;
+
+        TAILQ_FOREACH (q, &e.image->quarantine->durable, link)
+            before += q->count;
+        if (!scripted_file_turn(e.disk)) {
+            assert_true(e.disk->queued > 0);
+            scripted_file_end(e.disk, 0, 0);
+            continue;
+        }
+        TAILQ_FOREACH (q, &e.image->quarantine->durable, link)
+            after += q->count;
+        if (before > after) {
+            assert_true(before - after <= QUARANTINE_RELEASE_A_TURN);
+            released += before - after;
+        }
+    }
+    assert_int_equal(released, clusters);
+    engine_run(&e);
+    engine_end(&e);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_sync_comes_first),
+        cmocka_unit_test(a_sync_that_failed_does_not_count),
+        cmocka_unit_test(a_reader_is_in_the_way),
+        cmocka_unit_test(a_loan_is_in_the_way),
+        cmocka_unit_test(neighbours_wait_together),
+        cmocka_unit_test(a_reference_less),
+        cmocka_unit_test(what_cannot_be_counted_leaks),
+        cmocka_unit_test(much_is_released_in_turns),
+    };
+
+    return cmocka_run_group_tests_name("quarantine", tests, NULL, NULL);
+}

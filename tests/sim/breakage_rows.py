@@ -222,7 +222,11 @@ ROWS = [
          "slot->io = (struct file_io){.kind = FILE_WRITE,",
          "if (first->kind == WRITEBACK_L2 && first == &wb->pieces[wb->next - 1])\n"
          "slot->iov.iov_base = first->slice->entries;\n"
-         "slot->io = (struct file_io){.kind = FILE_WRITE,")),
+         "slot->io = (struct file_io){.kind = FILE_WRITE,"),
+        ("writeback.c",
+         "#include \"qcow2/durable/writeback.h\"",
+         "#include \"qcow2/durable/writeback.h\"\n"
+         "#include \"qcow2/mapping/cache.h\"\n")),
     row("copies of the moment the sync began",
         "`write_tables`: `memcpy` the slices again",
         ("sync.c",

@@ -156,6 +156,8 @@ class Build:
                 stream.write(text)
             try:
                 self.compile(changed, objects[source])
+            except subprocess.CalledProcessError:
+                return "does not compile"
             finally:
                 os.unlink(os.path.join(self.folder, changed))
         # The bridge comes out of an archive, so that no more of server/ is taken than is needed.

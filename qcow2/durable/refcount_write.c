@@ -230,11 +230,11 @@ static int table(struct op *op, struct refcount_write *rw)
 // The 12 bytes lie inside one sector, so a power cut leaves the old pointer or the new one.
 static int write_pointer(struct op *op, struct refcount_write *rw)
 {
-
     format_put64(rw->pointer, rw->table_first << op->image->geometry.cluster_bits);
     format_put32(rw->pointer + 8, (uint32_t)rw->table_clusters);
     rw->iov = (struct iovec){.iov_base = rw->pointer, .iov_len = sizeof(rw->pointer)};
     rw->state = REFCOUNT_WRITE_MOVED;
+    rw->named = true;
     op_submit(op, op->image->file, FILE_WRITE, HEADER_OFFSET_REFCOUNT_TABLE, sizeof(rw->pointer),
               &rw->iov, 1);
     return OP_PARKED;
@@ -256,6 +256,7 @@ static int moved(struct op *op, struct refcount_write *rw)
     image->refcounts->table_moved = image->refcounts->table_size * FORMAT_ENTRY_BYTES >
                                     rw->table_clusters << header->cluster_bits;
     rw->state = REFCOUNT_WRITE_DONE;
+    rw->named = false;
     return REFCOUNT_WRITE_NEEDS_BARRIER;
 }
 
@@ -285,6 +286,18 @@ static void reset(struct refcount_write *rw)
     rw->next_page = 0;
     rw->table_first = 0;
     rw->table_clusters = 0;
+}
+
+// After an error. A new table that the header may name is kept for the next time.
+static void give_up(struct image *image, struct refcount_write *rw)
+{
+    if (rw->named) {
+        rw->state = REFCOUNT_WRITE_PLACE;
+        return;
+    }
+    if (rw->moving && rw->state < REFCOUNT_WRITE_MOVED)
+        quarantine_add(image, rw->table_first, rw->table_clusters);
+    reset(rw);
 }
 
 void refcount_write_free(struct refcount_write *rw)
@@ -328,9 +341,7 @@ int refcount_write_turn(struct op *op, struct refcount_write *rw)
     }
     if (result < 0) {
         take_back(image, rw);
-        if (rw->moving && rw->state < REFCOUNT_WRITE_MOVED)
-            quarantine_add(image, rw->table_first, rw->table_clusters);
-        reset(rw);
+        give_up(image, rw);
     }
     return result;
 }

@@ -118,11 +118,18 @@ unsigned engine_count(const struct engine *e, const char *name)
 
 // ---- Life of the image --------------------------------------------------------------------------
 
-void engine_open(struct engine *e, const struct image_options *options)
+static void open_only(struct engine *e, const struct image_options *options)
 {
-    e->image = scripted_image_open(e->disk, options);
+    e->image = scripted_image_open_only(e->disk, options);
     e->disk->observe = observe;
     e->disk->observe_context = e;
+    engine_watch(e);
+}
+
+void engine_open(struct engine *e, const struct image_options *options)
+{
+    open_only(e, options);
+    engine_run(e);
     engine_watch(e);
 }
 
@@ -184,6 +191,12 @@ void engine_crash(struct engine *e, const struct image_options *options)
 {
     close_image(e);
     engine_open(e, options);
+}
+
+void engine_crash_only(struct engine *e, const struct image_options *options)
+{
+    close_image(e);
+    open_only(e, options);
 }
 
 // Adds 1 to the refcount of a cluster, on disk: all are in the first block.

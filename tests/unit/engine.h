@@ -55,6 +55,8 @@ void engine_end(struct engine *e);
 void engine_free(struct engine *e);
 // Closes and opens the image again without finishing it: as a crash after the last request.
 void engine_crash(struct engine *e, const struct image_options *options);
+// The same; recovery has not begun to run.
+void engine_crash_only(struct engine *e, const struct image_options *options);
 // Finishes the image, gives it a snapshot of the disk as it is, and opens it again.
 void engine_snapshot(struct engine *e);
 // Number of faults that lazycow check finds, leaks among them.

@@ -309,7 +309,7 @@ void scripted_file_create(struct scripted_file *s, const struct create_options *
     assert_int_equal(create_image(&s->file, create, &err), 0);
 }
 
-struct image *scripted_image_open(struct scripted_file *s, const struct image_options *options)
+struct image *scripted_image_open_only(struct scripted_file *s, const struct image_options *options)
 {
     struct image_host host = {
         .context = s, .open_backing = open_behind, .log = keep_line, .recall = note_recall};
@@ -318,6 +318,13 @@ struct image *scripted_image_open(struct scripted_file *s, const struct image_op
 
     if (image_open(&image, &s->file, options, &host, &err) < 0)
         fail_msg("%s", err.text);
+    return image;
+}
+
+struct image *scripted_image_open(struct scripted_file *s, const struct image_options *options)
+{
+    struct image *image = scripted_image_open_only(s, options);
+
     scripted_file_run(s);
     return image;
 }

@@ -72,6 +72,9 @@ size_t scripted_file_find(const struct scripted_file *s, enum file_io_kind kind)
 // what that takes. The image owns the file then; image_close() leaves the scripted_file alone.
 void scripted_file_create(struct scripted_file *s, const struct create_options *create);
 struct image *scripted_image_open(struct scripted_file *s, const struct image_options *options);
+// The same, but what goes on by itself after opening, such as recovery, has not run yet.
+struct image *scripted_image_open_only(struct scripted_file *s,
+                                       const struct image_options *options);
 struct image *scripted_image_new(struct scripted_file *s, const struct create_options *create,
                                  const struct image_options *options);
 

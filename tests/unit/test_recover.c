@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: Apache-2.0
+// An image that was not closed cleanly: counted while it is served, cut behind its last reference,
+// and left alone where it is damaged. Bitmaps end with the first change.
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "qcow2/durable/recover.h"
+#include "qcow2/format/format.h"
+#include "qcow2/format/refcount_array.h"
+#include "qcow2/space/alloc.h"
+#include "qcow2/space/refcount.h"
+#include "tests/unit/engine.h"
+
+#define CLUSTER 65536u
+
+static const struct image_options options = {.format = IMAGE_FORMAT_QCOW2};
+
+// The dirty bit is on disk; guest clusters 0 to 3 are mapped.
+static void begin(struct engine *e)
+{
+    engine_begin_with(e, &engine_large, &options);
+    assert_int_equal(engine_write(e, 0, 4 * CLUSTER, 1), 0);
+    assert_int_equal(engine_flush(e), 0);
+    assert_int_equal(e->image->dirty_bit, DIRTY_BIT_SET);
+}
+
+static uint64_t table_of(const struct engine *e)
+{
+    return format_get64(e->disk->bytes + e->image->header.l1_offset) & FORMAT_L1_OFFSET_MASK;
+}
+
+static void all_is_counted_and_the_rest_is_cut_off(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    // Written, and not linked when the power went.
+    uint64_t host = engine_disk_entry(&e, 3) & FORMAT_L2_OFFSET_MASK;
+    memset(e.disk->bytes + host + CLUSTER, 0x55, 3 * CLUSTER);
+    e.disk->size = host + 4 * CLUSTER;
+    engine_crash(&e, &options);
+    assert_true(recover_complete(e.image));
+    assert_true(engine_said(&e, "recovery: done, 0 faults found"));
+    assert_int_equal(e.disk->size, host + CLUSTER);
+    assert_int_equal(e.image->alloc->fresh, host / CLUSTER + 1);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(engine_refcount(&e, host - i * CLUSTER), 1);
+    assert_int_equal(engine_refcount(&e, table_of(&e)), 1);
+    // The cut is durable before anything refers to the space behind it.
+    assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), 0);
+    engine_watch(&e);
+    assert_int_equal(engine_flush(&e), 0);
+    assert_string_equal(e.order, "barrier. l2. barrier.");
+    engine_end(&e);
+}
+
+// A file that lost its growth gets it back, before an image is closed that needs it.
+static void a_file_that_is_too_short_gets_its_length(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    uint64_t host = engine_disk_entry(&e, 3) & FORMAT_L2_OFFSET_MASK;
+    e.disk->size = host + 512;
+    engine_crash(&e, &options);
+    assert_int_equal(e.disk->size, host + CLUSTER);
+    engine_end(&e);
+}
+
+// Reads and writes in place go on; what needs a new cluster waits, and is woken once.
+static void it_is_served_meanwhile(void **state)
+{
+    struct request read, in_place, new[2];
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    engine_crash_only(&e, &options);
+    assert_false(recover_done(e.image));
+    engine_start(&e, &new[0], OP_WRITE, 0, 9 * CLUSTER, 512);
+    engine_start(&e, &new[1], OP_DISCARD, 0, 0, CLUSTER);
+    engine_start(&e, &in_place, OP_WRITE, 0, CLUSTER, 512);
+    engine_start(&e, &read, OP_READ, 0, 2 * CLUSTER, 512);
+    // Recovery asks where the file has holes before it reads tables.
+    engine_hold(&e, "extents");
+    assert_true(e.image->recovery->running);
+    assert_int_equal(read.done, 1);
+    assert_int_equal(in_place.done, 1);
+    assert_int_equal(new[0].done + new[1].done, 0);
+    assert_string_equal(new[0].op.wait.event, "recovery to count the clusters");
+    engine_run(&e);
+    assert_int_equal(new[0].op.result + new[1].op.result, 0);
+    assert_int_equal(new[0].done + new[1].done, 2);
+    engine_end(&e);
+}
+
+// An entry that is no valid one may have been a reference to anything: nothing is cut, taken from
+// what seems free, or marked clean.
+static void a_damaged_entry_keeps_all_as_it_is(void **state)
+{
+    struct engine e;
+    struct error err;
+
+    (void)state;
+    begin(&e);
+    format_put64(e.disk->bytes + table_of(&e) + 8 * 2, (3 * CLUSTER + 512) | FORMAT_COPIED);
+    e.disk->size += 5 * CLUSTER;
+    uint64_t size = e.disk->size;
+    engine_crash(&e, &options);
+    assert_true(recover_done(e.image));
+    assert_false(recover_complete(e.image));
+    assert_true(engine_said(&e, "an invalid table entry (guest offset 131072"));
+    assert_int_equal(e.disk->size, size);
+    assert_false(e.image->alloc->reuse);
+    assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), 0);
+    assert_true((engine_entry(&e, 9) & FORMAT_L2_OFFSET_MASK) >= size);
+    // What is discarded is not given to others, or to the host.
+    assert_int_equal(engine_do(&e, OP_DISCARD, OP_FUA, 0, CLUSTER), 0);
+    assert_false(image_tick(e.image));
+    assert_int_equal(image_finish(e.image, &err), -EUCLEAN);
+    assert_non_null(strstr(err.text, "run 'lazycow check -r all'"));
+    assert_true(format_get64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE) & 1);
+    engine_free(&e);
+}
+
+// Where tables cannot be read nothing new can be written; what is there can be.
+static void tables_that_cannot_be_read(void **state)
+{
+    struct engine e;
+    struct error err;
+
+    (void)state;
+    begin(&e);
+    engine_crash_only(&e, &options);
+    scripted_file_end(e.disk, engine_reach(&e, "read-l1"), -EIO);
+    engine_run(&e);
+    assert_true(engine_said(&e, "recovery failed (Input/output error): no new clusters"));
+    assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), -EIO);
+    assert_int_equal(engine_write(&e, CLUSTER, 512, 2), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    engine_expect(&e, CLUSTER, 512, 2);
+    assert_int_equal(image_finish(e.image, &err), -EUCLEAN);
+    engine_free(&e);
+}
+
+static void the_cut_may_fail(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    e.disk->size += CLUSTER;
+    engine_crash_only(&e, &options);
+    scripted_file_end(e.disk, engine_reach(&e, "cut"), -EIO);
+    engine_run(&e);
+    assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), -EIO);
+    engine_free(&e);
+}
+
+// Two references to a cluster that says it has one: counted, told, and not written in place.
+static void shared_clusters_that_say_they_are_not(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    uint64_t raw = engine_disk_entry(&e, 0);
+    format_put64(e.disk->bytes + table_of(&e) + 8 * 20, raw);
+    engine_crash(&e, &options);
+    assert_true(engine_said(&e, "two references to a cluster that says it has one"));
+    assert_int_equal(engine_refcount(&e, raw & FORMAT_L2_OFFSET_MASK), 2);
+    assert_int_equal(engine_write(&e, 0, 512, 7), 0);
+    engine_expect(&e, 20 * CLUSTER, 512, 1);
+    engine_free(&e);
+}
+
+static void snapshots_count(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    engine_snapshot(&e);
+    uint64_t host = engine_disk_entry(&e, 0) & FORMAT_L2_OFFSET_MASK;
+    assert_int_equal(engine_write(&e, 0, 512, 7), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    uint64_t old_table = format_get64(e.disk->bytes + e.image->snapshots.snapshots[0].l1_offset);
+    engine_crash(&e, &options);
+    assert_int_equal(engine_refcount(&e, host), 1);
+    assert_int_equal(engine_refcount(&e, host + CLUSTER), 2);
+    assert_int_equal(engine_refcount(&e, old_table), 1);
+    assert_int_equal(engine_refcount(&e, e.image->header.snapshot_offset), 1);
+    engine_end(&e);
+}
+
+// The old refcount structures stay only where nothing else is.
+static void refcounts_that_lie_over_data_are_moved(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    uint64_t data = engine_disk_entry(&e, 1) & FORMAT_L2_OFFSET_MASK;
+    uint64_t table = e.image->header.refcount_table_offset;
+    // The first block is said to be where guest cluster 1 is; the second far beyond the end.
+    format_put64(e.disk->bytes + table, data);
+    format_put64(e.disk->bytes + table + 8, 1ull << 45);
+    engine_crash(&e, &options);
+    assert_int_equal(e.image->refcounts->table[0], 0);
+    assert_int_equal(e.image->refcounts->table[1], 0);
+    assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), 0);
+    engine_expect(&e, CLUSTER, CLUSTER, 1);
+    engine_end(&e);
+
+    begin(&e);
+    format_put64(e.disk->bytes + FORMAT_HEADER_REFCOUNT_TABLE_OFFSET,
+                 engine_disk_entry(&e, 2) & FORMAT_L2_OFFSET_MASK);
+    engine_crash(&e, &options);
+    assert_true(engine_said(&e, "the refcount table lies where something else does"));
+    assert_true(e.image->refcounts->table_foreign);
+    engine_expect(&e, 2 * CLUSTER, CLUSTER, 1);
+    engine_end(&e);
+}
+
+// More faults than are told are counted.
+static void many_faults_are_told_briefly(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    for (unsigned i = 0; i < RECOVER_FAULTS_TOLD + 5; i++)
+        format_put64(e.disk->bytes + table_of(&e) + 8 * (50 + i), 40 * CLUSTER + 512);
+    size_t lines = e.disk->line_count;
+    engine_crash(&e, &options);
+    assert_int_equal(e.image->recovery->faults, RECOVER_FAULTS_TOLD + 5);
+    assert_int_equal(e.disk->line_count, lines + 2 + RECOVER_FAULTS_TOLD);
+    engine_free(&e);
+}
+
+// More references than the width of refcounts can count.
+static void too_many_references(void **state)
+{
+    struct create_options create = engine_large;
+    struct engine e;
+
+    (void)state;
+    create.refcount_order = 1;
+    engine_begin_with(&e, &create, &options);
+    assert_int_equal(engine_write(&e, 0, CLUSTER, 1), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    uint64_t raw = engine_disk_entry(&e, 0) & ~FORMAT_COPIED;
+    for (unsigned i = 0; i < 4; i++)
+        format_put64(e.disk->bytes + table_of(&e) + 8 * (i + 1), raw);
+    engine_crash(&e, &options);
+    assert_true(engine_said(&e, "more references than can be counted"));
+    assert_false(recover_complete(e.image));
+    engine_free(&e);
+}
+
+// Long passes say how far they have come.
+static void progress_is_told(void **state)
+{
+    struct create_options create = engine_small;
+    struct engine e;
+
+    (void)state;
+    create.size = 32u << 20;
+    create.lazy_refcounts = true;
+    engine_begin_with(&e, &create, &options);
+    for (uint64_t at = 0; at < 32u << 20; at += 32768)
+        assert_int_equal(engine_write(&e, at, 512, 1), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    engine_crash(&e, &options);
+    assert_true(engine_said(&e, "recovery: 10 % of the tables counted"));
+    assert_true(recover_complete(e.image));
+    engine_free(&e);
+}
+
+// ---- Bitmaps ------------------------------------------------------------------------------------
+
+// Gives the image a bitmap: its directory and its table, a cluster each.
+static void add_bitmap(struct engine *e)
+{
+    uint8_t *bytes = e->disk->bytes;
+    uint64_t directory = (e->disk->size + CLUSTER - 1) / CLUSTER * CLUSTER;
+    uint64_t table = directory + CLUSTER;
+    uint64_t block = format_get64(bytes + e->image->header.refcount_table_offset);
+    uint8_t *at = bytes + format_get32(bytes + FORMAT_HEADER_LENGTH);
+
+    format_put64(bytes + directory + FORMAT_BITMAP_TABLE_OFFSET, table);
+    format_put32(bytes + directory + FORMAT_BITMAP_TABLE_SIZE, 1);
+    bytes[directory + 16] = 1;
+    bytes[directory + FORMAT_BITMAP_GRANULARITY] = 16;
+    format_put16(bytes + directory + FORMAT_BITMAP_NAME_LENGTH, 1);
+    bytes[directory + FORMAT_BITMAP_ENTRY_BYTES] = 'b';
+    e->disk->size = table + CLUSTER;
+    refcount_array_set(bytes + block, 4, directory / CLUSTER, 1);
+    refcount_array_set(bytes + block, 4, table / CLUSTER, 1);
+    while (format_get32(at) != FORMAT_EXTENSION_END)
+        at += FORMAT_EXTENSION_BYTES + (format_get32(at + 4) + 7u) / 8 * 8;
+    format_put32(at, FORMAT_EXTENSION_BITMAPS);
+    format_put32(at + 4, FORMAT_BITMAPS_EXTENSION_BYTES);
+    at += FORMAT_EXTENSION_BYTES;
+    format_put32(at + FORMAT_BITMAPS_COUNT, 1);
+    format_put64(at + FORMAT_BITMAPS_DIRECTORY_SIZE, 32);
+    format_put64(at + FORMAT_BITMAPS_DIRECTORY_OFFSET, directory);
+    format_put64(bytes + FORMAT_HEADER_AUTOCLEAR, FORMAT_AUTOCLEAR_BITMAPS);
+}
+
+static void begin_with_bitmap(struct engine *e)
+{
+    struct error err;
+
+    begin(e);
+    assert_int_equal(image_finish(e->image, &err), 0);
+    add_bitmap(e);
+    engine_crash(e, &options);
+    assert_true(engine_said(e, "has 1 persistent bitmaps ('b')"));
+    assert_int_equal(engine_faults(e), 0);
+    engine_watch(e);
+}
+
+// The dirty bit with the autoclear bit, the extension, then a count of all clusters; each behind a
+// barrier. Nothing changes before the bitmaps are gone.
+static void bitmaps_leave_the_header_before_their_clusters_are_free(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin_with_bitmap(&e);
+    uint64_t size = e.disk->size;
+    engine_expect(&e, 0, CLUSTER, 1);
+    engine_watch(&e);
+    assert_int_equal(engine_write(&e, 0, 512, 5), 0);
+    // A write in place need not wait for the count.
+    assert_string_equal(e.order,
+                        "header. barrier. header. barrier. data extents.. read-l1. extents. "
+                        "read-l2. cut.");
+    assert_false(e.image->has_bitmaps);
+    assert_true(engine_said(&e, "its bitmaps are gone"));
+    assert_int_equal(e.disk->size, size - 2 * CLUSTER);
+    engine_end(&e);
+}
+
+// Nothing of it happened: the write fails, and the bitmap is there still.
+static void bitmaps_that_cannot_be_dropped(void **state)
+{
+    struct request write;
+    struct engine e;
+
+    (void)state;
+    begin_with_bitmap(&e);
+    engine_start(&e, &write, OP_WRITE, 0, 0, 512);
+    scripted_file_end(e.disk, engine_reach(&e, "header"), -ENOSPC);
+    engine_run(&e);
+    assert_int_equal(write.op.result, -ENOSPC);
+    assert_true(e.image->has_bitmaps);
+    assert_int_equal(engine_write(&e, 0, 512, 5), 0);
+    assert_false(e.image->has_bitmaps);
+    engine_end(&e);
+}
+
+// Of an image that was not closed cleanly they are dropped at once.
+static void bitmaps_of_a_crashed_image_go_first(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin_with_bitmap(&e);
+    uint64_t bits = format_get64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE);
+    format_put64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE, bits | HEADER_INCOMPATIBLE_DIRTY);
+    engine_crash_only(&e, &options);
+    assert_int_equal(engine_reach(&e, "header"), 0);
+    assert_int_equal(engine_count(&e, "read-l1"), 0);
+    engine_run(&e);
+    assert_false(e.image->has_bitmaps);
+    assert_true(recover_complete(e.image));
+    engine_end(&e);
+
+    // The header cannot be written: nothing is counted, nothing new is taken.
+    begin_with_bitmap(&e);
+    format_put64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE, bits | HEADER_INCOMPATIBLE_DIRTY);
+    engine_crash_only(&e, &options);
+    scripted_file_end(e.disk, engine_reach(&e, "header"), -ENOSPC);
+    engine_run(&e);
+    assert_false(recover_done(e.image));
+    assert_true(engine_said(&e, "recovery failed"));
+    engine_free(&e);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_is_counted_and_the_rest_is_cut_off),
+        cmocka_unit_test(a_file_that_is_too_short_gets_its_length),
+        cmocka_unit_test(it_is_served_meanwhile),
+        cmocka_unit_test(a_damaged_entry_keeps_all_as_it_is),
+        cmocka_unit_test(tables_that_cannot_be_read),
+        cmocka_unit_test(the_cut_may_fail),
+        cmocka_unit_test(shared_clusters_that_say_they_are_not),
+        cmocka_unit_test(snapshots_count),
+        cmocka_unit_test(refcounts_that_lie_over_data_are_moved),
+        cmocka_unit_test(many_faults_are_told_briefly),
+        cmocka_unit_test(too_many_references),
+        cmocka_unit_test(progress_is_told),
+        cmocka_unit_test(bitmaps_leave_the_header_before_their_clusters_are_free),
+        cmocka_unit_test(bitmaps_that_cannot_be_dropped),
+        cmocka_unit_test(bitmaps_of_a_crashed_image_go_first),
+    };
+
+    return cmocka_run_group_tests_name("recover", tests, NULL, NULL);
+}

@@ -25,7 +25,8 @@ enum refcount_write_state {
 struct refcount_write {
     enum refcount_write_state state;
     bool moving;
-    bool named; // the header may name the new table: writing its pointer has begun, and not ended well
+    // The header may name the new table: its pointer was submitted, and has not ended well.
+    bool named;
     uint64_t next_page;
     uint64_t table_first; // clusters of the new table
     uint64_t table_clusters;

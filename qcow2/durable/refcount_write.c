@@ -255,8 +255,8 @@ static int moved(struct op *op, struct refcount_write *rw)
     guard_move_refcount_table(image, rw->table_first, rw->table_clusters);
     image->refcounts->table_moved = image->refcounts->table_size * FORMAT_ENTRY_BYTES >
                                     rw->table_clusters << header->cluster_bits;
-    rw->state = REFCOUNT_WRITE_DONE;
     rw->named = false;
+    rw->state = REFCOUNT_WRITE_DONE;
     return REFCOUNT_WRITE_NEEDS_BARRIER;
 }
 

@@ -177,13 +177,13 @@ int output_iovecs(const struct output *out, struct iovec *iov, int max)
     return n;
 }
 
-bool output_move_payload(struct output *out, session_place *place)
+bool output_settle(struct output *out)
 {
     for (size_t i = 0; i < out->count; i++) {
         struct output_piece *piece = &out->pieces[(out->head + i) & (out->capacity - 1)];
         if (piece->ref == NULL || piece->length == 0)
             continue;
-        piece->data = place(piece->ref, piece->data, piece->length);
+        piece->data = piece->ref->settle(piece->ref, piece->data, piece->length);
         if (piece->data == NULL)
             return false;
     }

@@ -55,8 +55,8 @@ void output_payload(struct output *out, const void *data, size_t length,
 void output_orphan(struct output *out, struct session_payload_ref *ref);
 
 int output_iovecs(const struct output *out, struct iovec *iov, int max);
-// As session_move_payload().
-bool output_move_payload(struct output *out, session_place *place);
+// As session_settle().
+bool output_settle(struct output *out);
 // At most out->bytes. Runs release functions; these may queue output.
 void output_sent(struct output *out, size_t bytes);
 

@@ -295,9 +295,9 @@ int session_output(struct session *s, struct iovec *iov, int max)
     return output_iovecs(&s->output, iov, max);
 }
 
-bool session_move_payload(struct session *s, session_place *place)
+bool session_settle(struct session *s)
 {
-    return output_move_payload(&s->output, place);
+    return output_settle(&s->output);
 }
 
 void session_sent(struct session *s, size_t bytes)

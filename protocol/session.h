@@ -68,9 +68,8 @@ bool session_failed(const struct session *s);
 size_t session_output_bytes(const struct session *s);
 // Fills at most max iovecs with queued output; returns how many.
 int session_output(struct session *s, struct iovec *iov, int max);
-// Moves queued payload: place() is called for each piece and returns the new address of its bytes, or
-// NULL when they cannot be had. Returns false when any call returned NULL.
-bool session_move_payload(struct session *s, session_place *place);
+// Settles all queued payload. Returns false when some of it cannot be had any more.
+bool session_settle(struct session *s);
 // bytes of the output were sent, from its front. Release functions run from here; they may reply.
 void session_sent(struct session *s, size_t bytes);
 

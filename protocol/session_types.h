@@ -91,17 +91,19 @@ enum session_event {
                         // session_reason() says how
 };
 
-// Payload that is sent by reference. Embedded in the owner's request; release runs once, from
-// session_sent() when the last byte of it was sent, or from session_free(); never inside a reply
-// function. The bytes and the reference must stay valid until then.
+// Payload that is sent by reference. Embedded in the owner's request. The bytes and the reference must
+// stay valid until release.
 struct session_payload_ref {
+    // Runs once, from session_sent() when the last byte was sent, or from session_free(); never inside
+    // a reply function.
     void (*release)(struct session_payload_ref *ref);
+    // Runs from session_settle(), for each piece of the payload that was not sent: has length bytes, which
+    // are at data, in memory that nobody else changes or takes away. Returns where they are now, or NULL
+    // when they cannot be had any more.
+    const void *(*settle)(struct session_payload_ref *ref, const void *data, size_t length);
     uint32_t pieces; // private, both
     struct session_payload_ref *next;
 };
-
-// Where length bytes of payload are now that were at data.
-typedef const void *session_place(struct session_payload_ref *ref, const void *data, size_t length);
 
 // A part of a read's data, in order from the request's offset.
 struct session_read_part {

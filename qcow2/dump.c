@@ -81,7 +81,7 @@ static void dump_sync(const struct image *image, const struct dump *dump)
 static const char *const releaser_states[] = {
     [RELEASER_IDLE] = "idle",
     [RELEASER_RUNNING] = "running",
-    [RELEASER_WAITING] = "waiting for older plans or loans",
+    [RELEASER_WAITING] = "waiting for the grace period",
 };
 
 static void dump_background(const struct image *image, const struct dump *dump)

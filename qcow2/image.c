@@ -9,9 +9,9 @@
 #include <string.h>
 
 #include "qcow2/backing.h"
-#include "qcow2/base/epoch.h"
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
+#include "qcow2/base/grace.h"
 #include "qcow2/base/inflight.h"
 #include "qcow2/base/runq.h"
 #include "qcow2/base/waitq.h"
@@ -172,8 +172,7 @@ static int open_layer(struct image **out, struct file *file, const struct image_
         image->options.cache_bytes = IMAGE_CACHE_DEFAULT;
     image->machines = request_machines;
     LIST_INIT(&image->running);
-    epochs_init(&image->plans, "older plans to end");
-    epochs_init(&image->loans, "loans to be returned");
+    grace_init(&image->grace, host->settle, host->context);
     waitq_init(&image->bounce_room, "memory for copies on write");
     SLIST_INIT(&image->spare_work);
     image->format = options->format == IMAGE_FORMAT_RAW ? IMAGE_FORMAT_RAW : IMAGE_FORMAT_QCOW2;

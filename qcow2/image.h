@@ -9,7 +9,6 @@
 
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
-#include "qcow2/base/loan.h"
 #include "qcow2/base/offload.h"
 #include "qcow2/base/op.h"
 #include "qcow2/core/host.h"

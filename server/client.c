@@ -8,7 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "protocol/session.h"
 #include "protocol/wire.h"
+#include "server/access.h"
+#include "server/budget.h"
+#include "server/client_request.h"
+#include "server/export.h"
+#include "server/log.h"
 
 struct client {
     struct client_shared *shared;
@@ -33,7 +39,7 @@ struct client {
     unsigned reads_max;               // how many reads a run takes, at present
     unsigned reads;                   // how many this one has taken
     unsigned in_flight;               // of these, in the engine
-    unsigned lent;                    // of these, with something lent by the file
+    unsigned unsettled;               // of these, whose payload is not the request's own
     uint64_t request_count;
 };
 
@@ -72,7 +78,7 @@ static void request_release(struct client *client, struct client_request *reques
 {
     assert(client->requests > 0);
     client->requests--;
-    client->lent -= request->op.lender != NULL;
+    client->unsettled -= !request_settled(request);
     request_put(client->shared->requests, &client->share, request);
 }
 
@@ -124,30 +130,22 @@ static void on_payload_sent(struct session_payload_ref *ref)
     request_release(request->owner, request);
 }
 
+static const void *on_payload_settle(struct session_payload_ref *ref, const void *data,
+                                     size_t length)
+{
+    struct client_request *request = request_of_ref(ref);
+    bool unsettled = !request_settled(request);
+    const void *now = request_settle(request, data, length);
+
+    ((struct client *)request->owner)->unsettled -= unsettled && now != NULL;
+    return now;
+}
+
 // Answers without an op. error is a positive errno or 0.
 static void reply_at_once(struct client *client, struct client_request *request, int error)
 {
     session_reply(client->session, &request->request, error, error != 0 ? strerror(error) : NULL);
     request_release(client, request);
-}
-
-static void log_failure(struct client *client, const struct client_request *request)
-{
-    const struct session_request *wire = &request->request;
-    struct log *log = client->shared->log;
-    unsigned skipped;
-
-    // That it would not be fast is an answer, no failure.
-    if (request->op.result == -ENOTSUP || !log_limit_pass(&client->shared->failures, &skipped)) {
-        return;
-    }
-    if (skipped > 0) {
-        log_line(log, LOG_LEVEL_WARNING, "%u more requests failed", skipped);
-    }
-    log_line(log, LOG_LEVEL_WARNING, "%s: export '%s': %s of %llu bytes at offset %llu failed: %s",
-             client->name, client->export->name, request_name(request),
-             (unsigned long long)wire->length, (unsigned long long)wire->offset,
-             strerror(-request->op.result));
 }
 
 static void on_op_done(struct op *op)
@@ -159,9 +157,9 @@ static void on_op_done(struct op *op)
     client->in_flight--;
     client->shared->in_flight--;
     client->export->ops--;
-    client->lent += op->lender != NULL;
+    client->unsettled += !request_settled(request);
     if (op->result < 0) {
-        log_failure(client, request);
+        client_shared_log_failure(client->shared, client->name, client->export, request);
     }
     if (client->session == NULL ||
         !request_reply(client->shared->requests, client->session, request)) {
@@ -181,6 +179,7 @@ static void start(struct client *client, struct client_request *request)
     request_prepare(request, client->export, client->session);
     request->op.done = on_op_done;
     request->ref.release = on_payload_sent;
+    request->ref.settle = on_payload_settle;
     client->in_flight++;
     client->shared->in_flight++;
     client->export->ops++;
@@ -418,24 +417,14 @@ void client_sent(struct client *client, size_t bytes)
     session_sent(client->session, bytes);
 }
 
-static const void *place_of(struct session_payload_ref *ref, const void *data, size_t length)
+bool client_settled(const struct client *client)
 {
-    struct client_request *request = request_of_ref(ref);
-    bool lent = request->op.lender != NULL;
-    const void *place = request_keep(request, data, length);
-
-    ((struct client *)request->owner)->lent -= lent && place != NULL;
-    return place;
+    return client->unsettled == 0;
 }
 
-bool client_lent(const struct client *client)
+bool client_settle(struct client *client)
 {
-    return client->lent > 0;
-}
-
-bool client_keep_output(struct client *client)
-{
-    return client->lent == 0 || session_move_payload(client->session, place_of);
+    return client->unsettled == 0 || session_settle(client->session);
 }
 
 bool client_ending(const struct client *client)
@@ -492,9 +481,9 @@ void client_describe(const struct client *client, char *text, size_t size)
     };
 
     snprintf(text, size,
-             "export '%s', %s; %u requests, %u of them in the engine, %u with a loan; %zu bytes of "
+             "export '%s', %s; %u requests, %u of them in the engine, %u not settled; %zu bytes of "
              "output",
              client->export != NULL ? client->export->name : "none yet", states[client->state],
-             client->requests, client->in_flight, client->lent,
+             client->requests, client->in_flight, client->unsettled,
              session_output_bytes(client->session));
 }

@@ -15,19 +15,10 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "protocol/session.h"
-#include "server/access.h"
-#include "server/budget.h"
-#include "server/client_request.h"
-#include "server/export.h"
-#include "server/log.h"
+#include "server/client_shared.h"
 
 // Payload memory of one connection, in bytes: two requests of the largest size, or 256 of 256 KiB.
 #define CLIENT_SHARE (64u << 20)
-// Payload memory of all connections, in bytes, and what is kept for connections that have nothing
-// in flight when the rest is taken: again two of the largest requests, with what comes with them.
-#define CLIENTS_BUDGET (512u << 20)
-#define CLIENTS_RESERVE (72u << 20)
 // Requests of one connection that are in flight or whose replies were not sent; eight times the
 // deepest queue that clients use (the Linux client: 128).
 #define CLIENT_REQUESTS_MAX 1024u
@@ -39,17 +30,6 @@
 // system calls.
 #define CLIENT_RUN_READS 8u
 
-// What the clients of a server have in common; it outlives them.
-struct client_shared {
-    const struct access *access; // to the exports
-    enum session_tls tls;        // what connections demand; off unless set
-    struct request_pool *requests;
-    unsigned in_flight; // of all clients, in the engine
-    struct budget budget;
-    struct log *log;
-    struct log_limit failures; // lines about failed requests
-};
-
 enum client_state {
     CLIENT_OPEN,     // wants bytes
     CLIENT_YIELDED,  // has bytes to act on; run it again when others had their turn
@@ -60,12 +40,6 @@ enum client_state {
 };
 
 struct client;
-
-// access and log are borrowed. Returns 0 or -ENOMEM.
-int client_shared_init(struct client_shared *shared, const struct access *access, struct log *log);
-void client_shared_destroy(struct client_shared *shared);
-// To be called about once a second; returns whether it wants to be called again.
-bool client_shared_tick(struct client_shared *shared);
 
 // name is for the log; it is borrowed. changed runs when an op is done: there may be output, and
 // client_drained() may have become true. Never called from inside the functions below, but from the
@@ -113,11 +87,11 @@ void client_abandon(struct client *client);
 size_t client_output_bytes(const struct client *client);
 int client_output(struct client *client, struct iovec *iov, int max);
 void client_sent(struct client *client, size_t bytes);
-// Whether some of the output is still lent by the file.
-bool client_lent(const struct client *client);
-// The output has to wait: what is lent is copied, and given back. Returns false when it cannot be had
-// any more.
-bool client_keep_output(struct client *client);
+// A reply is settled when its payload is in memory of its own: until then the output may change, may be
+// lost, and keeps others from what it points at. True when all replies that wait are settled.
+bool client_settled(const struct client *client);
+// Settles all replies, since they have to wait. Returns false when some payload cannot be had any more.
+bool client_settle(struct client *client);
 
 // The last client_run() said CLIENT_ENDING.
 bool client_ending(const struct client *client);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "protocol/wire.h"
+#include "qcow2/base/loan.h"
 
 // A payload of zeros is turned into a zero request only where its ends lie on these bytes: a
 // smaller piece would be written as zeros anyway, after more work.
@@ -73,8 +74,8 @@ struct client_request *request_get(struct request_pool *pool)
 
 void request_put(struct request_pool *pool, struct share *share, struct client_request *request)
 {
-    if (request->op.lender != NULL) {
-        loan_return(&request->op);
+    if (!request_settled(request)) {
+        loan_return(&request->op.loan, request->extents, request->op.extent_count);
     }
     if (request->buffer != NULL) {
         buffer_pool_put(&pool->buffers, request->buffer, request->buffer_bytes);
@@ -176,8 +177,8 @@ static unsigned read_flags(const struct session_request *wire, const struct sess
     unsigned flags = session_read_holes(session, wire) ? OP_REPORT_HOLES : 0;
 
     // What is read for TLS is looked at by its library, which knows of no failing reads.
-    if (!session_tls(session) && session_output_bytes(session) < CLIENT_LENT_OUTPUT) {
-        flags |= OP_LEND;
+    if (!session_tls(session) && session_output_bytes(session) < CLIENT_LOAN_OUTPUT_MAX) {
+        flags |= OP_LOAN;
     }
     return flags;
 }
@@ -249,7 +250,7 @@ static size_t read_parts(struct request_pool *pool, const struct client_request 
         pool->parts[i] = (struct session_read_part){
             .length = extent->length,
             .hole = extent->zero,
-            .data = extent->lent,
+            .data = extent->data,
         };
     }
     return count;
@@ -297,23 +298,24 @@ bool request_reply(struct request_pool *pool, struct session *session,
     return false;
 }
 
-const void *request_keep(struct client_request *request, const void *data, size_t length)
+const void *request_settle(struct client_request *request, const void *data, size_t length)
 {
-    const struct op *op = &request->op;
+    struct op *op = &request->op;
     const char *at = data;
     char *place = request->buffer;
 
-    if (op->lender != NULL && !loan_settle(&request->op)) {
+    if (!request_settled(request) &&
+        !loan_settle(&op->loan, request->extents, op->extent_count, request->buffer)) {
         return NULL;
     }
-    // Lent bytes are in the buffer now, at the place of their extent. Adjacent extents may overlap in
-    // the file; the first that holds all of the data serves. Data in no extent was never lent.
+    // All bytes are in the buffer now, at the place of their extent. Adjacent extents may overlap in
+    // the file; the first that holds all of the data serves. Data in no extent was there before.
     for (size_t i = 0; i < op->extent_count; i++) {
         const struct extent *extent = &request->extents[i];
-        const char *lent = extent->lent;
+        const char *before = extent->data;
 
-        if (lent != NULL && at >= lent && at + length <= lent + extent->length) {
-            return place + (at - lent);
+        if (before != NULL && at >= before && at + length <= before + extent->length) {
+            return place + (at - before);
         }
         place += extent->length;
     }

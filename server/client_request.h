@@ -25,14 +25,14 @@
 // Requests that are kept for use again, about 600 bytes each: four connections at their limit.
 #define REQUEST_POOL_KEEP 4096u
 
-// Output of a connection, in bytes, beyond which its reads are not lent by the file any more: what a
-// socket takes, and what is ready when it takes more. The rest waits for a slow client.
-#define CLIENT_LENT_OUTPUT (2u << 20)
+// Output of a connection, in bytes, beyond which its reads take no loans of the file: what a socket
+// takes, and what is ready when it takes more. The rest waits for a slow client.
+#define CLIENT_LOAN_OUTPUT_MAX (2u << 20)
 
 struct client_request {
     struct op op; // op.done is set by the client
     struct session_request request;
-    struct session_payload_ref ref; // ref.release is set by the client
+    struct session_payload_ref ref; // its functions are set by the client
     void *owner;                    // the client
     size_t taken;                   // bytes of the client's share
     void *buffer;                   // payload, of buffer_bytes; NULL where it takes none
@@ -86,9 +86,15 @@ bool request_writes(const struct client_request *request);
 bool request_reply(struct request_pool *pool, struct session *session,
                    struct client_request *request);
 
-// Where a piece of a reply's payload is now that was at data before, when the reply has to wait: copies
-// what the op was lent, and gives it back. Returns NULL when it cannot be had any more.
-const void *request_keep(struct client_request *request, const void *data, size_t length);
+// True when the reply's payload is in the request's own buffer, or there is none.
+static inline bool request_settled(const struct client_request *request)
+{
+    return request->op.loan.file == NULL;
+}
+
+// Has the reply's payload in the request's own buffer. Returns where a piece of it is now that was at
+// data before, or NULL when it cannot be had any more.
+const void *request_settle(struct client_request *request, const void *data, size_t length);
 
 // The request whose ref this is.
 struct client_request *request_of_ref(struct session_payload_ref *ref);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// client_shared.c: what the clients of a server have in common.
+#include "server/client_shared.h"
+
 #include <assert.h>
 #include <errno.h>
-
-#include "server/client.h"
+#include <string.h>
 
 int client_shared_init(struct client_shared *shared, const struct access *access, struct log *log)
 {
@@ -25,4 +25,23 @@ void client_shared_destroy(struct client_shared *shared)
 bool client_shared_tick(struct client_shared *shared)
 {
     return request_pool_tick(shared->requests);
+}
+
+void client_shared_log_failure(struct client_shared *shared, const char *client,
+                               const struct export *export, const struct client_request *request)
+{
+    const struct session_request *wire = &request->request;
+    unsigned skipped;
+
+    // That it would not be fast is an answer, no failure.
+    if (request->op.result == -ENOTSUP || !log_limit_pass(&shared->failures, &skipped)) {
+        return;
+    }
+    if (skipped > 0) {
+        log_line(shared->log, LOG_LEVEL_WARNING, "%u more requests failed", skipped);
+    }
+    log_line(shared->log, LOG_LEVEL_WARNING,
+             "%s: export '%s': %s of %llu bytes at offset %llu failed: %s", client, export->name,
+             request_name(request), (unsigned long long)wire->length,
+             (unsigned long long)wire->offset, strerror(-request->op.result));
 }

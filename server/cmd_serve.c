@@ -206,7 +206,7 @@ static int run(struct serve *serve, int signal_fd)
         return failed(serve, &err);
     }
     if (drop_privileges(serve, &err) < 0 || limits_check_files(0, &err) < 0 ||
-        backend_settle(serve->backend, &err) < 0 || server_run(&server_options, &err) < 0) {
+        backend_prepare(serve->backend, &err) < 0 || server_run(&server_options, &err) < 0) {
         code = failed(serve, &err);
     }
     if (exports_finish(&serve->exports) < 0) {

@@ -55,9 +55,9 @@ static void output_sent(struct connection *connection, size_t bytes)
     }
 }
 
-bool connection_keep_output(struct connection *connection)
+bool connection_settle(struct connection *connection)
 {
-    if (!client_keep_output(connection->client)) {
+    if (!client_settle(connection->client)) {
         // Its header has promised success: nothing but the end can tell now.
         log_line(connection->set->log, LOG_LEVEL_WARNING,
                  "%s: the image can no longer be read where it was a moment ago", connection->name);
@@ -87,8 +87,8 @@ bool connection_send(struct connection *connection)
         do {
             n = sendmsg(connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
         } while (n < 0 && errno == EINTR);
-        if (n < 0 && errno == EFAULT && client_lent(connection->client)) {
-            if (!connection_keep_output(connection)) {
+        if (n < 0 && errno == EFAULT && !client_settled(connection->client)) {
+            if (!connection_settle(connection)) {
                 return false;
             }
             continue;

@@ -17,8 +17,7 @@ bool connection_output_pending(struct connection *connection);
 // connection is lost.
 bool connection_send(struct connection *connection);
 
-// What waits to be sent takes memory of its own instead of what the file has lent. Returns false when
-// that ended the connection.
-bool connection_keep_output(struct connection *connection);
+// Settles the replies that wait to be sent (client.h). Returns false when that ended the connection.
+bool connection_settle(struct connection *connection);
 
 #endif

@@ -234,14 +234,14 @@ static bool anyone_starved(const struct connection_set *set)
     return false;
 }
 
-void connection_set_keep_output(struct connection_set *set)
+void connection_set_settle(struct connection_set *set)
 {
     struct connection *connection = TAILQ_FIRST(&set->open);
 
     while (connection != NULL) {
         struct connection *next = TAILQ_NEXT(connection, open_link);
 
-        connection_keep_output(connection);
+        connection_settle(connection);
         connection = next;
     }
 }
@@ -271,7 +271,7 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
         }
         connection = next;
     }
-    connection_set_keep_output(set);
+    connection_set_settle(set);
     if (log_limit_rest(&set->failures, &skipped)) {
         log_line(set->log, LOG_LEVEL_WARNING, "%u more negotiations failed", skipped);
     }

@@ -52,8 +52,8 @@ void connection_set_add(struct connection_set *set, int fd);
 // Sends all output, and lets clients go on that it made room for. Returns bits of enum loop_turn.
 unsigned connection_set_turn(struct connection_set *set);
 
-// What waits to be sent is no longer lent by any file (connection_output.h).
-void connection_set_keep_output(struct connection_set *set);
+// Settles all replies that wait to be sent (client.h).
+void connection_set_settle(struct connection_set *set);
 
 // About once a second: deadlines, and the same. Returns whether there are connections.
 bool connection_set_tick(struct connection_set *set, uint64_t now);

@@ -83,7 +83,7 @@ struct exports {
     void (*find_ended)(void *context);
     void *find_context;
     struct files_in_use files; // of all images and their chains
-    bool recalled;             // an image wants back what it has lent (qcow2/image.h)
+    bool settle_wanted;        // an image waits for replies to be settled (client.h)
 };
 
 // Opens the images of the plans, in order. Nothing is written. With

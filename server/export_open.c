@@ -75,11 +75,11 @@ static void offload(void *context, struct offload_job *job)
     workers_run(export->exports->workers, job);
 }
 
-static void recall(void *context)
+static void settle(void *context)
 {
     const struct export *export = context;
 
-    export->exports->recalled = true;
+    export->exports->settle_wanted = true;
 }
 
 static void trace_from_image(void *context, const char *line)
@@ -117,7 +117,7 @@ static int open_image(struct exports *exports, struct export *export, const char
         .log = log_from_image,
         .trace = exports->log->level >= LOG_LEVEL_TRACE ? trace_from_image : NULL,
         .offload = offload,
-        .recall = recall,
+        .settle = settle,
     };
     size_t files_before = exports->files.count;
     struct image *image;

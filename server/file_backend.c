@@ -39,13 +39,13 @@ struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct er
     struct backend *backend = backend_make(kind, runq, err);
 
     if (backend != NULL)
-        map_init(&backend->map, runq);
+        file_map_init(&backend->map, runq);
     return backend;
 }
 
-int backend_settle(struct backend *backend, struct error *err)
+int backend_prepare(struct backend *backend, struct error *err)
 {
-    return backend->ops->settle != NULL ? backend->ops->settle(backend, err) : 0;
+    return backend->ops->prepare != NULL ? backend->ops->prepare(backend, err) : 0;
 }
 
 const char *backend_name(const struct backend *backend)
@@ -80,19 +80,19 @@ bool backend_has_blocked(struct backend *backend)
 
 void backend_set_map_max(struct backend *backend, uint64_t bytes)
 {
-    map_set_limit(&backend->map, bytes);
+    file_map_set_limit(&backend->map, bytes);
 }
 
 bool backend_tick(struct backend *backend)
 {
-    return map_tick(&backend->map);
+    return file_map_tick(&backend->map);
 }
 
 void backend_free(struct backend *backend)
 {
     if (backend == NULL)
         return;
-    map_destroy(&backend->map);
+    file_map_destroy(&backend->map);
     backend->ops->free(backend);
 }
 

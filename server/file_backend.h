@@ -31,7 +31,7 @@ struct backend *backend_new(enum backend_kind kind, struct runq *runq, struct er
 // Has the kernel start what requests may need later, before anything is served but after privileges
 // were dropped, which threads of the kernel would keep. No request may be outstanding. Returns 0, or
 // a negative errno with a message that names the limit.
-int backend_settle(struct backend *backend, struct error *err);
+int backend_prepare(struct backend *backend, struct error *err);
 
 // Which one BACKEND_AUTO became: "io_uring" or "threads".
 const char *backend_name(const struct backend *backend);

@@ -16,7 +16,7 @@
 
 // What mincore(2) tells about. Where pages are larger, nothing is mapped.
 #define PAGE_BYTES 4096u
-#define WINDOW_PAGES (MAP_WINDOW_BYTES / PAGE_BYTES)
+#define WINDOW_PAGES (FILE_MAP_WINDOW_BYTES / PAGE_BYTES)
 
 // What a read from here saves, in nanoseconds: a call, and half of the way of its bytes.
 #define SAVED_NS(bytes) (1000u + (bytes) / 10u)
@@ -27,9 +27,9 @@
 #define ASK_COST_NS 10000u
 #define ASK_COST_MAX_NS 100000000u
 
-// Most that is lent at a time, in bytes: what waits for slow clients is copied in one go when it is
-// wanted back, and nobody is served meanwhile. 16 replies of 256 KiB.
-#define LENT_MAX (4u << 20)
+// Most bytes that are on loan at a time: replies that wait for slow clients are settled in one go, and
+// nobody is served meanwhile. 16 replies of 256 KiB.
+#define LOAN_BYTES_MAX (4u << 20)
 
 // How far the first windows of two files are from each other. Odd, since limits are powers of two.
 #define FILE_DISTANCE 1021u
@@ -43,13 +43,13 @@
 
 struct map_window {
     int fd;
-    bool used;          // since the last tick
-    uint8_t idle;       // ticks before that without use
-    uint64_t lost;      // nanoseconds, by reads that were not had from it
-    uint64_t lost_next; // when this is reached something is done; 0: the place is free
-    uint64_t number;    // in the file
-    bool mapped;        // at its place in memory
-    uint32_t lent;      // bytes of it that were not given back: it stays mapped
+    bool used;           // since the last tick
+    uint8_t idle;        // ticks before that without use
+    uint64_t lost;       // nanoseconds, by reads that were not had from it
+    uint64_t lost_next;  // when this is reached something is done; 0: the place is free
+    uint64_t number;     // in the file
+    bool mapped;         // at its place in memory
+    uint32_t loan_bytes; // of it that are on loan: it stays mapped
     uint64_t resident[WINDOW_PAGES / 64];
 };
 
@@ -68,7 +68,7 @@ static bool window_is(const struct map_window *window, int fd, uint64_t number)
 
 static char *address_of(const struct file_map *map, const struct map_window *window)
 {
-    return map->base + (size_t)(window - map->windows) * MAP_WINDOW_BYTES;
+    return map->base + (size_t)(window - map->windows) * FILE_MAP_WINDOW_BYTES;
 }
 
 // Memory that nobody else gets, and that holds nothing. at: NULL, or what is to be replaced.
@@ -80,9 +80,9 @@ static void *set_aside(void *at, size_t bytes)
 
 static void window_unmap(struct file_map *map, struct map_window *window)
 {
-    assert(window->lent == 0);
+    assert(window->loan_bytes == 0);
     if (window->mapped) {
-        map->broken |= set_aside(address_of(map, window), MAP_WINDOW_BYTES) == MAP_FAILED;
+        map->broken |= set_aside(address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
         map->mapped--;
     }
     memset(window, 0, sizeof(*window));
@@ -105,7 +105,7 @@ static bool window_ask(const struct file_map *map, struct map_window *window)
     bool any = false;
 
     memset(window->resident, 0, sizeof(window->resident));
-    if (mincore(address_of(map, window), MAP_WINDOW_BYTES, pages) < 0) {
+    if (mincore(address_of(map, window), FILE_MAP_WINDOW_BYTES, pages) < 0) {
         return false;
     }
     for (size_t i = 0; i < WINDOW_PAGES; i++) {
@@ -131,15 +131,15 @@ static void window_map(struct file_map *map, struct map_window *window)
     if (map->broken || !is_told(window->fd)) {
         return;
     }
-    if (mmap(address_of(map, window), MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED,
-             window->fd, (off_t)(window->number * MAP_WINDOW_BYTES)) == MAP_FAILED) {
+    if (mmap(address_of(map, window), FILE_MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED,
+             window->fd, (off_t)(window->number * FILE_MAP_WINDOW_BYTES)) == MAP_FAILED) {
         map->broken = true;
         return;
     }
     window->mapped = true;
     map->mapped++;
     if (!window_ask(map, window)) {
-        map->broken |= set_aside(address_of(map, window), MAP_WINDOW_BYTES) == MAP_FAILED;
+        map->broken |= set_aside(address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
         window->mapped = false;
         map->mapped--;
     }
@@ -158,7 +158,7 @@ static bool pages_resident(const struct map_window *window, size_t first, size_t
 // Where the window ends that at is in, or end, whichever comes first.
 static uint64_t part_end(uint64_t at, uint64_t end)
 {
-    uint64_t next = (at / MAP_WINDOW_BYTES + 1) * MAP_WINDOW_BYTES;
+    uint64_t next = (at / FILE_MAP_WINDOW_BYTES + 1) * FILE_MAP_WINDOW_BYTES;
 
     return next < end ? next : end;
 }
@@ -166,8 +166,8 @@ static uint64_t part_end(uint64_t at, uint64_t end)
 static bool all_resident(const struct file_map *map, int fd, uint64_t begin, uint64_t end)
 {
     while (begin < end) {
-        uint64_t number = begin / MAP_WINDOW_BYTES;
-        uint64_t start = number * MAP_WINDOW_BYTES;
+        uint64_t number = begin / FILE_MAP_WINDOW_BYTES;
+        uint64_t start = number * FILE_MAP_WINDOW_BYTES;
         uint64_t stop = part_end(begin, end);
         struct map_window *window = window_of(map, fd, number);
 
@@ -193,8 +193,8 @@ static bool copy_all(const struct file_map *map, int fd, const struct file_io *i
         size_t left = io->iov[i].iov_len;
 
         while (left > 0) {
-            const struct map_window *window = window_of(map, fd, offset / MAP_WINDOW_BYTES);
-            const char *from = address_of(map, window) + offset % MAP_WINDOW_BYTES;
+            const struct map_window *window = window_of(map, fd, offset / FILE_MAP_WINDOW_BYTES);
+            const char *from = address_of(map, window) + offset % FILE_MAP_WINDOW_BYTES;
             size_t bytes = (size_t)(part_end(offset, offset + left) - offset);
 
             if (!guarded_copy(to, from, bytes)) {
@@ -245,50 +245,50 @@ static bool has(struct file_map *map, int fd, const struct file_io *io)
     return true;
 }
 
-bool map_read(struct file_map *map, int fd, const struct file_io *io)
+bool file_map_read(struct file_map *map, int fd, const struct file_io *io)
 {
     if (!has(map, fd, io)) {
         return false;
     }
     if (!copy_all(map, fd, io)) {
-        window_doubt(window_of(map, fd, io->offset / MAP_WINDOW_BYTES));
-        window_doubt(window_of(map, fd, (io->offset + io->length - 1) / MAP_WINDOW_BYTES));
+        window_doubt(window_of(map, fd, io->offset / FILE_MAP_WINDOW_BYTES));
+        window_doubt(window_of(map, fd, (io->offset + io->length - 1) / FILE_MAP_WINDOW_BYTES));
         return false;
     }
     return true;
 }
 
-// Notes that so many bytes from there are lent, or, back, that they no longer are.
-static void note_lent(struct file_map *map, const char *at, uint64_t bytes, bool back)
+// Notes that so many bytes from there are on loan, or, returned, that they no longer are.
+static void note_loan(struct file_map *map, const char *at, uint64_t bytes, bool returned)
 {
     uint64_t begin = (uint64_t)(at - map->base);
     uint64_t end = begin + bytes;
 
     while (begin < end) {
-        struct map_window *window = &map->windows[begin / MAP_WINDOW_BYTES];
+        struct map_window *window = &map->windows[begin / FILE_MAP_WINDOW_BYTES];
         uint32_t part = (uint32_t)(part_end(begin, end) - begin);
 
-        assert(!back || window->lent >= part);
-        window->lent += back ? -part : part;
+        assert(!returned || window->loan_bytes >= part);
+        window->loan_bytes += returned ? -part : part;
         begin += part;
     }
-    map->lent += back ? -bytes : bytes;
+    map->loan_bytes += returned ? -bytes : bytes;
 }
 
-const void *map_lend(struct file_map *map, int fd, const struct file_io *io)
+const void *file_map_loan_take(struct file_map *map, int fd, const struct file_io *io)
 {
     const char *at;
 
-    if (map->lent + io->length > LENT_MAX || !has(map, fd, io)) {
+    if (map->loan_bytes + io->length > LOAN_BYTES_MAX || !has(map, fd, io)) {
         return NULL;
     }
     // Windows that follow each other in the file do so in memory, but for the last place.
-    at = address_of(map, window_of(map, fd, io->offset / MAP_WINDOW_BYTES)) +
-         io->offset % MAP_WINDOW_BYTES;
-    if (io->length > (uint64_t)map->count * MAP_WINDOW_BYTES - (uint64_t)(at - map->base)) {
+    at = address_of(map, window_of(map, fd, io->offset / FILE_MAP_WINDOW_BYTES)) +
+         io->offset % FILE_MAP_WINDOW_BYTES;
+    if (io->length > (uint64_t)map->count * FILE_MAP_WINDOW_BYTES - (uint64_t)(at - map->base)) {
         return NULL;
     }
-    note_lent(map, at, io->length, false);
+    note_loan(map, at, io->length, false);
     return at;
 }
 
@@ -297,7 +297,7 @@ static bool read_again(const struct map_window *window, void *to, uint64_t offse
 {
     while (bytes > 0) {
         ssize_t n =
-            pread(window->fd, to, bytes, (off_t)(window->number * MAP_WINDOW_BYTES + offset));
+            pread(window->fd, to, bytes, (off_t)(window->number * FILE_MAP_WINDOW_BYTES + offset));
 
         if (n < 0) {
             return false;
@@ -313,18 +313,18 @@ static bool read_again(const struct map_window *window, void *to, uint64_t offse
     return true;
 }
 
-bool map_copy_lent(struct file_map *map, void *to, const void *lent, size_t bytes)
+bool file_map_loan_copy(struct file_map *map, void *to, const void *from, size_t bytes)
 {
-    uint64_t begin = (uint64_t)((const char *)lent - map->base);
+    uint64_t begin = (uint64_t)((const char *)from - map->base);
     uint64_t end = begin + bytes;
 
     while (begin < end) {
-        struct map_window *window = &map->windows[begin / MAP_WINDOW_BYTES];
+        struct map_window *window = &map->windows[begin / FILE_MAP_WINDOW_BYTES];
         size_t part = (size_t)(part_end(begin, end) - begin);
 
         if (!guarded_copy(to, map->base + begin, part)) {
             window_doubt(window);
-            if (!read_again(window, to, begin % MAP_WINDOW_BYTES, part)) {
+            if (!read_again(window, to, begin % FILE_MAP_WINDOW_BYTES, part)) {
                 return false;
             }
         }
@@ -334,14 +334,14 @@ bool map_copy_lent(struct file_map *map, void *to, const void *lent, size_t byte
     return true;
 }
 
-void map_give_back(struct file_map *map, const void *lent, uint64_t bytes)
+void file_map_loan_return(struct file_map *map, const void *at, uint64_t bytes)
 {
-    note_lent(map, lent, bytes, true);
+    note_loan(map, at, bytes, true);
 }
 
-void map_missed(struct file_map *map, int fd, const struct file_io *io)
+void file_map_missed(struct file_map *map, int fd, const struct file_io *io)
 {
-    uint64_t number = io->offset / MAP_WINDOW_BYTES;
+    uint64_t number = io->offset / FILE_MAP_WINDOW_BYTES;
     struct map_window *window;
 
     if (map->windows == NULL) {
@@ -349,7 +349,7 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io)
     }
     window = window_of(map, fd, number);
     if (!window_is(window, fd, number)) {
-        if (window->used || window->lent > 0) {
+        if (window->used || window->loan_bytes > 0) {
             return;
         }
         window_unmap(map, window);
@@ -374,7 +374,7 @@ void map_missed(struct file_map *map, int fd, const struct file_io *io)
 
 static bool is_idle(const struct file_map *map, const struct map_window *window)
 {
-    return window->mapped && window->lent == 0 && (map->idle || window->idle >= IDLE_TICKS);
+    return window->mapped && window->loan_bytes == 0 && (map->idle || window->idle >= IDLE_TICKS);
 }
 
 // Unmaps some windows, and comes again until all were looked at.
@@ -396,32 +396,32 @@ static void on_sweep(struct task *task)
     }
 }
 
-void map_init(struct file_map *map, struct runq *runq)
+void file_map_init(struct file_map *map, struct runq *runq)
 {
     *map = (struct file_map){.task = {.run = on_sweep}, .runq = runq};
 }
 
-void map_set_limit(struct file_map *map, uint64_t bytes)
+void file_map_set_limit(struct file_map *map, uint64_t bytes)
 {
     struct rlimit space;
-    uint64_t count = bytes / MAP_WINDOW_BYTES;
+    uint64_t count = bytes / FILE_MAP_WINDOW_BYTES;
 
     // The rest of the process needs some, too.
     if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY &&
-        count > space.rlim_cur / 4 / MAP_WINDOW_BYTES) {
-        count = space.rlim_cur / 4 / MAP_WINDOW_BYTES;
+        count > space.rlim_cur / 4 / FILE_MAP_WINDOW_BYTES) {
+        count = space.rlim_cur / 4 / FILE_MAP_WINDOW_BYTES;
     }
-    count = count < MAP_WINDOWS_MAX ? count : MAP_WINDOWS_MAX;
+    count = count < FILE_MAP_WINDOWS_MAX ? count : FILE_MAP_WINDOWS_MAX;
     if (count == 0 || sysconf(_SC_PAGESIZE) != PAGE_BYTES) {
         return;
     }
-    map->base = set_aside(NULL, (size_t)count * MAP_WINDOW_BYTES);
+    map->base = set_aside(NULL, (size_t)count * FILE_MAP_WINDOW_BYTES);
     if (map->base == MAP_FAILED) {
         return;
     }
     map->windows = calloc(count, sizeof(*map->windows));
     if (map->windows == NULL) {
-        munmap(map->base, (size_t)count * MAP_WINDOW_BYTES);
+        munmap(map->base, (size_t)count * FILE_MAP_WINDOW_BYTES);
         return;
     }
     map->count = (uint32_t)count;
@@ -429,16 +429,16 @@ void map_set_limit(struct file_map *map, uint64_t bytes)
     guarded_copy_init();
 }
 
-void map_destroy(struct file_map *map)
+void file_map_destroy(struct file_map *map)
 {
-    assert(map->lent == 0);
+    assert(map->loan_bytes == 0);
     if (map->windows != NULL && !map->broken) {
-        munmap(map->base, (size_t)map->count * MAP_WINDOW_BYTES);
+        munmap(map->base, (size_t)map->count * FILE_MAP_WINDOW_BYTES);
     }
     free(map->windows);
 }
 
-void map_forget(struct file_map *map, int fd)
+void file_map_forget(struct file_map *map, int fd)
 {
     for (uint32_t i = 0; i < map->count; i++) {
         if (map->windows[i].lost_next != 0 && map->windows[i].fd == fd) {
@@ -447,7 +447,7 @@ void map_forget(struct file_map *map, int fd)
     }
 }
 
-bool map_tick(struct file_map *map)
+bool file_map_tick(struct file_map *map)
 {
     bool any_idle = false;
 

@@ -289,17 +289,17 @@ static bool try_sync(struct file_io *io, int *result)
     return posix_file_advance(io, answer, result);
 }
 
-// Copies what is in memory, or lends it. As posix_file_try_read.
+// Copies what is in memory, or makes a loan of it. As posix_file_try_read.
 static bool try_map(struct posix_file *f, struct file_io *io)
 {
     struct backend *backend = f->backend;
 
     if (!f->may_map || !fits_inline(backend, io->length, INLINE_READ_MAX))
         return false;
-    if (io->lend)
-        io->lent = map_lend(&backend->map, f->fd, io);
-    if (!io->lent && !map_read(&backend->map, f->fd, io)) {
-        map_missed(&backend->map, f->fd, io);
+    if (io->loan_wanted)
+        io->loan = file_map_loan_take(&backend->map, f->fd, io);
+    if (!io->loan && !file_map_read(&backend->map, f->fd, io)) {
+        file_map_missed(&backend->map, f->fd, io);
         return false;
     }
     backend->inline_bytes += io->length;
@@ -417,14 +417,14 @@ static void posix_wait(struct file *file)
         backend->ops->wait(backend);
 }
 
-static void posix_give_back(struct file *file, const void *lent, uint64_t length)
+static void posix_loan_return(struct file *file, const void *bytes, uint64_t length)
 {
-    map_give_back(&((struct posix_file *)file)->backend->map, lent, length);
+    file_map_loan_return(&((struct posix_file *)file)->backend->map, bytes, length);
 }
 
-static bool posix_copy_lent(struct file *file, void *to, const void *lent, size_t length)
+static bool posix_loan_copy(struct file *file, void *to, const void *bytes, size_t length)
 {
-    return map_copy_lent(&((struct posix_file *)file)->backend->map, to, lent, length);
+    return file_map_loan_copy(&((struct posix_file *)file)->backend->map, to, bytes, length);
 }
 
 static void posix_close(struct file *file)
@@ -432,7 +432,7 @@ static void posix_close(struct file *file)
     struct posix_file *f = (struct posix_file *)file;
 
     assert(f->in_flight == 0);
-    map_forget(&f->backend->map, f->fd);
+    file_map_forget(&f->backend->map, f->fd);
     close(f->fd);
     free(f->file.name);
     free(f);
@@ -442,8 +442,8 @@ static const struct file_ops posix_ops = {
     .submit = posix_submit,
     .wait = posix_wait,
     .size = posix_size,
-    .give_back = posix_give_back,
-    .copy_lent = posix_copy_lent,
+    .loan_copy = posix_loan_copy,
+    .loan_return = posix_loan_return,
     .close = posix_close,
 };
 

@@ -28,8 +28,8 @@ struct backend_ops {
     void (*turn)(struct backend *backend);
     // Blocks until the run queue is not empty.
     void (*wait)(struct backend *backend);
-    // As backend_settle(); may be NULL.
-    int (*settle)(struct backend *backend, struct error *err);
+    // As backend_prepare(); may be NULL.
+    int (*prepare)(struct backend *backend, struct error *err);
     void (*free)(struct backend *backend);
 };
 

@@ -303,7 +303,7 @@ static void uring_free(struct backend *backend)
 // Has the kernel start a worker, without which it would cancel what cannot be done at once. It keeps
 // the last one; should others be refused later, requests wait. What is in flight meanwhile, such as a
 // recovery's reads, goes on.
-static int uring_settle(struct backend *backend, struct error *err)
+static int uring_prepare(struct backend *backend, struct error *err)
 {
     struct uring *u = uring_of(backend);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
@@ -333,7 +333,7 @@ static const struct backend_ops uring_ops = {
     .start = uring_start,
     .turn = uring_turn,
     .wait = uring_wait,
-    .settle = uring_settle,
+    .prepare = uring_prepare,
     .free = uring_free,
 };
 

@@ -22,7 +22,7 @@
 #define CACHE_SIZE_MAX (64ull << 30)
 // Bytes of images that are mapped: all that server/file_map.h can map; and by default such a part of
 // the machine's memory, so that several servers do not look as if they had used it up.
-#define MMAP_SIZE_MAX ((uint64_t)MAP_WINDOWS_MAX * MAP_WINDOW_BYTES)
+#define MMAP_SIZE_MAX ((uint64_t)FILE_MAP_WINDOWS_MAX * FILE_MAP_WINDOW_BYTES)
 #define MMAP_SIZE_SHARE 8
 
 // ---- One function an option: false for a value that is not among those allowed ------------------

@@ -129,9 +129,9 @@ static unsigned on_turn(void *context)
     struct server *server = context;
     unsigned told = connection_set_turn(&server->connections);
 
-    if (server->options->exports->recalled) {
-        server->options->exports->recalled = false;
-        connection_set_keep_output(&server->connections);
+    if (server->options->exports->settle_wanted) {
+        server->options->exports->settle_wanted = false;
+        connection_set_settle(&server->connections);
     }
     if (server->accept_waits && !server->stopping && connection_set_room(&server->connections)) {
         accept_start(server);

@@ -46,12 +46,12 @@ void file_submit(struct file *file, struct file_io *io)
     assert(!file->read_only || io->kind == FILE_READ || io->kind == FILE_DATASYNC ||
            io->kind == FILE_EXTENTS);
     assert(io->done && io->iovcnt >= 0 && io->iovcnt <= FILE_IOV_MAX);
-    assert(!io->lend || io->kind == FILE_READ);
+    assert(!io->loan_wanted || io->kind == FILE_READ);
     assert(io->offset <= INT64_MAX && io->length <= (uint64_t)INT64_MAX - io->offset);
     io->file = file;
     io->task = (struct task){.run = run_done};
     io->progress = 0;
-    io->lent = NULL;
+    io->loan = NULL;
     io->result = FILE_IO_RUNNING;
     io->extent_count = 0;
     note_change(io);
@@ -63,7 +63,7 @@ void file_io_complete(struct file_io *io, int result)
 {
     // Each request ends once.
     assert(result <= 0 && io->result == FILE_IO_RUNNING && io->file->outstanding > 0);
-    assert(!io->lent || (result == 0 && io->lend));
+    assert(!io->loan || (result == 0 && io->loan_wanted));
     io->result = result;
     runq_post(io->file->runq, &io->task);
 }

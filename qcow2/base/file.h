@@ -11,8 +11,8 @@
 //  4. A FILE_DATASYNC covers exactly the requests whose done ran before it was submitted.
 //     Everything else is unordered. It covers the size of the file and its allocation too.
 //  5. Requests have any byte alignment; an implementation on O_DIRECT hides that.
-//  6. What a FILE_READ was lent shows the file as it is at any time until it is given back, whatever
-//     is written there meanwhile, and stays readable; but see copy_lent.
+//  6. A loan of a FILE_READ shows the file as it is at any time until it is returned, whatever is
+//     written there meanwhile, and stays readable; but see loan_copy.
 #ifndef LAZYCOW_QCOW2_BASE_FILE_H
 #define LAZYCOW_QCOW2_BASE_FILE_H
 
@@ -53,7 +53,7 @@ struct file_io {
     const struct iovec
         *iov; // read and write: at most FILE_IOV_MAX; owned by the caller, kept until done
     int iovcnt;
-    bool lend;                   // FILE_READ: the bytes may be left where they are, see lent
+    bool loan_wanted;            // FILE_READ: the bytes may be left where they are, see loan
     struct file_extent *extents; // FILE_EXTENTS: room for extent_max; owned by the caller
     size_t extent_max;
     uint64_t hole_min; // bytes; a shorter hole counts as data
@@ -67,9 +67,9 @@ struct file_io {
     // since file_submit; at least one, and more than were asked for where that costs little. Behind
     // the end of the file is a hole.
     size_t extent_count;
-    // The read's bytes are here instead of in iov, to be given back (file_ops); or NULL. Only where
-    // lend was set and result is 0.
-    const void *lent;
+    // The read's bytes are here instead of in iov, and loan_return (file_ops) is due; or NULL. Only
+    // where loan_wanted was set and result is 0.
+    const void *loan;
 
     // Private to the file.
     struct file *file;
@@ -90,14 +90,14 @@ struct file_ops {
     void (*wait)(struct file *file);
     // Bytes, or a negative errno.
     int64_t (*size)(struct file *file);
-    // What was lent is not used any more; length as the read's. These two may be NULL where nothing
-    // is ever lent.
-    void (*give_back)(struct file *file, const void *lent, uint64_t length);
-    // Copies some of what was lent and not given back. Returns false when the bytes cannot be had any
-    // more: the disk fails. Who looks at them in another way must expect that, or that the file was cut,
-    // as SIGBUS or EFAULT of a system call. May block.
-    bool (*copy_lent)(struct file *file, void *to, const void *lent, size_t length);
-    // Frees it. No request may be outstanding, and nothing lent.
+    // The bytes are not used any more; length as the read's. This one and the next may be NULL where
+    // there is never a loan.
+    void (*loan_return)(struct file *file, const void *bytes, uint64_t length);
+    // Copies some bytes of a loan. Returns false when they cannot be had any more: the disk fails.
+    // Another way of looking at them must expect that, or that the file was cut, as SIGBUS or EFAULT
+    // of a system call. May block.
+    bool (*loan_copy)(struct file *file, void *to, const void *bytes, size_t length);
+    // Frees it. No request may be outstanding, and no loan.
     void (*close)(struct file *file);
 };
 

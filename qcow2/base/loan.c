@@ -3,49 +3,42 @@
 
 #include <assert.h>
 
-bool loan_possible(const struct op *op, const struct file *file)
-{
-    // The last place is for data that is not lent, which all that follows can be joined to.
-    return (op->flags & OP_LEND) && op->extent_count + 1 < op->max_extents &&
-           (!op->lender || op->lender == file);
-}
+#include "qcow2/base/file.h"
 
-void loan_take(struct op *op, struct epochs *loans)
+void loan_take(struct loan *loan, struct file *file, struct epochs *holders, uint64_t epoch)
 {
-    assert(op->plan.inside && op->io.lent);
-    // The first of its loans is the oldest, and keeps the others' clusters, too.
-    if (op->lender)
+    assert(!loan->file || loan->file == file);
+    // The first epoch of the op's is the oldest, and keeps the later clusters, too.
+    if (loan->file)
         return;
-    op->lender = op->io.file;
-    epoch_enter_at(loans, &op->loan, op->plan.epoch);
+    loan->file = file;
+    epoch_enter_at(holders, &loan->holder, epoch);
 }
 
-bool loan_settle(struct op *op)
+bool loan_settle(struct loan *loan, const struct extent *extents, size_t count, void *buf)
 {
-    char *to = op->buf;
+    char *to = buf;
 
-    assert(op->lender);
-    for (size_t i = 0; i < op->extent_count; i++) {
-        const struct extent *extent = &op->extents[i];
+    assert(loan->file);
+    for (size_t i = 0; i < count; i++) {
+        const struct extent *extent = &extents[i];
 
-        if (extent->lent &&
-            !op->lender->ops->copy_lent(op->lender, to, extent->lent, (size_t)extent->length))
+        if (extent->data &&
+            !loan->file->ops->loan_copy(loan->file, to, extent->data, (size_t)extent->length))
             return false;
         to += extent->length;
     }
-    loan_return(op);
+    loan_return(loan, extents, count);
     return true;
 }
 
-void loan_return(struct op *op)
+void loan_return(struct loan *loan, const struct extent *extents, size_t count)
 {
-    assert(op->lender);
-    for (size_t i = 0; i < op->extent_count; i++) {
-        const struct extent *extent = &op->extents[i];
-
-        if (extent->lent)
-            op->lender->ops->give_back(op->lender, extent->lent, extent->length);
+    assert(loan->file);
+    for (size_t i = 0; i < count; i++) {
+        if (extents[i].data)
+            loan->file->ops->loan_return(loan->file, extents[i].data, extents[i].length);
     }
-    op->lender = NULL;
-    epoch_leave(&op->loan);
+    loan->file = NULL;
+    epoch_leave(&loan->holder);
 }

@@ -12,7 +12,9 @@
 #include <sys/uio.h>
 
 #include "qcow2/base/epoch.h"
+#include "qcow2/base/extent.h"
 #include "qcow2/base/file.h"
+#include "qcow2/base/loan.h"
 #include "qcow2/base/runq.h"
 #include "qcow2/base/waitq.h"
 
@@ -32,20 +34,10 @@ enum op_kind {
 #define OP_FUA (1u << 0)       // done runs when the effect is durable
 #define OP_NO_HOLE (1u << 1)   // WRITE_ZEROES: later writes to the range need no new space
 #define OP_FAST_ZERO (1u << 2) // WRITE_ZEROES: -ENOTSUP at once where data would have to be written
-#define OP_REPORT_HOLES                                                                            \
-    (1u << 3) // READ: extents tell which parts are zeros; their buffer is not filled
-#define OP_LEND                                                                                    \
-    (1u << 4) // READ: bytes may be left where they are; extents tell; op_give_back() is due
-
-// A run of guest bytes. Extents of one op are in order and cover its range from the start without
-// gaps.
-struct extent {
-    uint64_t length; // bytes, > 0
-    bool hole;       // takes no space of its own (NBD_STATE_HOLE)
-    bool zero;       // reads as zeros (NBD_STATE_ZERO)
-    unsigned depth; // OP_BLOCK_STATUS: 1: the image itself has it, 2: its backing image, …; 0: none
-    const void *lent; // OP_LEND: where the bytes are; NULL: in buf, at their place
-};
+// READ: extents tell which parts are zeros; their buffer is not filled.
+#define OP_REPORT_HOLES (1u << 3)
+// READ: bytes may be left where they are, as a loan; extents tell where.
+#define OP_LOAN (1u << 4)
 
 // How many extents the caller may ask for in one op: more than any protocol reply should carry is
 // waste.
@@ -89,15 +81,14 @@ struct op {
     void *buf;       // OP_READ, OP_WRITE: length bytes, kept until done
     op_done *
         done; // runs from the run queue, never inside op_start; the op may be reused or freed there
-    struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES, OP_LEND: room for max_extents
+    struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES, OP_LOAN: room for max_extents
     size_t max_extents;
 
     // Set when done runs.
     int result;          // 0 or a negative errno: EIO, ENOSPC, EPERM, EINVAL, ENOMEM, ENOTSUP
     size_t extent_count; // READ: cover the whole range. OP_BLOCK_STATUS: may end early
-    struct file
-        *lender; // OP_LEND: extents have something lent; not NULL: the op must be left alone
-                 // until op_give_back()
+    // OP_LOAN: while it has a file the op must be left alone; loan_settle() or loan_return() is due.
+    struct loan loan;
 
     // Private to the engine.
     struct image *image;
@@ -112,7 +103,6 @@ struct op {
     bool scanned;               // has loaded a refcount page to look for free clusters
     unsigned char space_waits;  // how often it waited for what was given up to become free
     unsigned char extent_tries; // how often it asked where the file has holes, for one place
-    struct epoch_member loan;   // inside, with the epoch of its plan, while it has something lent
     struct op_descent descent;
     struct op_work *work; // what is more than a read or a write in place
     struct file_io io;

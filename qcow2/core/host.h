@@ -39,10 +39,9 @@ struct image_host {
     // Runs the job's work on another thread, then posts its task to the run queue. May be NULL: the
     // engine then does the work itself.
     void (*offload)(void *context, struct offload_job *job);
-    // Called when freed clusters cannot be reused because a reply still points at them. The owners
-    // must settle or return their loans soon, but not from inside this call, which may come often.
-    // May be NULL where nothing is ever lent.
-    void (*recall)(void *context);
+    // Called when freed clusters cannot be reused because replies still point at them: these are to be
+    // settled soon (grace.h). May be NULL where every read fills its buffer.
+    void (*settle)(void *context);
 };
 
 struct image_options {

@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
-#include "qcow2/base/epoch.h"
+#include "qcow2/base/grace.h"
 #include "qcow2/base/inflight.h"
 #include "qcow2/base/op.h"
 #include "qcow2/base/waitq.h"
@@ -37,8 +37,7 @@ struct image {
 
     // The machine of each kind of op.
     const struct op_machine *const *machines;
-    struct epochs plans; // of ops that may use host clusters
-    struct epochs loans; // of ops that have something lent
+    struct grace grace; // of host clusters
     // Started and not done, internal ones left out; the newest is first.
     LIST_HEAD(, op) running;
     size_t op_count;     // of running

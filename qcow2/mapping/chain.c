@@ -135,7 +135,7 @@ int chain_lookup(struct op *op, struct location *location)
     uint64_t guest = op->pos;
     uint64_t length = op->offset + op->length - guest;
 
-    epoch_enter(&image->plans, &op->plan);
+    epoch_enter(&image->grace.plans, &op->plan);
     int result = look_at_top(op, guest, &length, location);
 
     if (result != 0 || location->layer || !image->backing)

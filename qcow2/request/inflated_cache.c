@@ -123,7 +123,7 @@ static int start_load(struct image *image, struct inflated *entry, const struct 
                                  .iovcnt = 1,
                                  .done = read_ended};
     // The mapping was looked up in this turn; the ops that wait for the load hold nothing meanwhile.
-    epoch_enter(&image->plans, &entry->reading);
+    epoch_enter(&image->grace.plans, &entry->reading);
     file_submit(image->file, &entry->io);
     return 0;
 }

@@ -6,6 +6,7 @@
 //    └────────────── advance ────────────────┘ ──> done
 //
 // What is not in memory (an L2 slice, an inflated cluster) parks the op; it then plans again.
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
@@ -28,15 +29,15 @@ static const char *const state_names[] = {
     [READ_DATA] = "data",
 };
 
-// Notes a part for OP_REPORT_HOLES and OP_LEND.
+// Notes a part for OP_REPORT_HOLES and OP_LOAN.
 static void note_part(struct op *op, const struct extent *part)
 {
     struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
-    const char *joint = last && last->lent ? (const char *)last->lent + last->length : NULL;
+    const char *joint = last && last->data ? (const char *)last->data + last->length : NULL;
 
     if (op->max_extents == 0)
         return;
-    if (last && last->zero == part->zero && joint == part->lent)
+    if (last && last->zero == part->zero && joint == part->data)
         last->length += part->length;
     else
         op->extents[op->extent_count++] = *part;
@@ -60,11 +61,20 @@ static void advance_zeros(struct op *op, uint64_t length)
     op->pos += length;
 }
 
-// lent: where the bytes are; NULL: in the buffer.
-static void advance_data(struct op *op, uint64_t length, const void *lent)
+// data: where the bytes are; NULL: in the buffer.
+static void advance_data(struct op *op, uint64_t length, const void *data)
 {
-    note_part(op, &(struct extent){.length = length, .lent = lent});
+    note_part(op, &(struct extent){.length = length, .data = data});
     op->pos += length;
+}
+
+// True when the file may leave its bytes where they are: there is room to note it, and the op has no
+// loan of another file. The last place is for data in the buffer, which all that follows can be joined
+// to.
+static bool may_take_loan(const struct op *op, const struct file *file)
+{
+    return (op->flags & OP_LOAN) && op->extent_count + 1 < op->max_extents &&
+           (!op->loan.file || op->loan.file == file);
 }
 
 static int read_data(struct op *op, const struct location *location)
@@ -75,7 +85,7 @@ static int read_data(struct op *op, const struct location *location)
     op->step_length = m->length;
     op->iov =
         (struct iovec){.iov_base = (char *)op->buf + (op->pos - op->offset), .iov_len = m->length};
-    op->io.lend = loan_possible(op, location->layer->file);
+    op->io.loan_wanted = may_take_loan(op, location->layer->file);
     op_submit(op, location->layer->file, FILE_READ, m->host_offset, m->length, &op->iov, 1);
     return OP_PARKED;
 }
@@ -155,9 +165,11 @@ static void read_step(struct op *op)
     int result = op->wait.result;
 
     if (result == 0 && op->state == READ_DATA) {
-        if (op->io.lent)
-            loan_take(op, &op->image->loans);
-        advance_data(op, op->step_length, op->io.lent);
+        assert(op->plan.inside);
+        if (op->io.loan)
+            loan_take(&op->loan, op->io.file, &op->image->grace.holders, op->plan.epoch);
+        op->io.loan_wanted = false;
+        advance_data(op, op->step_length, op->io.loan);
         op->state = READ_PLAN;
     }
     for (int n = 0; result == 0 && op->pos < op->offset + op->length; n++) {
@@ -167,8 +179,11 @@ static void read_step(struct op *op)
         }
         result = plan(op);
     }
-    if (result != OP_PARKED)
-        op_finish(op, result);
+    if (result == OP_PARKED)
+        return;
+    if (result < 0 && op->loan.file)
+        loan_return(&op->loan, op->extents, op->extent_count);
+    op_finish(op, result);
 }
 
 const struct op_machine read_machine = OP_MACHINE("read", read_step, state_names);

@@ -9,7 +9,6 @@
 #include "qcow2/base/container.h"
 #include "qcow2/base/epoch.h"
 #include "qcow2/base/inflight.h"
-#include "qcow2/base/loan.h"
 #include "qcow2/base/op.h"
 #include "qcow2/base/runq.h"
 #include "qcow2/base/waitq.h"
@@ -45,7 +44,7 @@ static void assert_op(const struct op *op)
     assert(!has_payload || op->length == 0 || op->buf);
     assert(op->max_extents == 0 || op->extents);
     assert(op->kind != OP_BLOCK_STATUS || op->max_extents > 0);
-    assert(!(op->flags & (OP_LEND | OP_REPORT_HOLES)) || op->kind == OP_READ);
+    assert(!(op->flags & (OP_LOAN | OP_REPORT_HOLES)) || op->kind == OP_READ);
     assert(!(op->flags & (OP_NO_HOLE | OP_FAST_ZERO)) || op->kind == OP_WRITE_ZEROES);
 }
 
@@ -63,14 +62,11 @@ void op_start(struct image *image, struct op *op)
     op->pos = op->offset;
     op->extent_count = 0;
     op->plan.inside = NULL;
-    op->loan.inside = NULL;
     op->scanned = false;
     op->space_waits = 0;
     op->extent_tries = 0;
     op->descent.layer = NULL;
     op->work = NULL;
-    op->lender = NULL;
-    op->io.lend = false;
     image->op_count++;
     LIST_INSERT_HEAD(&image->running, op, running_link);
 
@@ -188,8 +184,6 @@ void op_finish(struct op *op, int result)
     assert(op->io.result != FILE_IO_RUNNING);
     release_work(op);
     epoch_leave(&op->plan);
-    if (result < 0 && op->lender)
-        loan_return(op);
     op->result = result;
     op->wait.task.run = tell_owner;
     op_post(op);

@@ -224,7 +224,7 @@ static int plan(struct op *op)
 {
     struct mapping m;
 
-    epoch_enter(&op->image->plans, &op->plan);
+    epoch_enter(&op->image->grace.plans, &op->plan);
     int result = change_prepare(op);
     if (result == 0)
         result = map_lookup(op, op->image, op->pos, end_of(op) - op->pos, &m);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 
 #include "qcow2/base/epoch.h"
+#include "qcow2/base/grace.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/inflight.h"
 #include "qcow2/base/op.h"
@@ -157,10 +158,9 @@ static int drain(struct op *op, uint64_t clusters, uint64_t host_offset)
 static int drained(struct op *op)
 {
     const struct geometry *g = &op->image->geometry;
-    struct epochs *plans = &op->image->plans;
 
-    if (!epoch_passed(plans, op->plan.epoch))
-        return op_park(op, &plans->oldest_left);
+    if (grace_wait_plans(op, &op->image->grace, op->plan.epoch) == OP_PARKED)
+        return OP_PARKED;
     op->state = ZERO_RESERVED;
     if (!alloc_reserves(op->image->alloc))
         return 0;
@@ -399,7 +399,7 @@ static int zero_whole(struct op *op, uint64_t length)
 
 static int plan(struct op *op)
 {
-    epoch_enter(&op->image->plans, &op->plan);
+    epoch_enter(&op->image->grace.plans, &op->plan);
 
     int result = change_prepare(op);
     if (result == 0)

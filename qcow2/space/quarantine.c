@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/base/epoch.h"
+#include "qcow2/base/grace.h"
 #include "qcow2/base/op.h"
 #include "qcow2/base/waitq.h"
 #include "qcow2/core/image_log.h"
@@ -74,7 +74,7 @@ void quarantine_add(struct image *image, uint64_t first, uint64_t count)
     waitq_wake(&q->empty, -EBUSY);
     if (last && last->first + last->count == first) {
         last->count += count;
-        last->stamp = epoch_now(&image->plans);
+        last->stamp = grace_stamp(&image->grace);
         return;
     }
     struct quarantined *extent = malloc(sizeof(*extent));
@@ -84,7 +84,7 @@ void quarantine_add(struct image *image, uint64_t first, uint64_t count)
         return;
     }
     *extent =
-        (struct quarantined){.first = first, .count = count, .stamp = epoch_now(&image->plans)};
+        (struct quarantined){.first = first, .count = count, .stamp = grace_stamp(&image->grace)};
     TAILQ_INSERT_TAIL(&q->pending, extent, link);
     q->count++;
 }
@@ -108,12 +108,11 @@ void quarantine_sync_ended(struct image *image, bool failed)
     }
 }
 
-bool quarantine_waits_for_loans(const struct image *image)
+bool quarantine_held(const struct image *image)
 {
     const struct quarantined *extent = TAILQ_FIRST(&image->quarantine->durable);
 
-    return extent && epoch_passed(&image->plans, extent->stamp) &&
-           !epoch_passed(&image->loans, extent->stamp);
+    return extent && grace_held(&image->grace, extent->stamp);
 }
 
 void quarantine_kick(struct image *image)
@@ -202,12 +201,8 @@ static int wait_for_grace(struct op *op, const struct quarantined *extent)
     struct image *image = op->image;
 
     image->quarantine->releaser_state = RELEASER_WAITING;
-    if (!epoch_passed(&image->plans, extent->stamp))
-        return op_park(op, &image->plans.oldest_left);
-    if (!epoch_passed(&image->loans, extent->stamp)) {
-        image->host.recall(image->host.context);
-        return op_park(op, &image->loans.oldest_left);
-    }
+    if (grace_wait(op, &image->grace, extent->stamp) == OP_PARKED)
+        return OP_PARKED;
     image->quarantine->releaser_state = RELEASER_RUNNING;
     return 0;
 }

@@ -3,8 +3,8 @@
 // clusters may be used again, only when
 //   1. a sync has made the unlinking durable (else a power cut brings the old entry back, and
 //      behind it somebody else's data), and
-//   2. every op that planned before the unlinking, and so may still read or write there, has ended
-//      or planned anew, and every loan of such a plan was returned (epoch.h).
+//   2. its grace period is over (grace.h): every op that planned before the unlinking, and so may still
+//      read or write there, has ended or planned anew, and no reply points there any more.
 // Then punch.c may give them back to the host. A cluster's way to freedom, with what moves it:
 //
 //   in use ──quarantine_add──> pending ──quarantine_sync_begins──> syncing
@@ -38,7 +38,7 @@ struct image;
 struct quarantined {
     uint64_t first; // host clusters
     uint64_t count;
-    uint64_t stamp; // plans and loans of earlier epochs may use it
+    uint64_t stamp; // its grace period is that of this stamp
     TAILQ_ENTRY(quarantined) link;
 };
 
@@ -49,13 +49,13 @@ TAILQ_HEAD(quarantine_list, quarantined);
 enum releaser_state {
     RELEASER_IDLE,
     RELEASER_RUNNING, // posted, or loading refcounts
-    RELEASER_WAITING, // for plans and loans that are older than the first durable extent
+    RELEASER_WAITING, // for the grace period of the first durable extent
 };
 
 struct quarantine {
     struct quarantine_list pending; // unlinked in memory
     struct quarantine_list syncing; // the running sync makes it durable
-    struct quarantine_list durable; // waits for ops to end, and for what they were lent
+    struct quarantine_list durable; // its grace period runs
     size_t count;
     enum releaser_state releaser_state;
     struct op releaser;
@@ -74,8 +74,8 @@ bool quarantine_full(const struct quarantine *q);
 bool quarantine_empty(const struct quarantine *q);
 // Waits for the next turn of a releaser that is running. Returns 0: none is; or OP_PARKED.
 int quarantine_wait_release(struct op *op);
-// True when loans alone are in the way of the next release. They were recalled (image_host).
-bool quarantine_waits_for_loans(const struct image *image);
+// True when holders alone are in the way of the next release. The releaser has asked them to leave.
+bool quarantine_held(const struct image *image);
 
 // For sync.c: a sync begins; it ended (failed: what it should have made durable waits on).
 void quarantine_sync_begins(struct image *image);

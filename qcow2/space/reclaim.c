@@ -19,8 +19,8 @@ int reclaim_wait(struct op *op)
     punch_all(image);
     if (quarantine_wait_release(op) == OP_PARKED)
         return OP_PARKED;
-    if (quarantine_waits_for_loans(image))
-        return op_park(op, &image->loans.oldest_left);
+    if (quarantine_held(image))
+        return op_park(op, &image->grace.holders.oldest_left);
     op->space_waits++;
     return sync_wait(op);
 }

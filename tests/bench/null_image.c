@@ -93,14 +93,19 @@ void op_start(struct image *image, struct op *op)
     runq_post(image->file->runq, &op->wait.task);
 }
 
-// Nothing is ever lent.
-bool loan_settle(struct op *op)
+// There is never a loan.
+bool loan_settle(struct loan *loan, const struct extent *extents, size_t count, void *buf)
 {
-    (void)op;
+    (void)loan;
+    (void)extents;
+    (void)count;
+    (void)buf;
     return false;
 }
 
-void loan_return(struct op *op)
+void loan_return(struct loan *loan, const struct extent *extents, size_t count)
 {
-    (void)op;
+    (void)loan;
+    (void)extents;
+    (void)count;
 }

@@ -141,39 +141,40 @@ ROWS = [
          "failed = false;\n"
          "if (failed) {")),
     row("quarantine.h: until ops have ended",
-        "`wait_for_grace`: plans are not asked",
-        ("quarantine.c",
-         "if (!epoch_passed(&image->plans, extent->stamp))\n"
-         "return op_park(op, &image->plans.oldest_left);",
+        "`grace_wait`: plans are not asked",
+        ("grace.c",
+         "if (grace_wait_plans(op, grace, stamp) == OP_PARKED)\n"
+         "return OP_PARKED;",
          "")),
     row("quarantine.h: until loans are returned",
-        "`wait_for_grace`: loans are not asked",
-        ("quarantine.c",
-         "if (!epoch_passed(&image->loans, extent->stamp)) {",
-         "if (false) {")),
-    row("loans are wanted back when they are in the way",
-        "`wait_for_grace`: no `recall`",
-        ("quarantine.c",
-         "image->host.recall(image->host.context);",
+        "`grace_wait`: holders are not asked",
+        ("grace.c",
+         "if (epoch_passed(&grace->holders, stamp))",
+         "if (true)")),
+    row("loans are settled when they are in the way",
+        "`grace_wait`: no `settle`",
+        ("grace.c",
+         "grace->settle(grace->context);",
          "")),
     row("loans: as old as the plan that took them",
         "`loan_take`: of the newest epoch",
         ("loan.c",
-         "epoch_enter_at(loans, &op->loan, op->plan.epoch);",
-         "epoch_enter_at(loans, &op->loan, ++loans->next);")),
+         "epoch_enter_at(holders, &loan->holder, epoch);",
+         "epoch_enter_at(holders, &loan->holder, ++holders->next);\n"
+         "(void)epoch;")),
     row("loans: bytes go with the file's own, not with another's",
         "`loan_settle`: nothing is copied",
         ("loan.c",
-         "if (extent->lent &&\n"
-         "!op->lender",
-         "if (false && extent->lent &&\n"
-         "!op->lender")),
-    row("loans: none is given back twice, or kept",
+         "if (extent->data &&\n"
+         "!loan->file",
+         "if (false && extent->data &&\n"
+         "!loan->file")),
+    row("loans: each is returned once",
         "`loan_return`: `epoch_leave` forgotten",
         ("loan.c",
-         "op->lender = NULL;\n"
-         "epoch_leave(&op->loan);",
-         "op->lender = NULL;")),
+         "loan->file = NULL;\n"
+         "epoch_leave(&loan->holder);",
+         "loan->file = NULL;")),
     row("epochs: a new plan leaves its old one",
         "`epoch_enter`: a member that is inside stays where it was",
         ("epoch.c",
@@ -207,15 +208,15 @@ ROWS = [
     row("quarantine.h: the stamp is that of the unlinking",
         "`quarantine_add`: a neighbour keeps the older stamp",
         ("quarantine.c",
-         "last->stamp = epoch_now(&image->plans);\n"
+         "last->stamp = grace_stamp(&image->grace);\n"
          "return;",
          "return;")),
     row("a zeroed cluster that keeps its place: older writes end first",
         "`drained`: plans are not asked",
         ("zero.c",
-         "if (!epoch_passed(plans, op->plan.epoch))\n"
-         "return op_park(op, &plans->oldest_left);",
-         "(void)plans;")),
+         "if (grace_wait_plans(op, &op->image->grace, op->plan.epoch) == OP_PARKED)\n"
+         "return OP_PARKED;",
+         "")),
     row("private copies",
         "`submit_run`: a single L2 slice from `slice->entries`",
         ("writeback.c",

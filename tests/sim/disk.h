@@ -35,9 +35,9 @@ struct sim_entry {
     char label[48];
 };
 
-// What a read was lent: as live has it at any time.
-struct sim_lent {
-    LIST_ENTRY(sim_lent) link;
+// A loan that a read took: as live has it at any time.
+struct sim_loan {
+    LIST_ENTRY(sim_loan) link;
     uint64_t offset;
     uint64_t length;
     unsigned char bytes[];
@@ -50,11 +50,11 @@ struct sim_disk {
     TAILQ_HEAD(sim_entry_list, sim_entry) log; // in the order in which reads see them
     uint64_t reported;                         // requests whose done ran
     uint64_t limit;                            // the file cannot grow beyond; bytes
-    unsigned unsupported;       // kinds of request that are answered with -EOPNOTSUPP, a bit each
-    bool no_extents;            // the host cannot tell holes
-    bool device;                // a block device: its size stays, and fresh space holds anything
-    bool lends;                 // what is read may be lent
-    LIST_HEAD(, sim_lent) lent; // and was not given back
+    unsigned unsupported;        // kinds of request that are answered with -EOPNOTSUPP, a bit each
+    bool no_extents;             // the host cannot tell holes
+    bool device;                 // a block device: its size stays, and fresh space holds anything
+    bool loans_made;             // reads may take loans
+    LIST_HEAD(, sim_loan) loans; // that were not returned
 };
 
 void sim_disk_init(struct sim_disk *disk);

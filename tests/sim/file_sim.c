@@ -244,26 +244,26 @@ static void post_report(struct sim *sim, struct sim_request *request)
     runq_post(&sim->runq, &request->task);
 }
 
-// A lender may also copy: in the same read, some parts are lent and some are not.
-#define LEND_PERCENT 70
+// A file may also copy: in the same read, some parts are on loan and some are not.
+#define LOAN_PERCENT 70
 
-static void lend(struct sim_disk *disk, struct file_io *io)
+static void loan_take_from(struct sim_disk *disk, struct file_io *io)
 {
-    struct sim_lent *lent = need(malloc(sizeof(*lent) + io->length));
+    struct sim_loan *loan = need(malloc(sizeof(*loan) + io->length));
 
-    *lent = (struct sim_lent){.offset = io->offset, .length = io->length};
-    memory_read(&disk->live, lent->bytes, lent->offset, lent->length);
-    LIST_INSERT_HEAD(&disk->lent, lent, link);
-    io->lent = lent->bytes;
+    *loan = (struct sim_loan){.offset = io->offset, .length = io->length};
+    memory_read(&disk->live, loan->bytes, loan->offset, loan->length);
+    LIST_INSERT_HEAD(&disk->loans, loan, link);
+    io->loan = loan->bytes;
 }
 
 // The disk has changed: it shows.
-static void refresh_lent(struct sim_disk *disk)
+static void refresh_loans(struct sim_disk *disk)
 {
-    struct sim_lent *lent;
+    struct sim_loan *loan;
 
-    LIST_FOREACH (lent, &disk->lent, link)
-        memory_read(&disk->live, lent->bytes, lent->offset, lent->length);
+    LIST_FOREACH (loan, &disk->loans, link)
+        memory_read(&disk->live, loan->bytes, loan->offset, loan->length);
 }
 
 // Tells some of the extents from the offset on, at least one.
@@ -297,9 +297,9 @@ static void complete(struct sim *sim, struct sim_request *request)
               : request->result == -ENOSPC ? " ENOSPC"
               : request->result == -EIO    ? " EIO"
                                            : " EOPNOTSUPP");
-    if (io->kind == FILE_READ && request->result == 0 && io->lend && disk->lends &&
-        rng_percent(&sim->rng, LEND_PERCENT))
-        lend(disk, io);
+    if (io->kind == FILE_READ && request->result == 0 && io->loan_wanted && disk->loans_made &&
+        rng_percent(&sim->rng, LOAN_PERCENT))
+        loan_take_from(disk, io);
     else if (io->kind == FILE_READ && request->result == 0)
         fill_read(disk, io);
     else if (io->kind == FILE_EXTENTS && request->result == 0 && io->extent_count == 0)
@@ -310,7 +310,7 @@ static void complete(struct sim *sim, struct sim_request *request)
         if (io->kind == FILE_WRITE)
             check_unchanged(sim, request);
         disk_apply(disk, request->entry);
-        refresh_lent(disk);
+        refresh_loans(disk);
     }
 }
 
@@ -469,25 +469,25 @@ static int64_t size(struct file *file)
     return (int64_t)((struct file_sim *)file)->disk->live.size;
 }
 
-static void give_back(struct file *file, const void *bytes, uint64_t length)
+static void loan_return(struct file *file, const void *bytes, uint64_t length)
 {
     struct file_sim *f = (struct file_sim *)file;
-    struct sim_lent *lent;
+    struct sim_loan *loan;
 
-    LIST_FOREACH (lent, &f->disk->lent, link) {
-        if (lent->bytes != bytes)
+    LIST_FOREACH (loan, &f->disk->loans, link) {
+        if (loan->bytes != bytes)
             continue;
-        if (lent->length != length)
-            sim_fail(f->sim, "of %llu bytes that were lent %llu are given back",
-                     (unsigned long long)lent->length, (unsigned long long)length);
-        LIST_REMOVE(lent, link);
-        free(lent);
+        if (loan->length != length)
+            sim_fail(f->sim, "of a loan of %llu bytes %llu are returned",
+                     (unsigned long long)loan->length, (unsigned long long)length);
+        LIST_REMOVE(loan, link);
+        free(loan);
         return;
     }
-    sim_fail(f->sim, "something is given back that was not lent");
+    sim_fail(f->sim, "something is returned that is not on loan");
 }
 
-static bool copy_lent(struct file *file, void *to, const void *bytes, size_t length)
+static bool loan_copy(struct file *file, void *to, const void *bytes, size_t length)
 {
     (void)file;
     memcpy(to, bytes, length);
@@ -498,8 +498,8 @@ static void file_sim_close(struct file *file)
 {
     struct file_sim *f = (struct file_sim *)file;
 
-    if (!LIST_EMPTY(&f->disk->lent))
-        sim_fail(f->sim, "'%s' is closed while something of it is lent", file->name);
+    if (!LIST_EMPTY(&f->disk->loans))
+        sim_fail(f->sim, "'%s' is closed while something of it is on loan", file->name);
     free(file->name);
     free(file);
 }
@@ -507,8 +507,8 @@ static void file_sim_close(struct file *file)
 static const struct file_ops ops = {.submit = submit,
                                     .wait = wait_for_request,
                                     .size = size,
-                                    .give_back = give_back,
-                                    .copy_lent = copy_lent,
+                                    .loan_return = loan_return,
+                                    .loan_copy = loan_copy,
                                     .close = file_sim_close};
 struct file *file_sim_open(struct sim *sim, struct sim_disk *disk, const char *name, bool read_only)
 {

@@ -374,10 +374,9 @@ static bool pass_to_server(struct guest *guest, bool eager)
 }
 
 #define IOV_MAX_SENT 16
-// How often what waits for a guest no longer waits where the file has lent it, when that is wanted
-// back and when it is not.
-#define RECALL_PERCENT 30
-#define KEEP_PERCENT 5
+// How often replies that wait for a guest are settled, when that is wanted and when it is not.
+#define SETTLE_WANTED_PERCENT 30
+#define SETTLE_PERCENT 5
 
 static bool pass_to_guest(struct guest *guest, bool eager)
 {
@@ -401,20 +400,20 @@ static bool pass_to_guest(struct guest *guest, bool eager)
     return true;
 }
 
-// What waits for the guest no longer waits where the file has lent it: when that is wanted back, and
-// now and then.
-static bool keep_output(struct guest *guest)
+// Settles the replies that wait for the guest: when that is wanted, and now and then.
+static bool settle_output(struct guest *guest)
 {
     struct sim *sim = sim_of(guest);
-    bool lent = client_lent(guest->client);
-    bool recalled = guest->recalls != guest->run->recalls && rng_percent(&sim->rng, RECALL_PERCENT);
+    bool unsettled = !client_settled(guest->client);
+    bool wanted =
+        guest->settles != guest->run->settles && rng_percent(&sim->rng, SETTLE_WANTED_PERCENT);
 
-    if (!recalled && !rng_percent(&sim->rng, KEEP_PERCENT))
-        return guest->recalls != guest->run->recalls;
-    guest->recalls = guest->run->recalls;
-    if (!client_keep_output(guest->client))
-        sim_fail(sim, "what was lent to guest %u cannot be kept", guest->number);
-    return lent;
+    if (!wanted && !rng_percent(&sim->rng, SETTLE_PERCENT))
+        return guest->settles != guest->run->settles;
+    guest->settles = guest->run->settles;
+    if (!client_settle(guest->client))
+        sim_fail(sim, "replies to guest %u cannot be settled", guest->number);
+    return unsettled;
 }
 
 static void go(struct guest *guest)
@@ -479,7 +478,7 @@ bool guest_pass(struct guest *guest, bool eager)
     passed |= state == CLIENT_YIELDED || client_request_count(guest->client) != taken ||
               state != guest->state;
     guest->state = state;
-    passed |= keep_output(guest);
+    passed |= settle_output(guest);
     passed |= pass_to_guest(guest, eager);
     if (guest->peer.complaint)
         sim_fail(sim_of(guest), "the server sends guest %u %s", guest->number,

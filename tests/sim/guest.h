@@ -21,7 +21,7 @@ struct guest {
     unsigned number;
     struct client *client;
     enum client_state state; // that it was in last
-    uint64_t recalls;        // that it has followed
+    uint64_t settles;        // that it has followed
     struct peer peer;
     struct peer_listener listener;
     struct guest_request_list requests; // that were not answered yet

@@ -126,7 +126,7 @@ static struct reader_backing make_backings(struct run *run, struct rng *rng)
             forge_image(&b->recipe, rng, &state);
         sim_disk_restart(&run->backing_disks[i], &state);
         run->backing_disks[i].no_extents = s->no_extents;
-        run->backing_disks[i].lends = s->lends;
+        run->backing_disks[i].loans_made = s->loans;
         if (b->raw) {
             behind = (struct reader_backing){.raw = &run->backing_disks[i].live};
             continue;
@@ -161,7 +161,7 @@ static void make_images(struct run *run)
     sim_disk_restart(&run->disk, &state);
     run->disk.unsupported = s->unsupported;
     run->disk.no_extents = s->no_extents;
-    run->disk.lends = s->lends;
+    run->disk.loans_made = s->loans;
     read_originals(run);
 
     struct judge_result result;

@@ -34,7 +34,7 @@ struct run {
     uint64_t ops;        // started
     uint64_t states;     // judged
     uint64_t cuts;
-    uint64_t recalls; // how often the engine wanted back what was lent
+    uint64_t settles; // how often the engine wanted replies to be settled
     bool with_qemu;   // qemu-img has a look at every state, too
 };
 

@@ -209,7 +209,7 @@ static void draw_serving(struct scenario *s, struct rng *rng)
     if (rng_percent(rng, 15))
         s->detect_zeroes = rng_percent(rng, 50) ? DETECT_ZEROES_ON : DETECT_ZEROES_UNMAP;
     s->offload = rng_percent(rng, 70);
-    s->lends = rng_percent(rng, 60);
+    s->loans = rng_percent(rng, 60);
     if (rng_percent(rng, 15))
         s->budget = SCENARIO_RESERVE + rng_below(rng, SCENARIO_RESERVE);
     s->lazy = LAZY_FROM_HEADER;
@@ -429,6 +429,6 @@ void scenario_describe(const struct scenario *s, char *text, size_t bytes)
              : r->zstd                    ? ", zstd"
                                           : ", compressed",
              s->unmap ? ", unmap" : "", r->snapshots, s->cache_bytes,
-             s->no_extents ? "no extents" : "extents", s->lends ? ", lends" : "",
+             s->no_extents ? "no extents" : "extents", s->loans ? ", loans" : "",
              s->device > 0 ? ", block device" : "");
 }

@@ -67,7 +67,7 @@ struct scenario {
     bool force_fua;
     enum detect_zeroes detect_zeroes;
     bool offload;  // inflating is done by other threads
-    bool lends;    // what is read may be lent by the files
+    bool loans;    // reads may take loans of the files
     size_t budget; // payload memory of all guests, bytes; 0: as much as the server has
     int lazy;      // enum lazy_refcounts
     size_t cache_bytes;

@@ -33,11 +33,11 @@ static void offload(void *context, struct offload_job *job)
     sim_offload(&run->sim, job);
 }
 
-static void recall(void *context)
+static void settle(void *context)
 {
     struct run *run = context;
 
-    run->recalls++;
+    run->settles++;
 }
 
 // What is said while nothing is wrong. Anything else is a complaint about an image that has no
@@ -81,7 +81,7 @@ static struct image *open_image(struct run *run, const struct scenario_generatio
                               .open_backing = open_backing,
                               .log = take_log,
                               .offload = s->offload ? offload : NULL,
-                              .recall = recall};
+                              .settle = settle};
     struct file *file = file_sim_open(&run->sim, &run->disk, "image", plan->read_only);
     struct image *image;
     struct error err;

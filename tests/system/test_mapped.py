@@ -118,7 +118,7 @@ def test_replies_that_wait_are_nobody_elses(workdir, patience):
                 writer.pwrite(tagged(number, generation), number * BLOCK)
             writer.flush()
         if patience:
-            # By then nothing was lent any more: space was used again.
+            # By then all replies were settled: space was used again.
             assert os.path.getsize(image) < size + used * BLOCK
         for _ in numbers:
             first, error, data = reader.reply(4 * BLOCK)
@@ -154,20 +154,20 @@ def replies_of_a_cut_image(workdir, tcp):
 
 @pytest.mark.parametrize("tcp", [False, True])
 def test_an_image_that_is_cut_while_replies_wait(workdir, tcp):
-    """What was sent or copied before is what was there then, what was lent is zeros."""
+    """What was sent or copied before is what was there then, what was on loan is zeros."""
     for _ in range(50):
         replies = replies_of_a_cut_image(workdir, tcp)
         assert replies[0] == b"\7" * (4 * BLOCK)
         assert all(set(data) <= {0, 7} for data in replies.values())
         if any(0 in data for data in replies.values()):
             return
-    raise AssertionError("nothing was ever lent while the image was cut")
+    raise AssertionError("there was never a loan while the image was cut")
 
 
 @pytest.mark.parametrize("patience", [0, 5])
 def test_a_cluster_that_two_places_share(workdir, patience):
     """The second and the third cluster of the guest have those of the first and the second on the host;
-    a reply that waits has what is lent of them apart."""
+    a reply that was settled has a copy of each."""
     image = image_of(workdir)
     header = lib_qcow2.Header(image)
     for number in range(3):

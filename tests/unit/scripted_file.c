@@ -52,26 +52,26 @@ static void leave_open(struct file *file)
     (void)file;
 }
 
-static void give_back(struct file *file, const void *lent, uint64_t length)
+static void return_loan(struct file *file, const void *bytes, uint64_t length)
 {
-    (void)lent;
+    (void)bytes;
     (void)length;
-    assert_true(scripted_file_of(file)->lent > 0);
-    scripted_file_of(file)->lent--;
+    assert_true(scripted_file_of(file)->loans > 0);
+    scripted_file_of(file)->loans--;
 }
 
-static bool copy_lent(struct file *file, void *to, const void *lent, size_t length)
+static bool copy_loan(struct file *file, void *to, const void *bytes, size_t length)
 {
     (void)file;
-    memcpy(to, lent, length);
+    memcpy(to, bytes, length);
     return true;
 }
 
 static const struct file_ops scripted_ops = {.submit = submit,
                                              .wait = wait_for_one,
                                              .size = size_of,
-                                             .give_back = give_back,
-                                             .copy_lent = copy_lent,
+                                             .loan_return = return_loan,
+                                             .loan_copy = copy_loan,
                                              .close = leave_open};
 
 struct scripted_file *scripted_file_new(void)
@@ -183,12 +183,12 @@ static void carry_out(struct scripted_file *s, struct file_io *io)
     assert_true(io->offset <= SCRIPTED_BYTES_MAX && io->length <= SCRIPTED_BYTES_MAX - io->offset);
     switch (io->kind) {
     case FILE_READ:
-        if (!io->lend || !s->lends) {
+        if (!io->loan_wanted || !s->makes_loans) {
             copy(s, io);
             return;
         }
-        io->lent = s->bytes + io->offset;
-        s->lent++;
+        io->loan = s->bytes + io->offset;
+        s->loans++;
         return;
     case FILE_WRITE:
         copy(s, io);
@@ -297,9 +297,9 @@ static int open_behind(void *context, const char *path, struct file **out, struc
     return 0;
 }
 
-static void note_recall(void *context)
+static void note_settle(void *context)
 {
-    ((struct scripted_file *)context)->recalls++;
+    ((struct scripted_file *)context)->settles++;
 }
 
 void scripted_file_create(struct scripted_file *s, const struct create_options *create)
@@ -312,7 +312,7 @@ void scripted_file_create(struct scripted_file *s, const struct create_options *
 struct image *scripted_image_open_only(struct scripted_file *s, const struct image_options *options)
 {
     struct image_host host = {
-        .context = s, .open_backing = open_behind, .log = keep_line, .recall = note_recall};
+        .context = s, .open_backing = open_behind, .log = keep_line, .settle = note_settle};
     struct image *image;
     struct error err;
 

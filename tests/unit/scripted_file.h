@@ -42,9 +42,9 @@ struct scripted_file {
     // Called when a request is submitted, and when it has ended; may be NULL.
     void (*observe)(void *context, const struct file_io *io, bool ended);
     void *observe_context;
-    bool lends;    // reads that allow it are lent the file's bytes
-    unsigned lent; // how often, and not given back
-    unsigned recalls;
+    bool makes_loans;             // reads that want one get a loan of the file's bytes
+    unsigned loans;               // that were not returned
+    unsigned settles;             // how often the image asked for it
     struct scripted_file *behind; // opened for an image that names a backing file
     // What the image logged, from the first line on.
     char *lines[SCRIPTED_LINES_MAX];

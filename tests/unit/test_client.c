@@ -33,39 +33,41 @@ void op_start(struct image *image, struct op *op)
     image->ops[image->started++] = op;
 }
 
-// What it has lent, until it is given back; and whether that can still be read.
-struct lender {
+// Loans that were not returned; and whether their bytes can still be read.
+struct owner {
     struct file file;
-    size_t lent;
+    size_t loans;
     bool lost;
 };
 
-static struct lender *lender_of(const struct op *op)
+static struct owner *owner_of(const struct loan *loan)
 {
-    return (struct lender *)op->lender;
+    return (struct owner *)loan->file;
 }
 
-void loan_return(struct op *op)
+void loan_return(struct loan *loan, const struct extent *extents, size_t count)
 {
-    assert_true(lender_of(op)->lent > 0);
-    lender_of(op)->lent--;
-    op->lender = NULL;
+    (void)extents;
+    (void)count;
+    assert_true(owner_of(loan)->loans > 0);
+    owner_of(loan)->loans--;
+    loan->file = NULL;
 }
 
-bool loan_settle(struct op *op)
+bool loan_settle(struct loan *loan, const struct extent *extents, size_t count, void *buf)
 {
-    char *to = op->buf;
+    char *to = buf;
 
-    if (lender_of(op)->lost) {
+    if (owner_of(loan)->lost) {
         return false;
     }
-    for (size_t i = 0; i < op->extent_count; i++) {
-        if (op->extents[i].lent != NULL) {
-            memcpy(to, op->extents[i].lent, op->extents[i].length);
+    for (size_t i = 0; i < count; i++) {
+        if (extents[i].data != NULL) {
+            memcpy(to, extents[i].data, extents[i].length);
         }
-        to += op->extents[i].length;
+        to += extents[i].length;
     }
-    loan_return(op);
+    loan_return(loan, extents, count);
     return true;
 }
 
@@ -306,7 +308,7 @@ static void read_becomes_op_and_reply(void **state)
     assert_int_equal(f.image.ops[0]->offset, 512);
     assert_int_equal(f.image.ops[0]->length, 16);
     assert_int_equal((uintptr_t)f.image.ops[0]->buf % BUFFER_ALIGN, 0);
-    assert_int_equal(f.image.ops[0]->flags, OP_LEND); // but no holes
+    assert_int_equal(f.image.ops[0]->flags, OP_LOAN); // but no holes
     assert_int_equal(client_output_bytes(f.client), 0);
     memcpy(f.image.ops[0]->buf, "0123456789abcdef", 16);
     finish(&f, 0, 0);
@@ -340,28 +342,28 @@ static void an_error_is_a_reply(void **state)
     end(&f);
 }
 
-// Ends a read of 24 bytes, the first and the last 8 of which are lent.
-static void finish_lent(struct fixture *f, size_t index, struct lender *lender, const char *first,
-                        const char *last)
+// Ends a read of 24 bytes, the first and the last 8 of which are on loan.
+static void finish_with_loan(struct fixture *f, size_t index, struct owner *owner,
+                             const char *first, const char *last)
 {
     struct op *op = f->image.ops[index];
 
-    assert_true(op->flags & OP_LEND);
+    assert_true(op->flags & OP_LOAN);
     assert_true(op->max_extents >= 3);
-    op->extents[0] = (struct extent){.length = 8, .lent = first};
+    op->extents[0] = (struct extent){.length = 8, .data = first};
     op->extents[1] = (struct extent){.length = 8};
-    op->extents[2] = (struct extent){.length = 8, .lent = last};
+    op->extents[2] = (struct extent){.length = 8, .data = last};
     op->extent_count = 3;
     memset(op->buf, '!', 24);
     memcpy((char *)op->buf + 8, "buffered", 8);
-    op->lender = &lender->file;
-    lender->lent++;
+    op->loan.file = &owner->file;
+    owner->loans++;
     finish(f, index, 0);
 }
 
-static void what_is_lent_is_sent_from_there(void **state)
+static void a_loan_is_sent_from_where_it_is(void **state)
 {
-    struct lender lender = {.lent = 0};
+    struct owner owner = {.loans = 0};
     char first[] = "aaaaaaaa";
     struct fixture f;
     char data[24];
@@ -369,23 +371,23 @@ static void what_is_lent_is_sent_from_there(void **state)
     (void)state;
     begin(&f, plain_options);
     ask(&f, NBD_CMD_READ, 0, 0, 24);
-    finish_lent(&f, 0, &lender, first, "cccccccc");
-    assert_true(client_lent(f.client));
-    assert_int_equal(lender.lent, 1);
+    finish_with_loan(&f, 0, &owner, first, "cccccccc");
+    assert_false(client_settled(f.client));
+    assert_int_equal(owner.loans, 1);
     memcpy(first, "AAAAAAAA", 8); // as long as it is not sent it shows what is there
     listen_all(&f);
-    assert_false(client_lent(f.client));
-    assert_int_equal(lender.lent, 0);
+    assert_true(client_settled(f.client));
+    assert_int_equal(owner.loans, 0);
     hear_simple(&f, 0);
     hear(&f, data, 24);
     assert_memory_equal(data, "AAAAAAAAbufferedcccccccc", 24);
     end(&f);
 }
 
-static void what_waits_is_kept(void **state)
+static void a_reply_that_waits_is_settled(void **state)
 {
-    struct lender lender = {.lent = 0};
-    char lent[3][9] = {"aaaaaaaa", "bbbbbbbb", "cccccccc"};
+    struct owner owner = {.loans = 0};
+    char bytes[3][9] = {"aaaaaaaa", "bbbbbbbb", "cccccccc"};
     struct fixture f;
     struct iovec iov[16];
     char data[24];
@@ -394,18 +396,18 @@ static void what_waits_is_kept(void **state)
     begin(&f, plain_options);
     for (size_t i = 0; i < 3; i++) {
         ask(&f, NBD_CMD_READ, 0, 0, 24);
-        finish_lent(&f, i, &lender, lent[i], lent[i]);
+        finish_with_loan(&f, i, &owner, bytes[i], bytes[i]);
     }
-    assert_int_equal(lender.lent, 3);
+    assert_int_equal(owner.loans, 3);
     // The first one is sent but for the last four bytes.
     assert_true(client_output(f.client, iov, 16) > 0);
     client_sent(f.client, sizeof(struct nbd_simple_reply) + 20);
-    assert_int_equal(lender.lent, 3);
-    assert_true(client_keep_output(f.client));
-    assert_false(client_lent(f.client));
-    assert_int_equal(lender.lent, 0);
-    memset(lent, '?', sizeof(lent));
-    assert_true(client_keep_output(f.client));
+    assert_int_equal(owner.loans, 3);
+    assert_true(client_settle(f.client));
+    assert_true(client_settled(f.client));
+    assert_int_equal(owner.loans, 0);
+    memset(bytes, '?', sizeof(bytes));
+    assert_true(client_settle(f.client));
     listen_all(&f);
     hear(&f, data, 4);
     assert_memory_equal(data, "aaaa", 4);
@@ -419,35 +421,35 @@ static void what_waits_is_kept(void **state)
     end(&f);
 }
 
-static void what_is_lost_cannot_be_kept(void **state)
+static void what_is_lost_cannot_be_settled(void **state)
 {
-    struct lender lender = {.lost = true};
+    struct owner owner = {.lost = true};
     struct fixture f;
 
     (void)state;
     begin(&f, plain_options);
     ask(&f, NBD_CMD_READ, 0, 0, 24);
-    finish_lent(&f, 0, &lender, "aaaaaaaa", "cccccccc");
-    assert_false(client_keep_output(f.client));
+    finish_with_loan(&f, 0, &owner, "aaaaaaaa", "cccccccc");
+    assert_false(client_settle(f.client));
     client_abandon(f.client);
-    assert_int_equal(lender.lent, 0);
+    assert_int_equal(owner.loans, 0);
     end(&f);
 }
 
-static void an_abandoned_client_gives_back(void **state)
+static void an_abandoned_client_returns_its_loans(void **state)
 {
-    struct lender lender = {.lent = 0};
+    struct owner owner = {.loans = 0};
     struct fixture f;
 
     (void)state;
     begin_structured(&f, plain_options);
     ask(&f, NBD_CMD_READ, 0, 0, 24);
     ask(&f, NBD_CMD_READ, 0, 0, 24);
-    finish_lent(&f, 0, &lender, "aaaaaaaa", "cccccccc");
+    finish_with_loan(&f, 0, &owner, "aaaaaaaa", "cccccccc");
     client_abandon(f.client);
-    assert_int_equal(lender.lent, 0);
-    finish_lent(&f, 1, &lender, "aaaaaaaa", "cccccccc");
-    assert_int_equal(lender.lent, 0);
+    assert_int_equal(owner.loans, 0);
+    finish_with_loan(&f, 1, &owner, "aaaaaaaa", "cccccccc");
+    assert_int_equal(owner.loans, 0);
     end(&f);
 }
 
@@ -929,10 +931,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(read_becomes_op_and_reply),
         cmocka_unit_test(an_error_is_a_reply),
-        cmocka_unit_test(what_is_lent_is_sent_from_there),
-        cmocka_unit_test(what_waits_is_kept),
-        cmocka_unit_test(what_is_lost_cannot_be_kept),
-        cmocka_unit_test(an_abandoned_client_gives_back),
+        cmocka_unit_test(a_loan_is_sent_from_where_it_is),
+        cmocka_unit_test(a_reply_that_waits_is_settled),
+        cmocka_unit_test(what_is_lost_cannot_be_settled),
+        cmocka_unit_test(an_abandoned_client_returns_its_loans),
         cmocka_unit_test(holes_are_told),
         cmocka_unit_test(large_read_gets_room_for_extents),
         cmocka_unit_test(block_status_is_translated),

@@ -20,7 +20,7 @@
 #include "server/file_pace.h"
 
 #define WINDOWS 6u
-#define FILE_BYTES (WINDOWS * MAP_WINDOW_BYTES)
+#define FILE_BYTES (WINDOWS * FILE_MAP_WINDOW_BYTES)
 // More reads than it takes to have a window mapped.
 #define OFTEN 1000
 
@@ -49,7 +49,7 @@ static int setup(void **state)
         assert_int_equal(pwrite(x->fd, x->content + i, 4096, (off_t)i), 4096);
     }
     runq_init(&x->runq);
-    map_init(&x->map, &x->runq);
+    file_map_init(&x->map, &x->runq);
     *state = x;
     return 0;
 }
@@ -58,7 +58,7 @@ static int teardown(void **state)
 {
     struct fixture *x = *state;
 
-    map_destroy(&x->map);
+    file_map_destroy(&x->map);
     close(x->fd);
     unlink(x->path);
     free(x->content);
@@ -75,10 +75,10 @@ static bool read_at(struct fixture *x, void *buf, uint64_t offset, size_t length
     struct file_io io = {
         .kind = FILE_READ, .offset = offset, .length = length, .iov = iov, .iovcnt = 2};
 
-    if (map_read(&x->map, x->fd, &io)) {
+    if (file_map_read(&x->map, x->fd, &io)) {
         return true;
     }
-    map_missed(&x->map, x->fd, &io);
+    file_map_missed(&x->map, x->fd, &io);
     return false;
 }
 
@@ -110,7 +110,7 @@ static void nothing_is_mapped_at_first(void **state)
     struct fixture *x = *state;
 
     assert_int_equal(copied_of(x, 0, 4096), 0);
-    map_set_limit(&x->map, MAP_WINDOW_BYTES - 1);
+    file_map_set_limit(&x->map, FILE_MAP_WINDOW_BYTES - 1);
     assert_int_equal(copied_of(x, 0, 4096), 0);
 }
 
@@ -122,27 +122,27 @@ static void what_is_read_often_is_copied(void **state)
     } reads[] = {
         {0, 4096},
         {1, 1},
-        {MAP_WINDOW_BYTES + 4095, 2},
-        {MAP_WINDOW_BYTES + 70001, 300001},
+        {FILE_MAP_WINDOW_BYTES + 4095, 2},
+        {FILE_MAP_WINDOW_BYTES + 70001, 300001},
         {FILE_BYTES - 4096, 4096},
     };
     struct fixture *x = *state;
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     for (size_t i = 0; i < sizeof(reads) / sizeof(reads[0]); i++) {
         assert_in_range(copied_of(x, reads[i].offset, reads[i].length), OFTEN * 3 / 4, OFTEN);
     }
     // Across windows, when both are mapped.
-    copied_of(x, 2 * MAP_WINDOW_BYTES, 1);
-    copied_of(x, 3 * MAP_WINDOW_BYTES, 1);
-    assert_int_equal(copied_of(x, 3 * MAP_WINDOW_BYTES - 5000, 10000), OFTEN);
+    copied_of(x, 2 * FILE_MAP_WINDOW_BYTES, 1);
+    copied_of(x, 3 * FILE_MAP_WINDOW_BYTES, 1);
+    assert_int_equal(copied_of(x, 3 * FILE_MAP_WINDOW_BYTES - 5000, 10000), OFTEN);
 }
 
 static void new_content_is_seen(void **state)
 {
     struct fixture *x = *state;
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     copied_of(x, 8192, 4096);
     memset(x->content + 8192, 0x5a, 2000);
     assert_int_equal(pwrite(x->fd, x->content + 8192, 2000, 8192), 2000);
@@ -154,7 +154,7 @@ static void the_end_of_the_file_is_left_to_others(void **state)
     struct fixture *x = *state;
     unsigned char buf[8192];
 
-    map_set_limit(&x->map, 2 * FILE_BYTES);
+    file_map_set_limit(&x->map, 2 * FILE_BYTES);
     copied_of(x, FILE_BYTES - 4096, 4096);
     assert_false(read_at(x, buf, FILE_BYTES - 4096, 8192));
     for (int i = 0; i < OFTEN; i++) {
@@ -168,7 +168,7 @@ static void a_cut_file_does_no_harm(void **state)
     struct fixture *x = *state;
     unsigned char buf[4096];
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     assert_in_range(copied_of(x, 65536, 4096), 1, OFTEN);
     assert_int_equal(ftruncate(x->fd, 4096), 0);
     assert_false(read_at(x, buf, 65536, 4096));
@@ -180,34 +180,34 @@ static void a_limit_is_kept(void **state)
 {
     struct fixture *x = *state;
 
-    map_set_limit(&x->map, 2 * MAP_WINDOW_BYTES);
+    file_map_set_limit(&x->map, 2 * FILE_MAP_WINDOW_BYTES);
     for (unsigned i = 0; i < 4 * WINDOWS; i++) {
-        copied_of(x, i % WINDOWS * MAP_WINDOW_BYTES, 4096);
+        copied_of(x, i % WINDOWS * FILE_MAP_WINDOW_BYTES, 4096);
         assert_in_range(x->map.mapped, 1, 2);
     }
     // The first two keep their places while they are used, and lose them later.
     assert_int_equal(copied_of(x, 0, 4096), OFTEN);
-    assert_int_equal(copied_of(x, 2 * MAP_WINDOW_BYTES, 4096), 0);
-    map_tick(&x->map);
-    assert_in_range(copied_of(x, 2 * MAP_WINDOW_BYTES, 4096), 1, OFTEN);
+    assert_int_equal(copied_of(x, 2 * FILE_MAP_WINDOW_BYTES, 4096), 0);
+    file_map_tick(&x->map);
+    assert_in_range(copied_of(x, 2 * FILE_MAP_WINDOW_BYTES, 4096), 1, OFTEN);
 }
 
 static void what_is_idle_is_unmapped(void **state)
 {
     struct fixture *x = *state;
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     for (unsigned i = 0; i < WINDOWS; i++) {
-        copied_of(x, i * MAP_WINDOW_BYTES, 4096);
+        copied_of(x, i * FILE_MAP_WINDOW_BYTES, 4096);
     }
     assert_int_equal(x->map.mapped, WINDOWS);
-    assert_true(map_tick(&x->map));
+    assert_true(file_map_tick(&x->map));
     run(x);
     assert_int_equal(x->map.mapped, WINDOWS);
-    assert_true(map_tick(&x->map));
+    assert_true(file_map_tick(&x->map));
     run(x);
     assert_int_equal(x->map.mapped, 0);
-    assert_false(map_tick(&x->map));
+    assert_false(file_map_tick(&x->map));
     assert_in_range(copied_of(x, 0, 4096), 1, OFTEN - 1);
 }
 
@@ -217,12 +217,12 @@ static void what_is_idle_for_long_is_unmapped(void **state)
     struct fixture *x = *state;
     unsigned ticks = 0;
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     copied_of(x, 0, 4096);
-    copied_of(x, MAP_WINDOW_BYTES, 4096);
+    copied_of(x, FILE_MAP_WINDOW_BYTES, 4096);
     while (x->map.mapped == 2 && ticks < 100) {
         assert_int_equal(copied_of(x, 0, 4096), OFTEN);
-        map_tick(&x->map);
+        file_map_tick(&x->map);
         run(x);
         ticks++;
     }
@@ -235,120 +235,120 @@ static void a_closed_file_is_forgotten(void **state)
 {
     struct fixture *x = *state;
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     copied_of(x, 0, 4096);
-    map_forget(&x->map, x->fd);
+    file_map_forget(&x->map, x->fd);
     assert_int_equal(x->map.mapped, 0);
 }
 
-static const void *lend(struct fixture *x, uint64_t offset, size_t length)
+static const void *take(struct fixture *x, uint64_t offset, size_t length)
 {
     struct file_io io = {.kind = FILE_READ, .offset = offset, .length = length};
 
-    return map_lend(&x->map, x->fd, &io);
+    return file_map_loan_take(&x->map, x->fd, &io);
 }
 
-static void what_is_read_often_is_lent(void **state)
+static void what_is_read_often_can_be_a_loan(void **state)
 {
     struct fixture *x = *state;
-    const uint64_t across = MAP_WINDOW_BYTES - 1000;
-    const void *lent;
+    const uint64_t across = FILE_MAP_WINDOW_BYTES - 1000;
+    const void *loan;
 
-    assert_null(lend(x, 4096, 4096));
-    map_set_limit(&x->map, FILE_BYTES);
-    assert_null(lend(x, 4096, 4096));
+    assert_null(take(x, 4096, 4096));
+    file_map_set_limit(&x->map, FILE_BYTES);
+    assert_null(take(x, 4096, 4096));
     for (unsigned i = 0; i < WINDOWS; i++) {
-        copied_of(x, i * MAP_WINDOW_BYTES, 4096);
+        copied_of(x, i * FILE_MAP_WINDOW_BYTES, 4096);
     }
-    lent = lend(x, 4095, 5000);
-    assert_non_null(lent);
-    assert_memory_equal(lent, x->content + 4095, 5000);
+    loan = take(x, 4095, 5000);
+    assert_non_null(loan);
+    assert_memory_equal(loan, x->content + 4095, 5000);
     assert_int_equal(pwrite(x->fd, "new", 3, 5000), 3);
-    assert_memory_equal((const char *)lent + 905, "new", 3);
-    map_give_back(&x->map, lent, 5000);
+    assert_memory_equal((const char *)loan + 905, "new", 3);
+    file_map_loan_return(&x->map, loan, 5000);
     // From one window into the next.
-    lent = lend(x, across, 5000);
-    assert_non_null(lent);
-    assert_memory_equal(lent, x->content + across, 5000);
-    map_give_back(&x->map, lent, 2000);
-    map_give_back(&x->map, (const char *)lent + 2000, 3000);
-    assert_int_equal(x->map.lent, 0);
+    loan = take(x, across, 5000);
+    assert_non_null(loan);
+    assert_memory_equal(loan, x->content + across, 5000);
+    file_map_loan_return(&x->map, loan, 2000);
+    file_map_loan_return(&x->map, (const char *)loan + 2000, 3000);
+    assert_int_equal(x->map.loan_bytes, 0);
     // The first window's place is also that of the one behind the last; the file has none there.
-    assert_null(lend(x, FILE_BYTES - 1000, 2000));
+    assert_null(take(x, FILE_BYTES - 1000, 2000));
 }
 
-// Only neighbours in memory can be lent as one.
+// Only neighbours in memory can be one loan.
 static void what_is_not_together_is_copied(void **state)
 {
     struct fixture *x = *state;
     unsigned char *buf = malloc(8192);
-    unsigned lent = 0;
+    unsigned loans = 0;
 
-    map_set_limit(&x->map, 4 * MAP_WINDOW_BYTES);
+    file_map_set_limit(&x->map, 4 * FILE_MAP_WINDOW_BYTES);
     for (unsigned i = 0; i < 4; i++) {
-        copied_of(x, (i + 1) * MAP_WINDOW_BYTES, 4096);
-        copied_of(x, (i + 2) * MAP_WINDOW_BYTES - 4096, 4096);
+        copied_of(x, (i + 1) * FILE_MAP_WINDOW_BYTES, 4096);
+        copied_of(x, (i + 2) * FILE_MAP_WINDOW_BYTES - 4096, 4096);
     }
     assert_int_equal(x->map.mapped, 4);
     for (unsigned i = 2; i < 5; i++) {
-        const void *at = lend(x, i * MAP_WINDOW_BYTES - 4096, 8192);
+        const void *at = take(x, i * FILE_MAP_WINDOW_BYTES - 4096, 8192);
 
         if (at != NULL) {
-            assert_memory_equal(at, x->content + i * MAP_WINDOW_BYTES - 4096, 8192);
-            map_give_back(&x->map, at, 8192);
-            lent++;
+            assert_memory_equal(at, x->content + i * FILE_MAP_WINDOW_BYTES - 4096, 8192);
+            file_map_loan_return(&x->map, at, 8192);
+            loans++;
         }
-        assert_true(read_at(x, buf, i * MAP_WINDOW_BYTES - 4096, 8192));
-        assert_memory_equal(buf, x->content + i * MAP_WINDOW_BYTES - 4096, 8192);
+        assert_true(read_at(x, buf, i * FILE_MAP_WINDOW_BYTES - 4096, 8192));
+        assert_memory_equal(buf, x->content + i * FILE_MAP_WINDOW_BYTES - 4096, 8192);
     }
     // Four windows in four places: between two of them is the last place, unless that is where they begin.
-    assert_in_range(lent, 2, 3);
+    assert_in_range(loans, 2, 3);
     free(buf);
 }
 
-static void what_is_lent_can_be_copied(void **state)
+static void a_loan_can_be_copied(void **state)
 {
     struct fixture *x = *state;
-    const uint64_t across = MAP_WINDOW_BYTES - 6000;
+    const uint64_t across = FILE_MAP_WINDOW_BYTES - 6000;
     unsigned char *buf = calloc(1, 12000);
-    const char *lent;
+    const char *loan;
 
-    map_set_limit(&x->map, FILE_BYTES);
-    copied_of(x, MAP_WINDOW_BYTES - 8192, 8192);
-    copied_of(x, MAP_WINDOW_BYTES, 8192);
-    lent = lend(x, across, 12000);
-    assert_non_null(lent);
-    assert_true(map_copy_lent(&x->map, buf, lent + 1, 11999));
+    file_map_set_limit(&x->map, FILE_BYTES);
+    copied_of(x, FILE_MAP_WINDOW_BYTES - 8192, 8192);
+    copied_of(x, FILE_MAP_WINDOW_BYTES, 8192);
+    loan = take(x, across, 12000);
+    assert_non_null(loan);
+    assert_true(file_map_loan_copy(&x->map, buf, loan + 1, 11999));
     assert_memory_equal(buf, x->content + across + 1, 11999);
     // Somebody cuts the file.
     assert_int_equal(ftruncate(x->fd, (off_t)across + 100), 0);
     memset(x->content + across + 100, 0, 12000);
-    assert_true(map_copy_lent(&x->map, buf, lent, 12000));
+    assert_true(file_map_loan_copy(&x->map, buf, loan, 12000));
     assert_memory_equal(buf, x->content + across, 12000);
-    map_give_back(&x->map, lent, 12000);
-    assert_null(lend(x, across, 100));
+    file_map_loan_return(&x->map, loan, 12000);
+    assert_null(take(x, across, 100));
     free(buf);
 }
 
-static void what_is_lent_stays_mapped(void **state)
+static void a_loan_stays_mapped(void **state)
 {
     struct fixture *x = *state;
-    const void *lent;
+    const void *loan;
 
-    map_set_limit(&x->map, 2 * MAP_WINDOW_BYTES);
+    file_map_set_limit(&x->map, 2 * FILE_MAP_WINDOW_BYTES);
     copied_of(x, 0, 4096);
-    lent = lend(x, 0, 4096);
-    assert_non_null(lent);
+    loan = take(x, 0, 4096);
+    assert_non_null(loan);
     // Neither time nor others take its place.
     for (int i = 0; i < 30; i++) {
-        map_tick(&x->map);
+        file_map_tick(&x->map);
         run(x);
-        copied_of(x, 2 * MAP_WINDOW_BYTES, 4096);
+        copied_of(x, 2 * FILE_MAP_WINDOW_BYTES, 4096);
     }
-    assert_memory_equal(lent, x->content, 4096);
-    map_give_back(&x->map, lent, 4096);
-    map_tick(&x->map);
-    assert_in_range(copied_of(x, 2 * MAP_WINDOW_BYTES, 4096), 1, OFTEN);
+    assert_memory_equal(loan, x->content, 4096);
+    file_map_loan_return(&x->map, loan, 4096);
+    file_map_tick(&x->map);
+    assert_in_range(copied_of(x, 2 * FILE_MAP_WINDOW_BYTES, 4096), 1, OFTEN);
 }
 
 // Who does not own the file is not told what is in memory.
@@ -359,7 +359,7 @@ static void a_file_of_others_is_not_mapped(void **state)
     if (geteuid() != 0) {
         skip(); // every file that this could make is its own
     }
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     assert_int_equal(seteuid(65534), 0);
     assert_int_equal(copied_of(x, 0, 4096), 0);
     assert_int_equal(seteuid(0), 0);
@@ -386,7 +386,7 @@ static void what_is_not_in_memory_is_left_to_others(void **state)
     unsigned char buf[4096];
     long faults;
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     drop_pages(x);
     // One page comes back, and perhaps some behind it.
     assert_int_equal(posix_fadvise(x->fd, 0, 0, POSIX_FADV_RANDOM), 0);
@@ -394,8 +394,8 @@ static void what_is_not_in_memory_is_left_to_others(void **state)
     assert_in_range(copied_of(x, 0, 4096), 1, OFTEN);
     faults = disk_faults();
     for (int i = 0; i < OFTEN; i++) {
-        assert_false(read_at(x, buf, MAP_WINDOW_BYTES / 2, 4096));
-        assert_false(read_at(x, buf, 0, MAP_WINDOW_BYTES));
+        assert_false(read_at(x, buf, FILE_MAP_WINDOW_BYTES / 2, 4096));
+        assert_false(read_at(x, buf, 0, FILE_MAP_WINDOW_BYTES));
     }
     assert_int_equal(disk_faults(), faults);
 }
@@ -407,7 +407,7 @@ static void a_disk_is_not_waited_for_again(void **state)
     struct fixture *x = *state;
     unsigned char buf[4096];
 
-    map_set_limit(&x->map, FILE_BYTES);
+    file_map_set_limit(&x->map, FILE_BYTES);
     copied_of(x, 0, 4096);
     assert_true(read_at(x, buf, 8192, 4096));
     x->map.pace.faults = disk_faults() - 1;
@@ -435,10 +435,10 @@ int main(void)
         CASE(what_is_idle_is_unmapped),
         CASE(what_is_idle_for_long_is_unmapped),
         CASE(a_closed_file_is_forgotten),
-        CASE(what_is_read_often_is_lent),
+        CASE(what_is_read_often_can_be_a_loan),
         CASE(what_is_not_together_is_copied),
-        CASE(what_is_lent_can_be_copied),
-        CASE(what_is_lent_stays_mapped),
+        CASE(a_loan_can_be_copied),
+        CASE(a_loan_stays_mapped),
         CASE(a_file_of_others_is_not_mapped),
         CASE(what_is_not_in_memory_is_left_to_others),
         CASE(a_disk_is_not_waited_for_again),

@@ -221,7 +221,7 @@ static void probe_step(struct op *op)
     struct probe *probe = container_of(op, struct probe, op);
     const unsigned char *bytes;
 
-    epoch_enter(&op->image->plans, &op->plan);
+    epoch_enter(&op->image->grace.plans, &op->plan);
     probe->result = op->wait.result;
     if (probe->result == 0)
         probe->result = inflated_cache_get(op, op->image, &probe->mapping, &bytes);

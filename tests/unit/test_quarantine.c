@@ -123,7 +123,7 @@ static void a_reader_is_in_the_way(void **state)
     engine_end(&e);
 }
 
-// A reply that points into the file: its owner is asked to give that back.
+// A reply that points into the file: its owner is asked to settle it.
 static void a_loan_is_in_the_way(void **state)
 {
     struct extent extents[4];
@@ -132,34 +132,34 @@ static void a_loan_is_in_the_way(void **state)
 
     (void)state;
     uint64_t host = begin(&e);
-    e.disk->lends = true;
+    e.disk->makes_loans = true;
     engine_start(&e, &read, OP_READ, 0, 0, 4096);
     engine_run(&e);
-    assert_null(read.op.lender);
+    assert_null(read.op.loan.file);
     char bytes[4096];
-    struct op lent = {.kind = OP_READ,
-                      .flags = OP_LEND,
+    struct op loan = {.kind = OP_READ,
+                      .flags = OP_LOAN,
                       .length = sizeof(bytes),
                       .buf = bytes,
                       .done = read.op.done,
                       .extents = extents,
                       .max_extents = 4};
-    read = (struct request){.op = lent};
+    read = (struct request){.op = loan};
     op_start(e.image, &read.op);
     engine_run(&e);
     assert_int_equal(read.done, 1);
-    assert_ptr_equal(read.op.lender, &e.disk->file);
-    assert_ptr_equal(extents[0].lent, e.disk->bytes + host);
+    assert_ptr_equal(read.op.loan.file, &e.disk->file);
+    assert_ptr_equal(extents[0].data, e.disk->bytes + host);
 
     discard(&e, 0, 1);
-    assert_false(quarantine_waits_for_loans(e.image));
+    assert_false(quarantine_held(e.image));
     assert_int_equal(engine_flush(&e), 0);
-    assert_true(quarantine_waits_for_loans(e.image));
-    assert_int_equal(e.disk->recalls, 1);
+    assert_true(quarantine_held(e.image));
+    assert_int_equal(e.disk->settles, 1);
     assert_int_equal(engine_refcount(&e, host), 1);
-    assert_true(loan_settle(&read.op));
+    assert_true(loan_settle(&read.op.loan, extents, read.op.extent_count, bytes));
     assert_int_equal(bytes[4095], 1);
-    assert_int_equal(e.disk->lent, 0);
+    assert_int_equal(e.disk->loans, 0);
     engine_run(&e);
     assert_int_equal(engine_refcount(&e, host), 0);
     engine_end(&e);

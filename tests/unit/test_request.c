@@ -350,7 +350,7 @@ static void holes_are_noted_while_there_is_room(void **state)
 }
 
 // Bytes are left where they are while there is room to note that, from one file only.
-static void bytes_are_lent_while_there_is_room(void **state)
+static void loans_are_taken_while_there_is_room(void **state)
 {
     static unsigned char buf[8 * CLUSTER];
     struct extent extents[8];
@@ -360,28 +360,28 @@ static void bytes_are_lent_while_there_is_room(void **state)
     (void)state;
     begin(&e);
     assert_int_equal(engine_do(&e, OP_DISCARD, OP_FUA, CLUSTER, CLUSTER), 0);
-    e.disk->lends = true;
-    assert_int_equal(read_parts(&e, OP_LEND, 4 * CLUSTER, extents, 8, buf, &r), 3);
-    assert_non_null(extents[0].lent);
-    assert_null(extents[1].lent);
+    e.disk->makes_loans = true;
+    assert_int_equal(read_parts(&e, OP_LOAN, 4 * CLUSTER, extents, 8, buf, &r), 3);
+    assert_non_null(extents[0].data);
+    assert_null(extents[1].data);
     assert_int_equal(extents[2].length, 2 * CLUSTER);
     assert_int_equal(buf[0], 0xee);
-    assert_int_equal(e.disk->lent, 2);
-    assert_true(loan_settle(&r.op));
-    assert_null(r.op.lender);
-    assert_int_equal(e.disk->lent, 0);
+    assert_int_equal(e.disk->loans, 2);
+    assert_true(loan_settle(&r.op.loan, extents, r.op.extent_count, buf));
+    assert_null(r.op.loan.file);
+    assert_int_equal(e.disk->loans, 0);
     assert_int_equal(buf[0], 1);
     assert_int_equal(buf[CLUSTER], 0);
     assert_int_equal(buf[4 * CLUSTER - 1], 1);
 
-    // One place: it is for what is not lent.
-    assert_int_equal(read_parts(&e, OP_LEND, 4 * CLUSTER, extents, 1, buf, &r), 1);
-    assert_null(r.op.lender);
+    // One place: it is for data in the buffer.
+    assert_int_equal(read_parts(&e, OP_LOAN, 4 * CLUSTER, extents, 1, buf, &r), 1);
+    assert_null(r.op.loan.file);
     assert_int_equal(buf[4 * CLUSTER - 1], 1);
-    // A read that fails behind a loan gives it back.
+    // A read that fails behind a loan returns it.
     engine_start(&e, &r, OP_READ, 0, 0, 4 * CLUSTER);
     engine_run(&e);
-    r.op.flags = OP_LEND;
+    r.op.flags = OP_LOAN;
     r.op.extents = extents;
     r.op.max_extents = 8;
     op_start(e.image, &r.op);
@@ -389,8 +389,8 @@ static void bytes_are_lent_while_there_is_room(void **state)
     scripted_file_end(e.disk, engine_reach(&e, "read-data"), -EIO);
     engine_run(&e);
     assert_int_equal(r.op.result, -EIO);
-    assert_null(r.op.lender);
-    assert_int_equal(e.disk->lent, 0);
+    assert_null(r.op.loan.file);
+    assert_int_equal(e.disk->loans, 0);
     engine_end(&e);
 }
 
@@ -473,7 +473,7 @@ int main(void)
         cmocka_unit_test(copies_wait_for_memory),
         cmocka_unit_test(a_full_quarantine_is_waited_for),
         cmocka_unit_test(holes_are_noted_while_there_is_room),
-        cmocka_unit_test(bytes_are_lent_while_there_is_room),
+        cmocka_unit_test(loans_are_taken_while_there_is_room),
         cmocka_unit_test(kinds_of_extents),
         cmocka_unit_test(a_long_status_takes_turns),
     };

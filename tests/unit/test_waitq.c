@@ -203,23 +203,23 @@ static void only_the_oldest_wakes(void **state)
 // A loan stands in the epoch of its read, however many began since.
 static void one_can_enter_an_earlier_epoch(void **state)
 {
-    struct epoch_member plans[3] = {0}, loans[3] = {0};
-    struct epochs epochs, lent;
+    struct epoch_member plans[3] = {0}, holders[3] = {0};
+    struct epochs epochs, held;
 
     (void)state;
     epochs_init(&epochs, "plans");
-    epochs_init(&lent, "loans");
+    epochs_init(&held, "holders");
     for (size_t i = 0; i < 3; i++)
         epoch_enter(&epochs, &plans[i]);
-    epoch_enter_at(&lent, &loans[2], plans[2].epoch);
-    epoch_enter_at(&lent, &loans[0], plans[0].epoch);
-    epoch_enter_at(&lent, &loans[1], plans[1].epoch);
-    epoch_leave(&loans[2]);
-    assert_false(epoch_passed(&lent, plans[1].epoch));
-    epoch_leave(&loans[0]);
-    assert_true(epoch_passed(&lent, plans[1].epoch));
-    assert_false(epoch_passed(&lent, plans[2].epoch));
-    epoch_leave(&loans[1]);
+    epoch_enter_at(&held, &holders[2], plans[2].epoch);
+    epoch_enter_at(&held, &holders[0], plans[0].epoch);
+    epoch_enter_at(&held, &holders[1], plans[1].epoch);
+    epoch_leave(&holders[2]);
+    assert_false(epoch_passed(&held, plans[1].epoch));
+    epoch_leave(&holders[0]);
+    assert_true(epoch_passed(&held, plans[1].epoch));
+    assert_false(epoch_passed(&held, plans[2].epoch));
+    epoch_leave(&holders[1]);
     for (size_t i = 0; i < 3; i++)
         epoch_leave(&plans[i]);
 }

@@ -26,7 +26,7 @@
 #include "server/stdio_client.h"
 #include "server/tls.h"
 #include "server/tls_log.h"
-#include "server/workers.h"
+#include "server/loop_workers.h"
 
 // The exit code after a stop in good order where --skip-broken has left images out.
 #define EXIT_SKIPPED 3

@@ -9,7 +9,7 @@
 #include "server/connection_end.h"
 #include "server/tls.h"
 #include "server/tls_log.h"
-#include "server/workers.h"
+#include "server/loop_workers.h"
 
 // Iovecs of the client's output that are looked at together: replies to 32 reads and their data.
 #define TLS_IOV_MAX 64

@@ -9,7 +9,7 @@
 #include "server/export.h"
 #include "server/export_plan.h"
 #include "server/file_backend.h"
-#include "server/workers.h"
+#include "server/loop_workers.h"
 
 static void log_from_image(void *context, const char *line)
 {

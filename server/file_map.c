@@ -12,7 +12,7 @@
 
 #include "server/clock.h"
 #include "server/file_pace.h"
-#include "server/guarded_copy.h"
+#include "server/file_guarded_copy.h"
 
 // What mincore(2) tells about. Where pages are larger, nothing is mapped.
 #define PAGE_BYTES 4096u

@@ -9,7 +9,7 @@
 //  - A page that has left memory since makes the thread wait for the disk. After that, reads are left to
 //    the caller for a while.
 //  - A file that somebody cut, or a disk that cannot read, ends the process (SIGBUS). Copies are guarded
-//    (guarded_copy.h), and a loan is only for system calls, which fail.
+//    (file_guarded_copy.h), and a loan is only for system calls, which fail.
 //  - Pages that are mapped count as this process's memory. There is a limit, and windows that are not
 //    used are unmapped.
 //

@@ -13,7 +13,7 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/runq.h"
 #include "server/file_backend.h"
-#include "server/spin.h"
+#include "server/loop_spin.h"
 
 // Milliseconds between ticks; nothing that is done by ticks needs to be more exact.
 #define LOOP_TICK_MS 1000

@@ -8,7 +8,7 @@
 #include "server/cmd.h"
 #include "server/file_map.h"
 #include "server/serve_settings.h"
-#include "server/spin.h"
+#include "server/loop_spin.h"
 
 // qemu-nbd's default is one, which leaves a client that opens several to wait for ever; this is
 // what QEMU's built-in server allows.

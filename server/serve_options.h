@@ -78,10 +78,10 @@ void serve_options_add_image(struct serve_options *options, enum export_argument
 // NULL for other options.
 const char *serve_elsewhere(const char *word, int letter);
 
-// What --help prints (serve_help.c).
+// What --help prints (cmd_serve_help.c).
 extern const char serve_help[];
 
-// Whether the options go together (serve_check.c); reports what does not.
+// Whether the options go together (cmd_serve_check.c); reports what does not.
 bool serve_options_check(const struct serve_options *options);
 
 // The same for those of TLS, when all rules are known.

@@ -13,7 +13,7 @@
 #include "server/loop.h"
 #include "server/notify.h"
 #include "server/tls_log.h"
-#include "server/workers.h"
+#include "server/loop_workers.h"
 
 // Connections accepted from one socket in one turn, so that a flood of them does not keep those
 // that are served waiting.

@@ -10,7 +10,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "server/workers.h"
+#include "server/loop_workers.h"
 
 // On another thread.
 static void watch_signals(struct offload_job *job)

@@ -9,7 +9,7 @@ cd "${top_srcdir:-.}" || exit 1
 # socket, the listening sockets, the queue of libuv's worker threads.
 uv_owner() {
     case $1 in
-    server/loop.h | server/connection.h | server/server.c | server/workers.c) ;;
+    server/loop.h | server/connection.h | server/server.c | server/loop_workers.c) ;;
     *) false ;;
     esac
 }

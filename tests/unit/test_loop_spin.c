@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "server/spin.h"
+#include "server/loop_spin.h"
 
 #define MAX_NS 50000u
 // Far more sleeps or requests than any rule counts.

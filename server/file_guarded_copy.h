@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// guarded_copy.h: copies out of mapped files, which may be cut or unreadable: the kernel says so by
+// file_guarded_copy.h: copies out of mapped files, which may be cut or unreadable: the kernel says so by
 // SIGBUS.
-#ifndef LAZYCOW_SERVER_GUARDED_COPY_H
-#define LAZYCOW_SERVER_GUARDED_COPY_H
+#ifndef LAZYCOW_SERVER_FILE_GUARDED_COPY_H
+#define LAZYCOW_SERVER_FILE_GUARDED_COPY_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// spin.h: whether the loop, with nothing to do, looks again for a while or sleeps at once. To be
+// loop_spin.h: whether the loop, with nothing to do, looks again for a while or sleeps at once. To be
 // woken takes longer than a small request does: a client that sends the next one as soon as it has
 // its reply is served faster by a loop that is still awake. That is tried only as long as it pays,
 // and never for longer than a request is worth waiting for.
 //
 // Plain data and rules; the clock is the caller's. Times are nanoseconds of one monotonic clock.
-#ifndef LAZYCOW_SERVER_SPIN_H
-#define LAZYCOW_SERVER_SPIN_H
+#ifndef LAZYCOW_SERVER_LOOP_SPIN_H
+#define LAZYCOW_SERVER_LOOP_SPIN_H
 
 #include <stdbool.h>
 #include <stdint.h>

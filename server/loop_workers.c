@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/workers.h"
+#include "server/loop_workers.h"
 
 #include <assert.h>
 #include <errno.h>

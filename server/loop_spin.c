@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/spin.h"
+#include "server/loop_spin.h"
 
 // A hit saves two switches and a wake, some 20 us; a miss costs the whole time, up to 100 us of a
 // processor. So looking goes on where more than three of four are hits ...

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// workers.h: computations (qcow2/base/offload.h) on threads: the engine's, and TLS's handshakes.
-#ifndef LAZYCOW_SERVER_WORKERS_H
-#define LAZYCOW_SERVER_WORKERS_H
+// loop_workers.h: computations (qcow2/base/offload.h) on threads: the engine's, and TLS's handshakes.
+#ifndef LAZYCOW_SERVER_LOOP_WORKERS_H
+#define LAZYCOW_SERVER_LOOP_WORKERS_H
 
 #include <stdbool.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "server/guarded_copy.h"
+#include "server/file_guarded_copy.h"
 
 #include <setjmp.h>
 #include <signal.h>

@@ -74,23 +74,23 @@ struct client *client_new(struct client_shared *shared, const char *name,
     return client;
 }
 
-static void request_release(struct client *client, struct client_request *request)
+static void release_request(struct client *client, struct client_request *request)
 {
     assert(client->requests > 0);
     client->requests--;
-    client->unsettled -= !request_settled(request);
-    request_put(client->shared->requests, &client->share, request);
+    client->unsettled -= !client_request_settled(request);
+    client_request_put(client->shared->requests, &client->share, request);
 }
 
 // Drops the requests that have no op.
 static void release_unstarted(struct client *client)
 {
     if (client->held != NULL) {
-        request_release(client, client->held);
+        release_request(client, client->held);
         client->held = NULL;
     }
     if (client->receiving != NULL) {
-        request_release(client, client->receiving);
+        release_request(client, client->receiving);
         client->receiving = NULL;
     }
 }
@@ -125,17 +125,17 @@ void client_free(struct client *client)
 
 static void on_payload_sent(struct session_payload_ref *ref)
 {
-    struct client_request *request = request_of_ref(ref);
+    struct client_request *request = client_request_of_ref(ref);
 
-    request_release(request->owner, request);
+    release_request(request->owner, request);
 }
 
 static const void *on_payload_settle(struct session_payload_ref *ref, const void *data,
                                      size_t length)
 {
-    struct client_request *request = request_of_ref(ref);
-    bool unsettled = !request_settled(request);
-    const void *now = request_settle(request, data, length);
+    struct client_request *request = client_request_of_ref(ref);
+    bool unsettled = !client_request_settled(request);
+    const void *now = client_request_settle(request, data, length);
 
     ((struct client *)request->owner)->unsettled -= unsettled && now != NULL;
     return now;
@@ -145,7 +145,7 @@ static const void *on_payload_settle(struct session_payload_ref *ref, const void
 static void reply_at_once(struct client *client, struct client_request *request, int error)
 {
     session_reply(client->session, &request->request, error, error != 0 ? strerror(error) : NULL);
-    request_release(client, request);
+    release_request(client, request);
 }
 
 static void on_op_done(struct op *op)
@@ -157,13 +157,13 @@ static void on_op_done(struct op *op)
     client->in_flight--;
     client->shared->in_flight--;
     client->export->ops--;
-    client->unsettled += !request_settled(request);
+    client->unsettled += !client_request_settled(request);
     if (op->result < 0) {
         client_shared_log_failure(client->shared, client->name, client->export, request);
     }
     if (client->session == NULL ||
-        !request_reply(client->shared->requests, client->session, request)) {
-        request_release(client, request);
+        !client_request_reply(client->shared->requests, client->session, request)) {
+        release_request(client, request);
     }
     client->changed(client->context);
 }
@@ -172,25 +172,25 @@ static void on_op_done(struct op *op)
 
 static void start(struct client *client, struct client_request *request)
 {
-    if (request_is_void(request, client->export)) {
+    if (client_request_is_void(request, client->export)) {
         reply_at_once(client, request, 0);
         return;
     }
-    request_prepare(request, client->export, client->session);
+    client_request_prepare(request, client->export, client->session);
     request->op.done = on_op_done;
     request->ref.release = on_payload_sent;
     request->ref.settle = on_payload_settle;
     client->in_flight++;
     client->shared->in_flight++;
     client->export->ops++;
-    client->export->writes += request_writes(request);
+    client->export->writes += client_request_writes(request);
     op_start(client->export->image, &request->op);
 }
 
 // A request, before there is memory for it. NULL when there is not even memory for that.
-static struct client_request *request_new(struct client *client, const struct session_request *wire)
+static struct client_request *new_request(struct client *client, const struct session_request *wire)
 {
-    struct client_request *request = request_get(client->shared->requests);
+    struct client_request *request = client_request_get(client->shared->requests);
 
     if (request != NULL) {
         request->request = *wire;
@@ -206,7 +206,7 @@ static struct client_request *request_new(struct client *client, const struct se
 static bool held_proceed(struct client *client)
 {
     struct client_request *request = client->held;
-    int result = request_reserve(client->shared->requests, &client->share, request);
+    int result = client_request_reserve(client->shared->requests, &client->share, request);
 
     if (result == -EAGAIN) {
         return false;
@@ -218,7 +218,7 @@ static bool held_proceed(struct client *client)
         if (result == 0) {
             client->receiving = request;
         } else {
-            request_release(client, request);
+            release_request(client, request);
         }
     } else if (result < 0) {
         reply_at_once(client, request, -result);
@@ -231,7 +231,7 @@ static bool held_proceed(struct client *client)
 // Holds a request until held_proceed() lets it go.
 static void hold(struct client *client, const struct session_request *wire, bool payload)
 {
-    client->held = request_new(client, wire);
+    client->held = new_request(client, wire);
     client->held_payload = payload;
     if (client->held == NULL) {
         if (payload) {
@@ -464,7 +464,7 @@ const char *client_reason(const struct client *client)
     return client->reason;
 }
 
-uint64_t client_request_count(const struct client *client)
+uint64_t client_requests_taken(const struct client *client)
 {
     return client->request_count;
 }

@@ -108,6 +108,6 @@ const char *client_obstacle(const struct client *client, const char **name);
 // Why the client ended, for the log. Good until client_abandon() or client_free().
 const char *client_reason(const struct client *client);
 // Requests that were taken, over its life.
-uint64_t client_request_count(const struct client *client);
+uint64_t client_requests_taken(const struct client *client);
 
 #endif

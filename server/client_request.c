@@ -13,9 +13,9 @@
 // smaller piece would be written as zeros anyway, after more work.
 #define DETECT_ZEROES_ALIGN 4096u
 
-struct request_pool *request_pool_new(void)
+struct client_request_pool *client_request_pool_new(void)
 {
-    struct request_pool *pool = calloc(1, sizeof(*pool));
+    struct client_request_pool *pool = calloc(1, sizeof(*pool));
 
     if (pool != NULL) {
         buffer_pool_init(&pool->buffers);
@@ -24,7 +24,7 @@ struct request_pool *request_pool_new(void)
     return pool;
 }
 
-static void pool_shrink(struct request_pool *pool, size_t count)
+static void pool_shrink(struct client_request_pool *pool, size_t count)
 {
     for (; count > 0; count--) {
         struct client_request *request = SLIST_FIRST(&pool->unused);
@@ -35,14 +35,14 @@ static void pool_shrink(struct request_pool *pool, size_t count)
     }
 }
 
-void request_pool_free(struct request_pool *pool)
+void client_request_pool_free(struct client_request_pool *pool)
 {
     pool_shrink(pool, pool->unused_count);
     buffer_pool_destroy(&pool->buffers);
     free(pool);
 }
 
-bool request_pool_tick(struct request_pool *pool)
+bool client_request_pool_tick(struct client_request_pool *pool)
 {
     bool buffers_left;
 
@@ -52,7 +52,7 @@ bool request_pool_tick(struct request_pool *pool)
     return buffers_left || pool->unused_count > 0;
 }
 
-struct client_request *request_get(struct request_pool *pool)
+struct client_request *client_request_get(struct client_request_pool *pool)
 {
     struct client_request *request = SLIST_FIRST(&pool->unused);
 
@@ -72,9 +72,10 @@ struct client_request *request_get(struct request_pool *pool)
     return request;
 }
 
-void request_put(struct request_pool *pool, struct share *share, struct client_request *request)
+void client_request_put(struct client_request_pool *pool, struct share *share,
+                        struct client_request *request)
 {
-    if (!request_settled(request)) {
+    if (!client_request_settled(request)) {
         loan_return(&request->op.loan, request->extents, request->op.extent_count);
     }
     if (request->buffer != NULL) {
@@ -84,7 +85,7 @@ void request_put(struct request_pool *pool, struct share *share, struct client_r
         buffer_pool_put(&pool->buffers, request->extents, request->extents_bytes);
     }
     share_give(share, request->taken);
-    if (pool->unused_count >= REQUEST_POOL_KEEP) {
+    if (pool->unused_count >= CLIENT_REQUEST_POOL_KEEP) {
         free(request);
         return;
     }
@@ -107,7 +108,8 @@ static size_t extents_wanted(const struct session_request *request)
     return count < CLIENT_REQUEST_FEW_EXTENTS ? CLIENT_REQUEST_FEW_EXTENTS : count;
 }
 
-int request_reserve(struct request_pool *pool, struct share *share, struct client_request *request)
+int client_request_reserve(struct client_request_pool *pool, struct share *share,
+                           struct client_request *request)
 {
     const struct session_request *wire = &request->request;
     size_t extents = extents_wanted(wire);
@@ -148,7 +150,7 @@ int request_reserve(struct request_pool *pool, struct share *share, struct clien
     return 0;
 }
 
-bool request_is_void(const struct client_request *request, const struct export *export)
+bool client_request_is_void(const struct client_request *request, const struct export *export)
 {
     const struct session_request *wire = &request->request;
 
@@ -183,8 +185,8 @@ static unsigned read_flags(const struct session_request *wire, const struct sess
     return flags;
 }
 
-void request_prepare(struct client_request *request, const struct export *export,
-                     const struct session *session)
+void client_request_prepare(struct client_request *request, const struct export *export,
+                            const struct session *session)
 {
     const struct export_options *options = &export->options;
     const struct session_request *wire = &request->request;
@@ -233,14 +235,14 @@ void request_prepare(struct client_request *request, const struct export *export
     }
 }
 
-bool request_writes(const struct client_request *request)
+bool client_request_writes(const struct client_request *request)
 {
     return request->op.kind == OP_WRITE || request->op.kind == OP_WRITE_ZEROES ||
            request->op.kind == OP_DISCARD;
 }
 
 // Translates the extents of a read, returns how many.
-static size_t read_parts(struct request_pool *pool, const struct client_request *request)
+static size_t read_parts(struct client_request_pool *pool, const struct client_request *request)
 {
     size_t count = request->op.extent_count;
 
@@ -256,7 +258,7 @@ static size_t read_parts(struct request_pool *pool, const struct client_request 
     return count;
 }
 
-static void reply_status(struct request_pool *pool, struct session *session,
+static void reply_status(struct client_request_pool *pool, struct session *session,
                          const struct client_request *request)
 {
     size_t count = request->op.extent_count;
@@ -275,8 +277,8 @@ static void reply_status(struct request_pool *pool, struct session *session,
     session_reply_status(session, &request->request, pool->status, count);
 }
 
-bool request_reply(struct request_pool *pool, struct session *session,
-                   struct client_request *request)
+bool client_request_reply(struct client_request_pool *pool, struct session *session,
+                          struct client_request *request)
 {
     int result = request->op.result;
 
@@ -298,13 +300,13 @@ bool request_reply(struct request_pool *pool, struct session *session,
     return false;
 }
 
-const void *request_settle(struct client_request *request, const void *data, size_t length)
+const void *client_request_settle(struct client_request *request, const void *data, size_t length)
 {
     struct op *op = &request->op;
     const char *at = data;
     char *place = request->buffer;
 
-    if (!request_settled(request) &&
+    if (!client_request_settled(request) &&
         !loan_settle(&op->loan, request->extents, op->extent_count, request->buffer)) {
         return NULL;
     }
@@ -322,12 +324,12 @@ const void *request_settle(struct client_request *request, const void *data, siz
     return data;
 }
 
-struct client_request *request_of_ref(struct session_payload_ref *ref)
+struct client_request *client_request_of_ref(struct session_payload_ref *ref)
 {
     return (struct client_request *)((char *)ref - offsetof(struct client_request, ref));
 }
 
-const char *request_name(const struct client_request *request)
+const char *client_request_name(const struct client_request *request)
 {
     static const char *const names[] = {
         [NBD_CMD_READ] = "read",

@@ -23,7 +23,7 @@
 // have so much memory held for each request in flight.
 #define CLIENT_REQUEST_STATUS_EXTENTS 1024u
 // Requests that are kept for use again, about 600 bytes each: four connections at their limit.
-#define REQUEST_POOL_KEEP 4096u
+#define CLIENT_REQUEST_POOL_KEEP 4096u
 
 // Output of a connection, in bytes, beyond which its reads take no loans of the file: what a socket
 // takes, and what is ready when it takes more. The rest waits for a slow client.
@@ -44,7 +44,7 @@ struct client_request {
 };
 
 // Memory for the requests of all clients; one a server.
-struct request_pool {
+struct client_request_pool {
     struct buffer_pool buffers;
     SLIST_HEAD(, client_request) unused;
     size_t unused_count;
@@ -55,51 +55,53 @@ struct request_pool {
 };
 
 // Returns NULL when there is no memory.
-struct request_pool *request_pool_new(void);
+struct client_request_pool *client_request_pool_new(void);
 // All requests must have been put back.
-void request_pool_free(struct request_pool *pool);
+void client_request_pool_free(struct client_request_pool *pool);
 // To be called about once a second: gives memory back that nobody needed since. Returns whether it
 // wants to be called again.
-bool request_pool_tick(struct request_pool *pool);
+bool client_request_pool_tick(struct client_request_pool *pool);
 
 // A cleared request, or NULL when there is no memory.
-struct client_request *request_get(struct request_pool *pool);
+struct client_request *client_request_get(struct client_request_pool *pool);
 // Takes the request and its memory back.
-void request_put(struct request_pool *pool, struct share *share, struct client_request *request);
+void client_request_put(struct client_request_pool *pool, struct share *share,
+                        struct client_request *request);
 
 // Gets the memory that the request needs. Returns 0, -EAGAIN while the share has no room, or -ENOMEM.
-int request_reserve(struct request_pool *pool, struct share *share, struct client_request *request);
+int client_request_reserve(struct client_request_pool *pool, struct share *share,
+                           struct client_request *request);
 
 // Whether the answer is success without anything being done: a hint that we do not take, or a trim
 // where the command line says to ignore them.
-bool request_is_void(const struct client_request *request, const struct export *export);
+bool client_request_is_void(const struct client_request *request, const struct export *export);
 
 // Sets up the engine op that the request asks for; of a read the session tells what its reply can be.
-void request_prepare(struct client_request *request, const struct export *export,
-                     const struct session *session);
+void client_request_prepare(struct client_request *request, const struct export *export,
+                            const struct session *session);
 
 // Whether the request may change the image.
-bool request_writes(const struct client_request *request);
+bool client_request_writes(const struct client_request *request);
 
 // Answers a request whose op is done. Returns whether the session holds a reference to its payload:
 // then request->ref is released later, or was already, and request is not to be touched.
-bool request_reply(struct request_pool *pool, struct session *session,
-                   struct client_request *request);
+bool client_request_reply(struct client_request_pool *pool, struct session *session,
+                          struct client_request *request);
 
 // True when the reply's payload is in the request's own buffer, or there is none.
-static inline bool request_settled(const struct client_request *request)
+static inline bool client_request_settled(const struct client_request *request)
 {
     return request->op.loan.file == NULL;
 }
 
 // Has the reply's payload in the request's own buffer. Returns where a piece of it is now that was at
 // data before, or NULL when it cannot be had any more.
-const void *request_settle(struct client_request *request, const void *data, size_t length);
+const void *client_request_settle(struct client_request *request, const void *data, size_t length);
 
 // The request whose ref this is.
-struct client_request *request_of_ref(struct session_payload_ref *ref);
+struct client_request *client_request_of_ref(struct session_payload_ref *ref);
 
 // "read", "write" and so on, for the log.
-const char *request_name(const struct client_request *request);
+const char *client_request_name(const struct client_request *request);
 
 #endif

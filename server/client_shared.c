@@ -9,7 +9,7 @@ int client_shared_init(struct client_shared *shared, const struct access *access
 {
     *shared = (struct client_shared){
         .access = access,
-        .requests = request_pool_new(),
+        .requests = client_request_pool_new(),
         .budget = {.limit = CLIENTS_BUDGET, .reserve = CLIENTS_RESERVE},
         .log = log,
     };
@@ -19,12 +19,12 @@ int client_shared_init(struct client_shared *shared, const struct access *access
 void client_shared_destroy(struct client_shared *shared)
 {
     assert(shared->budget.used == 0);
-    request_pool_free(shared->requests);
+    client_request_pool_free(shared->requests);
 }
 
 bool client_shared_tick(struct client_shared *shared)
 {
-    return request_pool_tick(shared->requests);
+    return client_request_pool_tick(shared->requests);
 }
 
 void client_shared_log_failure(struct client_shared *shared, const char *client,
@@ -42,6 +42,6 @@ void client_shared_log_failure(struct client_shared *shared, const char *client,
     }
     log_line(shared->log, LOG_LEVEL_WARNING,
              "%s: export '%s': %s of %llu bytes at offset %llu failed: %s", client, export->name,
-             request_name(request), (unsigned long long)wire->length,
+             client_request_name(request), (unsigned long long)wire->length,
              (unsigned long long)wire->offset, strerror(-request->op.result));
 }

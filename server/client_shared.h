@@ -21,7 +21,7 @@
 struct client_shared {
     const struct access *access; // to the exports
     enum session_tls tls;        // what connections demand; off unless set
-    struct request_pool *requests;
+    struct client_request_pool *requests;
     unsigned in_flight; // of all clients, in the engine
     struct budget budget;
     struct log *log;

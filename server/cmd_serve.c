@@ -38,7 +38,7 @@ struct serve {
     const struct serve_options *options;
     struct log log;
     struct runq runq;
-    struct workers workers;
+    struct loop_workers workers;
     struct start_watch watch;
     struct backend *backend;
     struct export_plans plans;
@@ -298,7 +298,7 @@ static int serve_with_workers(struct serve *serve, unsigned activated, int signa
     serve->workers.runq = &serve->runq;
     // Each image takes one at least; libuv has to find those that it takes later, too.
     if (limits_check_files((unsigned)serve->options->image_count + OWN_DESCRIPTORS, &err) < 0 ||
-        workers_open(&serve->workers, &err) < 0) {
+        loop_workers_open(&serve->workers, &err) < 0) {
         return failed(serve, &err);
     }
     if (start_watch_begin(&serve->watch, &serve->workers, &err) == 0) {
@@ -307,7 +307,7 @@ static int serve_with_workers(struct serve *serve, unsigned activated, int signa
     } else {
         code = failed(serve, &err);
     }
-    workers_close(&serve->workers);
+    loop_workers_close(&serve->workers);
     return code;
 }
 

@@ -257,7 +257,7 @@ void connection_receive(struct connection *connection)
 {
     struct iovec iov[2];
     int count = input_room(connection, iov);
-    uint64_t requests = client_request_count(connection->client);
+    uint64_t requests = client_requests_taken(connection->client);
     ssize_t n;
     int error;
 
@@ -287,7 +287,7 @@ void connection_receive(struct connection *connection)
     } else {
         connection_run(connection);
     }
-    connection->one_came = client_request_count(connection->client) - requests == 1 &&
+    connection->one_came = client_requests_taken(connection->client) - requests == 1 &&
                            n < (ssize_t)CONNECTION_PEEK_MAX;
     if (n == 0) {
         poll_update(connection, true);

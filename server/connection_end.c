@@ -110,7 +110,7 @@ static void log_end(struct connection *connection, const char *reason)
     } else {
         log_line(set->log, served ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG, "%s: %s, after %llu requests",
                  connection->name, reason,
-                 (unsigned long long)client_request_count(connection->client));
+                 (unsigned long long)client_requests_taken(connection->client));
     }
 }
 

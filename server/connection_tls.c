@@ -80,7 +80,7 @@ static void shake_start(struct connection *connection)
 
     set->shaking++;
     connection->handshake = (struct offload_job){.work = shake, .task = {.run = on_shaken}};
-    workers_run(set->shared->access->exports->workers, &connection->handshake);
+    loop_workers_run(set->shared->access->exports->workers, &connection->handshake);
 }
 
 // Takes the connection from those that wait.

@@ -19,7 +19,7 @@
 #define EXPORTS_MAX 1024
 
 struct backend;
-struct workers;
+struct loop_workers;
 struct export_plans;
 
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
@@ -73,12 +73,12 @@ struct exports {
     size_t count;
     struct skipped_export *skipped;
     size_t skipped_count;
-    bool first_skipped;       // the empty name would have been that one's
-    bool skip_broken;         // an image that cannot be opened does not keep the others from it
-    struct backend *backend;  // borrowed
-    struct log *log;          // borrowed
-    struct workers *workers;  // borrowed
-    unsigned connections_max; // to all of them together; 0: any number
+    bool first_skipped;           // the empty name would have been that one's
+    bool skip_broken;             // an image that cannot be opened does not keep the others from it
+    struct backend *backend;      // borrowed
+    struct log *log;              // borrowed
+    struct loop_workers *workers; // borrowed
+    unsigned connections_max;     // to all of them together; 0: any number
     // Has clients that have ended give their places back, though their end was not read yet; or NULL.
     void (*find_ended)(void *context);
     void *find_context;
@@ -91,7 +91,7 @@ struct exports {
 // served. backend, workers and log are borrowed and outlive exports. Returns
 // 0, or a negative errno with a message; nothing is open then.
 int exports_open(struct exports *exports, const struct export_plans *plans, bool skip_broken,
-                 unsigned connections_max, struct backend *backend, struct workers *workers,
+                 unsigned connections_max, struct backend *backend, struct loop_workers *workers,
                  struct log *log, struct error *err);
 
 // Makes an export of an open image, which it owns from then on; exports, name and options are set. What

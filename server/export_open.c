@@ -72,7 +72,7 @@ static void offload(void *context, struct offload_job *job)
 {
     const struct export *export = context;
 
-    workers_run(export->exports->workers, job);
+    loop_workers_run(export->exports->workers, job);
 }
 
 static void settle(void *context)
@@ -204,7 +204,7 @@ static int open_export(struct exports *exports, const struct export_plan *plan, 
 }
 
 int exports_open(struct exports *exports, const struct export_plans *plans, bool skip_broken,
-                 unsigned connections_max, struct backend *backend, struct workers *workers,
+                 unsigned connections_max, struct backend *backend, struct loop_workers *workers,
                  struct log *log, struct error *err)
 {
     assert(plans->count > 0 && plans->count <= EXPORTS_MAX);

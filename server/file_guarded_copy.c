@@ -18,7 +18,7 @@ static void on_sigbus(int number)
     raise(number);
 }
 
-void guarded_copy_init(void)
+void file_guarded_copy_init(void)
 {
     // Not blocked while it runs: it does not return.
     struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
@@ -32,7 +32,7 @@ void guarded_copy_init(void)
     sigprocmask(SIG_UNBLOCK, &set, NULL);
 }
 
-bool guarded_copy(void *to, const void *from, size_t bytes)
+bool file_guarded_copy(void *to, const void *from, size_t bytes)
 {
     sigjmp_buf env;
 

@@ -9,9 +9,9 @@
 
 // To be called before the first copy, by the thread that makes them: unblocks SIGBUS, which ends the
 // process, as ever, where no copy is made.
-void guarded_copy_init(void);
+void file_guarded_copy_init(void);
 
 // As memcpy. Returns false when not all of the bytes can be had.
-bool guarded_copy(void *to, const void *from, size_t bytes);
+bool file_guarded_copy(void *to, const void *from, size_t bytes);
 
 #endif

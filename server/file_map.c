@@ -197,7 +197,7 @@ static bool copy_all(const struct file_map *map, int fd, const struct file_io *i
             const char *from = address_of(map, window) + offset % FILE_MAP_WINDOW_BYTES;
             size_t bytes = (size_t)(part_end(offset, offset + left) - offset);
 
-            if (!guarded_copy(to, from, bytes)) {
+            if (!file_guarded_copy(to, from, bytes)) {
                 return false;
             }
             to += bytes;
@@ -322,7 +322,7 @@ bool file_map_loan_copy(struct file_map *map, void *to, const void *from, size_t
         struct map_window *window = &map->windows[begin / FILE_MAP_WINDOW_BYTES];
         size_t part = (size_t)(part_end(begin, end) - begin);
 
-        if (!guarded_copy(to, map->base + begin, part)) {
+        if (!file_guarded_copy(to, map->base + begin, part)) {
             window_doubt(window);
             if (!read_again(window, to, begin % FILE_MAP_WINDOW_BYTES, part)) {
                 return false;
@@ -426,7 +426,7 @@ void file_map_set_limit(struct file_map *map, uint64_t bytes)
     }
     map->count = (uint32_t)count;
     map->pace.faults = disk_faults();
-    guarded_copy_init();
+    file_guarded_copy_init();
 }
 
 void file_map_destroy(struct file_map *map)

@@ -372,7 +372,7 @@ static void posix_submit(struct file *file, struct file_io *io)
     if (io->kind == FILE_DATASYNC)
         f->sync_pace.dirty = 0;
     if (io->kind == FILE_WRITE || io->kind == FILE_DATASYNC)
-        io->cookie = clock_now_ns();
+        io->submitted_ns = clock_now_ns();
     if (!locks_inode(io)) {
         f->backend->ops->start(f->backend, io);
         return;
@@ -392,10 +392,10 @@ void posix_file_finish(struct file_io *io, int result)
     if (locks_inode(io))
         f->lane_started--;
     if (io->kind == FILE_WRITE) {
-        f->write_pace.worker_latency = clock_now_ns() - io->cookie;
+        f->write_pace.worker_latency = clock_now_ns() - io->submitted_ns;
     } else if (io->kind == FILE_DATASYNC) {
         uint64_t now = clock_now_ns();
-        sync_pace_note(&f->sync_pace, now, now - io->cookie);
+        sync_pace_note(&f->sync_pace, now, now - io->submitted_ns);
     } else if (locks_inode(io)) {
         assert(f->locking > 0);
         f->locking--;

@@ -117,7 +117,7 @@ static void on_again(uv_idle_t *handle)
     if ((loop->looks & (loop->looks - 1)) != 0) {
         relax();
     } else if (yield(loop)) {
-        spin_crowded(&loop->spin);
+        loop_spin_crowded(&loop->spin);
     }
 }
 
@@ -162,7 +162,7 @@ static void on_check(uv_check_t *handle)
     uint64_t now = uv_hrtime();
 
     if (turn & LOOP_RECEIVED) {
-        spin_received(&loop->spin, begin);
+        loop_spin_received(&loop->spin, begin);
     }
     if (turn & LOOP_OVERLAPPED) {
         loop->alone = 0;
@@ -173,10 +173,10 @@ static void on_check(uv_check_t *handle)
     backend_set_alone(loop->backend,
                       loop->alone == LOOP_ALONE && now - loop->overlapped_at > LOOP_ALONE_NS);
     if (turn & LOOP_SENT) {
-        spin_replied(&loop->spin, now);
+        loop_spin_replied(&loop->spin, now);
         loop->looks = 0;
     }
-    loop->looking = (turn & LOOP_MORE) == 0 && spin_look(&loop->spin, now);
+    loop->looking = (turn & LOOP_MORE) == 0 && loop_spin_look(&loop->spin, now);
     if ((turn & LOOP_MORE) || loop->looking) {
         uv_idle_start(&loop->again, on_again);
     } else {
@@ -251,7 +251,7 @@ int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int
     loop->alone = 0;
     loop->overlapped_at = 0;
     loop->displaced = times_displaced();
-    spin_init(&loop->spin, poll_max_ns);
+    loop_spin_init(&loop->spin, poll_max_ns);
     uv_check_init(&loop->uv, &loop->check);
     uv_idle_init(&loop->uv, &loop->again);
     uv_timer_init(&loop->uv, &loop->timer);

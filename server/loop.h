@@ -54,7 +54,7 @@ struct loop {
     unsigned looks;   // how often, since replies were sent
     unsigned alone;   // how often in a row something came while nothing was in flight
     uint64_t overlapped_at; // when that was last not so, nanoseconds of uv_hrtime()
-    struct spin spin;
+    struct loop_spin spin;
     long displaced; // how often others took the processor, when that was last asked
     uv_timer_t timer;
     int signal_fd;
@@ -65,7 +65,7 @@ struct loop {
 // else, so that a signal at any moment is neither lost nor fatal.
 int loop_block_signals(void);
 
-// All are borrowed; signal_fd is what loop_block_signals() returned, poll_max_ns is for spin_init().
+// All are borrowed; signal_fd is what loop_block_signals() returned, poll_max_ns is for loop_spin_init().
 // Returns 0, or a negative errno with a message.
 int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int signal_fd,
               uint64_t poll_max_ns, const struct loop_owner *owner, struct error *err);

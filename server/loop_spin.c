@@ -16,25 +16,25 @@
 // the reply, this thread by the request. An idle virtual processor takes 20 to 50 us.
 #define WAKES_NS 100000u
 
-void spin_init(struct spin *spin, uint64_t max_ns)
+void loop_spin_init(struct loop_spin *spin, uint64_t max_ns)
 {
-    *spin = (struct spin){.max_ns = max_ns, .patience = PATIENCE_MIN};
+    *spin = (struct loop_spin){.max_ns = max_ns, .patience = PATIENCE_MIN};
 }
 
-static void turn_off(struct spin *spin)
+static void turn_off(struct loop_spin *spin)
 {
     spin->on = false;
     spin->naps = 0;
     spin->patience = spin->patience < PATIENCE_MAX ? spin->patience * 2 : PATIENCE_MAX;
 }
 
-static void turn_on(struct spin *spin)
+static void turn_on(struct loop_spin *spin)
 {
     spin->on = true;
     spin->credit = CREDIT_MISS;
 }
 
-void spin_replied(struct spin *spin, uint64_t now)
+void loop_spin_replied(struct loop_spin *spin, uint64_t now)
 {
     spin->since = now;
     spin->slept = false;
@@ -42,7 +42,7 @@ void spin_replied(struct spin *spin, uint64_t now)
 }
 
 // Looking was in vain.
-static void missed(struct spin *spin)
+static void missed(struct loop_spin *spin)
 {
     spin->credit -= CREDIT_MISS;
     if (spin->credit < 0) {
@@ -50,7 +50,7 @@ static void missed(struct spin *spin)
     }
 }
 
-static void found(struct spin *spin)
+static void found(struct loop_spin *spin)
 {
     spin->credit += spin->on && spin->credit < CREDIT_MAX ? CREDIT_HIT : 0;
     if (spin->credit == CREDIT_MAX) {
@@ -58,7 +58,7 @@ static void found(struct spin *spin)
     }
 }
 
-static void napped(struct spin *spin, uint64_t gap)
+static void napped(struct loop_spin *spin, uint64_t gap)
 {
     if (gap > spin->max_ns + WAKES_NS) {
         spin->naps -= spin->naps < NAPS_LONG ? spin->naps : NAPS_LONG;
@@ -67,7 +67,7 @@ static void napped(struct spin *spin, uint64_t gap)
     }
 }
 
-void spin_received(struct spin *spin, uint64_t now)
+void loop_spin_received(struct loop_spin *spin, uint64_t now)
 {
     uint64_t gap = now - spin->since;
 
@@ -84,7 +84,7 @@ void spin_received(struct spin *spin, uint64_t now)
     }
 }
 
-bool spin_look(struct spin *spin, uint64_t now)
+bool loop_spin_look(struct loop_spin *spin, uint64_t now)
 {
     if (spin->since == 0 || spin->slept) {
         return false;
@@ -101,7 +101,7 @@ bool spin_look(struct spin *spin, uint64_t now)
     return false;
 }
 
-void spin_crowded(struct spin *spin)
+void loop_spin_crowded(struct loop_spin *spin)
 {
     // If that was the client, its request is there now; if not, it will be late.
     spin->slept = true;

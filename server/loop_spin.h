@@ -14,11 +14,11 @@
 // Longest time to look after replies were sent. Some three times what it takes a client on this
 // host to be woken, to act and to send, also where a virtual processor is slow to wake; a request
 // that comes later loses little by a sleep.
-#define SPIN_DEFAULT_NS 100000u
+#define LOOP_SPIN_DEFAULT_NS 100000u
 // Beyond this a processor is given away for nothing.
-#define SPIN_LIMIT_NS 1000000u
+#define LOOP_SPIN_LIMIT_NS 1000000u
 
-struct spin {
+struct loop_spin {
     uint64_t max_ns;   // longest time to look; 0: never
     uint64_t since;    // when replies were last sent; 0: a request has come after them
     bool on;           // looking pays at present
@@ -29,18 +29,18 @@ struct spin {
     unsigned patience; // how many of these turn it on
 };
 
-void spin_init(struct spin *spin, uint64_t max_ns);
+void loop_spin_init(struct loop_spin *spin, uint64_t max_ns);
 
 // Replies were sent.
-void spin_replied(struct spin *spin, uint64_t now);
+void loop_spin_replied(struct loop_spin *spin, uint64_t now);
 
 // Something was received.
-void spin_received(struct spin *spin, uint64_t now);
+void loop_spin_received(struct loop_spin *spin, uint64_t now);
 
 // There is nothing to do. Returns whether to look again soon rather than sleep.
-bool spin_look(struct spin *spin, uint64_t now);
+bool loop_spin_look(struct loop_spin *spin, uint64_t now);
 
 // Others want the processor: looking takes it from them, and perhaps from the very client.
-void spin_crowded(struct spin *spin);
+void loop_spin_crowded(struct loop_spin *spin);
 
 #endif

@@ -14,7 +14,7 @@
 // GnuTLS and GMP keep big numbers on the stack, 64 KiB of them at most; sanitizers enlarge frames.
 #define WORKERS_STACK_BYTES (1u << 20)
 
-struct workers_poll {
+struct loop_workers_poll {
     uv_poll_t handle;
 };
 
@@ -30,7 +30,7 @@ static void work(struct task *task)
     job->work(job);
 }
 
-int workers_open(struct workers *workers, struct error *err)
+int loop_workers_open(struct loop_workers *workers, struct error *err)
 {
     const struct threads_options options = {
         .name = "workers",
@@ -43,14 +43,14 @@ int workers_open(struct workers *workers, struct error *err)
     return workers->threads != NULL ? 0 : -EAGAIN;
 }
 
-void workers_close(struct workers *workers)
+void loop_workers_close(struct loop_workers *workers)
 {
     assert(workers->running == 0);
     threads_free(workers->threads);
     workers->threads = NULL;
 }
 
-static void collect(struct workers *workers)
+static void collect(struct loop_workers *workers)
 {
     struct task_list done = STAILQ_HEAD_INITIALIZER(done);
     struct task *task;
@@ -70,9 +70,9 @@ static void on_done(uv_poll_t *handle, int status, int events)
     collect(handle->data);
 }
 
-int workers_attach(struct workers *workers, struct uv_loop_s *loop)
+int loop_workers_attach(struct loop_workers *workers, struct uv_loop_s *loop)
 {
-    struct workers_poll *poll = malloc(sizeof(*poll));
+    struct loop_workers_poll *poll = malloc(sizeof(*poll));
     int result;
 
     if (poll == NULL) {
@@ -91,16 +91,16 @@ int workers_attach(struct workers *workers, struct uv_loop_s *loop)
 
 static void on_closed(uv_handle_t *handle)
 {
-    free((char *)handle - offsetof(struct workers_poll, handle));
+    free((char *)handle - offsetof(struct loop_workers_poll, handle));
 }
 
-void workers_give(struct workers *workers, struct offload_job *job)
+void loop_workers_give(struct loop_workers *workers, struct offload_job *job)
 {
     workers->running++;
     threads_give(workers->threads, &job->task);
 }
 
-void workers_wait(struct workers *workers)
+void loop_workers_wait(struct loop_workers *workers)
 {
     while (workers->running > 0) {
         threads_wait(workers->threads);
@@ -108,17 +108,17 @@ void workers_wait(struct workers *workers)
     }
 }
 
-void workers_detach(struct workers *workers)
+void loop_workers_detach(struct loop_workers *workers)
 {
-    workers_wait(workers);
+    loop_workers_wait(workers);
     uv_close((uv_handle_t *)&workers->poll->handle, on_closed);
     workers->poll = NULL;
 }
 
-void workers_run(struct workers *workers, struct offload_job *job)
+void loop_workers_run(struct loop_workers *workers, struct offload_job *job)
 {
     if (workers->poll != NULL) {
-        workers_give(workers, job);
+        loop_workers_give(workers, job);
         return;
     }
     job->work(job);

@@ -11,33 +11,34 @@
 
 struct uv_loop_s;
 struct threads;
-struct workers_poll;
+struct loop_workers_poll;
 
 // Zero it but for runq: then jobs run at once, on the caller's thread. Outlives the jobs.
-struct workers {
+struct loop_workers {
     struct runq *runq;
     struct threads *threads;
-    struct workers_poll *poll; // while a loop looks after the threads; NULL: work is done at once
-    unsigned running;          // jobs whose task was not posted yet
+    struct loop_workers_poll
+        *poll;        // while a loop looks after the threads; NULL: work is done at once
+    unsigned running; // jobs whose task was not posted yet
 };
 
 // Starts the first thread, so that a host without one says so before anything is served. Returns 0,
 // or a negative errno with a message.
-int workers_open(struct workers *workers, struct error *err);
-void workers_close(struct workers *workers);
+int loop_workers_open(struct loop_workers *workers, struct error *err);
+void loop_workers_close(struct loop_workers *workers);
 
 // From now on jobs go to threads, and the loop has their tasks posted. Returns 0 or a negative errno.
-int workers_attach(struct workers *workers, struct uv_loop_s *loop);
+int loop_workers_attach(struct loop_workers *workers, struct uv_loop_s *loop);
 
 // Waits for the jobs that run and posts their tasks. The loop has to run once more before it ends.
-void workers_detach(struct workers *workers);
+void loop_workers_detach(struct loop_workers *workers);
 
 // Gives the job to a thread before there is a loop, and waits for all such jobs; their tasks are
 // posted then.
-void workers_give(struct workers *workers, struct offload_job *job);
-void workers_wait(struct workers *workers);
+void loop_workers_give(struct loop_workers *workers, struct offload_job *job);
+void loop_workers_wait(struct loop_workers *workers);
 
 // Runs the job's work on a thread, then posts its task.
-void workers_run(struct workers *workers, struct offload_job *job);
+void loop_workers_run(struct loop_workers *workers, struct offload_job *job);
 
 #endif

@@ -42,7 +42,7 @@ static bool set_poll_max_ns(struct serve_options *o, const char *value)
 {
     unsigned long ns;
 
-    if (!number(value, 0, SPIN_LIMIT_NS, &ns)) {
+    if (!number(value, 0, LOOP_SPIN_LIMIT_NS, &ns)) {
         return false;
     }
     o->poll_max_ns = ns;
@@ -362,7 +362,7 @@ void serve_options_init(struct serve_options *options)
                     .clean_after = CLEAN_AFTER_DEFAULT},
         .listen = {.port = LISTEN_PORT_DEFAULT},
         .connections_max = CONNECTIONS_MAX_DEFAULT,
-        .poll_max_ns = SPIN_DEFAULT_NS,
+        .poll_max_ns = LOOP_SPIN_DEFAULT_NS,
         .mmap_bytes = mmap_size_default(),
         .log_level = LOG_LEVEL_INFO,
     };

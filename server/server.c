@@ -255,7 +255,7 @@ static int begin(struct server *server, struct error *err)
         client_shared_destroy(&server->shared);
         return result;
     }
-    result = workers_attach(options->exports->workers, &server->loop.uv);
+    result = loop_workers_attach(options->exports->workers, &server->loop.uv);
     if (result < 0) {
         loop_close(&server->loop);
         client_shared_destroy(&server->shared);
@@ -272,7 +272,7 @@ static int begin(struct server *server, struct error *err)
                 uv_close((uv_handle_t *)&server->accept_polls[i], NULL);
             }
             uv_close((uv_handle_t *)&server->turn_timer, NULL);
-            workers_detach(options->exports->workers);
+            loop_workers_detach(options->exports->workers);
             loop_close(&server->loop);
             client_shared_destroy(&server->shared);
             return error_set(err, -result, "cannot poll a listening socket: %s",
@@ -310,7 +310,7 @@ int server_run(const struct server_options *options, struct error *err)
     options->ready(options->context);
     serve_only_client(&server);
     loop_run(&server.loop);
-    workers_detach(options->exports->workers);
+    loop_workers_detach(options->exports->workers);
     uv_close((uv_handle_t *)&server.turn_timer, NULL);
     loop_close(&server.loop);
     client_shared_destroy(&server.shared);

@@ -36,7 +36,7 @@ static void on_ended(struct task *task)
     (void)task;
 }
 
-int start_watch_begin(struct start_watch *watch, struct workers *workers, struct error *err)
+int start_watch_begin(struct start_watch *watch, struct loop_workers *workers, struct error *err)
 {
     sigset_t set;
 
@@ -54,7 +54,7 @@ int start_watch_begin(struct start_watch *watch, struct workers *workers, struct
     }
     watch->workers = workers;
     watch->job = (struct offload_job){.work = watch_signals, .task = {.run = on_ended}};
-    workers_give(workers, &watch->job);
+    loop_workers_give(workers, &watch->job);
     return 0;
 }
 
@@ -64,7 +64,7 @@ void start_watch_end(struct start_watch *watch)
         return;
     }
     eventfd_write(watch->end_fd, 1);
-    workers_wait(watch->workers);
+    loop_workers_wait(watch->workers);
     watch->workers = NULL;
     close(watch->signal_fd);
     close(watch->end_fd);

@@ -8,11 +8,11 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/offload.h"
 
-struct workers;
+struct loop_workers;
 
 // Zero it. Lives until start_watch_end().
 struct start_watch {
-    struct workers *workers; // NULL: not watching
+    struct loop_workers *workers; // NULL: not watching
     struct offload_job job;
     int signal_fd;
     int end_fd;
@@ -20,7 +20,7 @@ struct start_watch {
 
 // Watches from one of the workers' threads, which have nothing else to do meanwhile. Both signals are
 // blocked. Returns 0, or a negative errno with a message.
-int start_watch_begin(struct start_watch *watch, struct workers *workers, struct error *err);
+int start_watch_begin(struct start_watch *watch, struct loop_workers *workers, struct error *err);
 
 // From here on the signals wait for the loop. To be called before anything is changed that would
 // have to be removed; does nothing when it was called before.

@@ -74,9 +74,9 @@ struct file_io {
     // Private to the file.
     struct file *file;
     struct task task;
-    uint64_t progress; // bytes done so far
-    int outcome;       // found on another thread, on its way to result
-    uint64_t cookie;
+    uint64_t progress;     // bytes done so far
+    int outcome;           // found on another thread, on its way to result
+    uint64_t submitted_ns; // when, by a clock of the file
 };
 
 struct file_extents;

@@ -468,14 +468,14 @@ bool guest_pass(struct guest *guest, bool eager)
     if (guest->gone)
         return false;
     // As a connection does: bytes in, act on them, bytes out.
-    uint64_t taken = client_request_count(guest->client);
+    uint64_t taken = client_requests_taken(guest->client);
     passed = pass_to_server(guest, eager);
     uint64_t failed = heap_failed();
     heap_enter(true);
     enum client_state state = client_run(guest->client);
     heap_enter(false);
     sim_count_heap(sim_of(guest), failed);
-    passed |= state == CLIENT_YIELDED || client_request_count(guest->client) != taken ||
+    passed |= state == CLIENT_YIELDED || client_requests_taken(guest->client) != taken ||
               state != guest->state;
     guest->state = state;
     passed |= settle_output(guest);

@@ -17,23 +17,23 @@
 static uint64_t now;
 
 // Replies are sent, and the next request comes so much later. Returns whether the loop was awake.
-static bool exchange(struct spin *spin, uint64_t gap)
+static bool exchange(struct loop_spin *spin, uint64_t gap)
 {
     uint64_t begin = now;
     bool awake = true;
 
-    spin_replied(spin, now);
+    loop_spin_replied(spin, now);
     while (awake && now < begin + gap) {
-        awake = spin_look(spin, now);
+        awake = loop_spin_look(spin, now);
         now += 1000;
     }
     now = begin + gap;
-    spin_received(spin, now);
+    loop_spin_received(spin, now);
     now += 5000;
     return awake;
 }
 
-static unsigned awake_of(struct spin *spin, unsigned count, uint64_t gap)
+static unsigned awake_of(struct loop_spin *spin, unsigned count, uint64_t gap)
 {
     unsigned awake = 0;
 
@@ -45,10 +45,10 @@ static unsigned awake_of(struct spin *spin, unsigned count, uint64_t gap)
 
 static void quick_requests_keep_it_awake(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     assert_false(exchange(&spin, 10000)); // nothing is known of this client yet
     assert_in_range(awake_of(&spin, 100, 10000), 90, 99);
     assert_int_equal(awake_of(&spin, MANY, 10000), MANY);
@@ -57,10 +57,10 @@ static void quick_requests_keep_it_awake(void **state)
 // The sleep that tells how quick a client is contains the time to wake up.
 static void being_woken_is_not_the_clients_slowness(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     for (unsigned i = 0; i < 10 && !spin.on; i++) {
         // 20 us of the client, 50 us until it is awake, and as much until this is
         assert_false(exchange(&spin, 120000));
@@ -70,25 +70,25 @@ static void being_woken_is_not_the_clients_slowness(void **state)
 
 static void slow_requests_let_it_sleep(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     assert_int_equal(awake_of(&spin, MANY, 4 * MAX_NS), 0);
     assert_false(spin.on);
 }
 
 static void it_stops_when_the_client_becomes_slow(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
     unsigned looked = 0;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     awake_of(&spin, MANY, 10000);
     for (unsigned i = 0; i < MANY; i++) {
-        spin_replied(&spin, now);
-        looked += spin_look(&spin, now);
+        loop_spin_replied(&spin, now);
+        looked += loop_spin_look(&spin, now);
         exchange(&spin, 1000000);
     }
     assert_in_range(looked, 1, 20);
@@ -97,19 +97,19 @@ static void it_stops_when_the_client_becomes_slow(void **state)
 // Requests that come just too late would cost the whole time each: trying becomes rare.
 static void failures_make_it_patient(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
     unsigned looked = 0;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     for (unsigned i = 0; i < 20 * MANY; i++) {
         uint64_t begin = now;
 
-        spin_replied(&spin, now);
-        looked += spin_look(&spin, now);
+        loop_spin_replied(&spin, now);
+        looked += loop_spin_look(&spin, now);
         now += MAX_NS + MAX_NS / 2;
-        spin_look(&spin, now);
-        spin_received(&spin, now);
+        loop_spin_look(&spin, now);
+        loop_spin_received(&spin, now);
         assert_true(now > begin);
     }
     assert_in_range(looked, 2, 20 * MANY / 100);
@@ -117,21 +117,21 @@ static void failures_make_it_patient(void **state)
 
 static void a_crowded_processor_is_left(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
     unsigned looked = 0;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     for (unsigned i = 0; i < MANY; i++) {
-        spin_replied(&spin, now);
-        if (spin_look(&spin, now)) {
+        loop_spin_replied(&spin, now);
+        if (loop_spin_look(&spin, now)) {
             looked++;
-            spin_crowded(&spin);
-            assert_false(spin_look(&spin, now));
+            loop_spin_crowded(&spin);
+            assert_false(loop_spin_look(&spin, now));
             now += 3000000; // somebody else's turn
         }
         now += 10000;
-        spin_received(&spin, now);
+        loop_spin_received(&spin, now);
     }
     assert_in_range(looked, 2, MANY / 50);
 }
@@ -139,20 +139,20 @@ static void a_crowded_processor_is_left(void **state)
 // Nobody else than the client may have wanted the processor, and may be done with it.
 static void a_client_on_the_same_processor_is_looked_for(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
     unsigned looked = 0;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     awake_of(&spin, 100, 10000);
     for (unsigned i = 0; i < MANY; i++) {
-        spin_replied(&spin, now);
-        if (spin_look(&spin, now)) {
+        loop_spin_replied(&spin, now);
+        if (loop_spin_look(&spin, now)) {
             looked++;
-            spin_crowded(&spin);
+            loop_spin_crowded(&spin);
         }
         now += 10000;
-        spin_received(&spin, now);
+        loop_spin_received(&spin, now);
     }
     assert_int_equal(looked, MANY);
 }
@@ -160,11 +160,11 @@ static void a_client_on_the_same_processor_is_looked_for(void **state)
 // One of ten requests comes late, awake or asleep.
 static void now_and_then_a_late_request_is_no_reason(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
     unsigned awake = 0;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     spin.patience = 1024;
     for (unsigned i = 0; i < 3 * MANY; i++) {
         bool found = exchange(&spin, i % 10 == 0 ? 1000000 : 10000);
@@ -177,21 +177,21 @@ static void now_and_then_a_late_request_is_no_reason(void **state)
 // What the server itself is slow at (a barrier, a disk) is not waited for in this way.
 static void it_does_not_look_while_a_request_runs(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
 
     (void)state;
-    spin_init(&spin, MAX_NS);
+    loop_spin_init(&spin, MAX_NS);
     awake_of(&spin, 100, 10000);
     assert_true(spin.on);
-    assert_false(spin_look(&spin, now));
+    assert_false(loop_spin_look(&spin, now));
 }
 
 static void it_can_be_turned_off(void **state)
 {
-    struct spin spin;
+    struct loop_spin spin;
 
     (void)state;
-    spin_init(&spin, 0);
+    loop_spin_init(&spin, 0);
     assert_int_equal(awake_of(&spin, MANY, 1), 0);
 }
 

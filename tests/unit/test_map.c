@@ -241,6 +241,29 @@ static void a_shared_table_is_copied_before_it_is_written(void **state)
     engine_end(&e);
 }
 
+// The copy alone is reason for a barrier before its L1 entry: the dirty bit is set already, and what
+// is written goes to fresh space over zeros.
+static void a_copy_is_durable_before_its_l1_entry(void **state)
+{
+    struct create_options create = engine_small;
+    struct engine e;
+
+    (void)state;
+    create.lazy_refcounts = true;
+    engine_begin(&e, &create);
+    assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+    assert_int_equal(engine_write(&e, 32768, 512, 1), 0);
+    engine_snapshot(&e);
+    assert_int_equal(engine_write(&e, 65536, 512, 1), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    assert_int_equal(e.image->dirty_bit, DIRTY_BIT_SET);
+    assert_int_equal(engine_write(&e, 512, 512, 2), 0);
+    engine_watch(&e);
+    assert_int_equal(engine_flush(&e), 0);
+    assert_string_equal(e.order, "barrier. l2 l1.. barrier.");
+    engine_end(&e);
+}
+
 static void who_needs_the_table_waits_for_one_copy(void **state)
 {
     struct request writes[3];
@@ -322,6 +345,7 @@ int main(void)
         cmocka_unit_test(replacing_gives_up_what_is_referred_to_no_more),
         cmocka_unit_test(compressed_data_may_touch_two),
         cmocka_unit_test(a_shared_table_is_copied_before_it_is_written),
+        cmocka_unit_test(a_copy_is_durable_before_its_l1_entry),
         cmocka_unit_test(who_needs_the_table_waits_for_one_copy),
         cmocka_unit_test(a_copy_that_fails),
         cmocka_unit_test(a_new_table_on_a_device_is_zeroed),

@@ -17,6 +17,7 @@
 #include "server/connection_tls.h"
 #include "server/loop.h"
 #include "server/peer.h"
+#include "server/quick_call.h"
 
 // Send buffer of a Unix socket, in bytes: the replies to 32 reads of 4 KiB, or two of 256 KiB, with
 // the kernel's overhead. It takes less where net.core.wmem_max is smaller. TCP sizes its buffers
@@ -244,7 +245,7 @@ static ssize_t receive(struct connection *connection, struct iovec iov[2], int c
         iov[0].iov_len = CONNECTION_PEEK_MAX;
     }
     do {
-        n = recvmsg(connection->fd, &message, MSG_DONTWAIT | (peek ? MSG_PEEK : 0));
+        n = quick_recvmsg(connection->fd, &message, MSG_DONTWAIT | (peek ? MSG_PEEK : 0));
     } while (n < 0 && errno == EINTR);
     if (peek && n > 0) {
         connection->peeked = (size_t)n;

@@ -12,6 +12,7 @@
 
 #include "server/connection_output.h"
 #include "server/connection_tls.h"
+#include "server/quick_call.h"
 
 // How long a peer has to be silent until its connection is closed behind the last reply, in
 // milliseconds: a client on the same network has seen the end by then and ends too, and a stop with
@@ -49,7 +50,7 @@ int connection_take_peeked(struct connection *connection)
     char sink[CONNECTION_PEEK_MAX];
 
     while (connection->peeked > 0) {
-        ssize_t n = recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
+        ssize_t n = quick_recv(connection->fd, sink, connection->peeked, MSG_DONTWAIT);
 
         if (n > 0) {
             connection->peeked -= (size_t)n;
@@ -168,7 +169,7 @@ void connection_linger(struct connection *connection)
 
     for (int i = 0; n > 0 && i < CONNECTION_SINK_ROUNDS; i++) {
         do {
-            n = recv(connection->fd, sink, sizeof(sink), MSG_DONTWAIT);
+            n = quick_recv(connection->fd, sink, sizeof(sink), MSG_DONTWAIT);
         } while (n < 0 && errno == EINTR);
         if (n > 0) {
             connection->heard = now;

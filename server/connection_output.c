@@ -9,6 +9,7 @@
 #include "server/connection_end.h"
 #include "server/connection_tls.h"
 #include "server/loop.h"
+#include "server/quick_call.h"
 
 // Iovecs of one sendmsg: 64 replies to reads, each a header and its data, and as many again where
 // they tell holes. The kernel takes 1024.
@@ -85,7 +86,7 @@ bool connection_send(struct connection *connection)
             total += iov[k].iov_len;
         }
         do {
-            n = sendmsg(connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+            n = quick_sendmsg(connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
         } while (n < 0 && errno == EINTR);
         if (n < 0 && errno == EFAULT && !client_settled(connection->client)) {
             if (!connection_settle(connection)) {

@@ -13,6 +13,7 @@
 
 #include "server/clock.h"
 #include "server/file_seek.h"
+#include "server/quick_call.h"
 
 // How many requests that hold the inode's lock are started at a time. More would only block more
 // workers, with none left for other files; the second is there when the first one ends.
@@ -178,11 +179,11 @@ static ssize_t call_once(struct file_io *io, int flags)
     switch (io->kind) {
     case FILE_READ:
         count = posix_file_rest(io, iov);
-        answer = preadv2(f->fd, iov, count, offset, flags);
+        answer = quick_preadv2(f->fd, iov, count, offset, flags);
         break;
     case FILE_WRITE:
         count = posix_file_rest(io, iov);
-        answer = pwritev2(f->fd, iov, count, offset, flags);
+        answer = quick_pwritev2(f->fd, iov, count, offset, flags);
         break;
     case FILE_DATASYNC:
         answer = fdatasync(f->fd);
@@ -235,7 +236,7 @@ static bool page_resident(struct posix_file *f, uint64_t offset)
 
     if (f->no_nowait_read)
         return true;
-    return preadv2(f->fd, &iov, 1, (off_t)offset, RWF_NOWAIT) >= 0 || errno != EAGAIN;
+    return quick_preadv2(f->fd, &iov, 1, (off_t)offset, RWF_NOWAIT) >= 0 || errno != EAGAIN;
 }
 
 // Whether the write has all it needs in the page cache: it may begin and end inside a page.

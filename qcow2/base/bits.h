@@ -8,7 +8,7 @@
 
 #define BITS_WORD 64
 
-// Words that hold so many bits.
+// Number of 64-bit words that hold count bits.
 static inline uint64_t bits_words(uint64_t count)
 {
     return (count + BITS_WORD - 1) / BITS_WORD;
@@ -29,7 +29,8 @@ static inline void bits_clear(uint64_t *bits, uint64_t i)
     bits[i / BITS_WORD] &= ~(1ull << (i % BITS_WORD));
 }
 
-// The first bit in [from, end) that is set or, if not used, is not; end if there is none.
+// Returns the first bit in [from, end) that is set (used) or clear (not used), or end if there is
+// none.
 static inline uint64_t bits_next(const uint64_t *bits, uint64_t from, uint64_t end, bool used)
 {
     for (uint64_t i = from; i < end;) {

@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-// Slots of the smallest set.
+// Slots of the smallest table; a power of two.
 #define SLOTS_MIN 64
 
 static size_t home_slot(const struct cluster_set *set, uint64_t cluster)
@@ -12,7 +12,7 @@ static size_t home_slot(const struct cluster_set *set, uint64_t cluster)
     return (size_t)((cluster * 0x9e3779b97f4a7c15ull) >> 20) & (set->capacity - 1);
 }
 
-// The slot that holds the cluster, or the free one where it would go.
+// Returns the slot that holds the cluster, or the free slot where it would be added.
 static size_t find_slot(const struct cluster_set *set, uint64_t cluster)
 {
     size_t slot = home_slot(set, cluster);
@@ -56,7 +56,7 @@ void cluster_set_reserve(struct cluster_set *set, uint64_t count)
 
 int cluster_set_add(struct cluster_set *set, uint64_t cluster)
 {
-    // Half full at the most, so that probing stays short.
+    // The table stays at most half full, so that probe sequences stay short.
     if (set->count * 2 >= set->capacity &&
         set_capacity(set, set->capacity ? set->capacity * 2 : SLOTS_MIN) < 0)
         return -ENOMEM;
@@ -80,7 +80,7 @@ void cluster_set_remove(struct cluster_set *set, uint64_t cluster)
     set->slots[hole] = 0;
     set->count--;
 
-    // Moves up what probing would no longer find behind the hole.
+    // Entries of the same probe sequence move up, because a look-up stops at the first free slot.
     size_t mask = set->capacity - 1;
     for (size_t slot = (hole + 1) & mask; set->slots[slot] != 0; slot = (slot + 1) & mask) {
         size_t home = home_slot(set, set->slots[slot] - 1);

@@ -15,9 +15,10 @@ struct cluster_set {
 
 // A zeroed struct is an empty set.
 void cluster_set_free(struct cluster_set *set);
-// Makes room for so many clusters at once, where there is memory for it.
+// Allocates room for count clusters at once. Without memory it does nothing: adding then grows the
+// table step by step.
 void cluster_set_reserve(struct cluster_set *set, uint64_t count);
-// Returns 0, or -ENOMEM. Adding what is there already does nothing.
+// Returns 0 or -ENOMEM. Adding a cluster that is in the set does nothing.
 int cluster_set_add(struct cluster_set *set, uint64_t cluster);
 void cluster_set_remove(struct cluster_set *set, uint64_t cluster);
 bool cluster_set_has(const struct cluster_set *set, uint64_t cluster);

@@ -12,7 +12,7 @@ int counts_init(struct counts *c, uint64_t clusters)
         return -EFBIG;
     c->clusters = clusters;
     c->chunk_count = (size_t)((clusters + COUNTS_CHUNK_CLUSTERS - 1) >> COUNTS_CHUNK_BITS);
-    // At least one, so that NULL means no memory.
+    // One entry more than needed, so that calloc(0) never returns a NULL that looks like -ENOMEM.
     c->chunks = calloc(c->chunk_count + 1, sizeof(*c->chunks));
     return c->chunks == NULL ? -ENOMEM : 0;
 }
@@ -44,7 +44,7 @@ static uint32_t chunk_get(const struct counts_chunk *chunk, size_t i)
     }
 }
 
-// Makes room for larger counts; bits is larger than now.
+// Gives the chunk counts of more bits. bits is larger than chunk->bits.
 static int chunk_widen(struct counts_chunk *chunk, uint8_t bits)
 {
     uint8_t *data = calloc(COUNTS_CHUNK_CLUSTERS * bits / 8, 1);
@@ -89,8 +89,8 @@ static int chunk_set(struct counts_chunk *chunk, size_t i, uint32_t value)
     return 0;
 }
 
-// Adds 1 to n clusters of a bitmap that are 0; returns how many it did before it met one that is
-// not.
+// Adds 1 to up to n clusters of a bitmap. Stops before the first cluster whose count is not 0.
+// Returns how many clusters it counted.
 static size_t bitmap_add(struct counts_chunk *chunk, size_t first, size_t n)
 {
     size_t done = 0;

@@ -18,7 +18,7 @@ uint64_t epoch_now(const struct epochs *epochs)
 
 void epoch_enter(struct epochs *epochs, struct epoch_member *member)
 {
-    // The newest member sees what a new one would see.
+    // The newest member sees the state that a member of a new epoch would see.
     if (member->inside == epochs && member->epoch + 1 == epochs->next)
         return;
     epoch_leave(member);

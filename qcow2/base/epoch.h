@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// epoch.h: when something that was given up is used by nobody any more.
+// epoch.h: tells when nobody uses any more what was given up.
 //
-// A plan looks at shared state (which host cluster holds what) and acts on it later, in another
-// turn. It enters an epoch when it is made, and leaves when it is done or holds nothing of what it
-// saw. Epochs are numbered in order, so something given up now, at stamp epoch_now(), can only be
-// in use by members whose epoch is lower. The time until all of them have left is the grace period:
+// A plan looks at shared state (which host cluster holds what) and acts on it in a later turn. A plan
+// enters an epoch when it is made. It leaves the epoch when it ends, or when it holds nothing of what
+// it saw. Epochs are numbered in order, so a thing that is given up at stamp epoch_now() can only be
+// in use by members of lower epochs. The time until all of these members have left is the grace
+// period:
 //
 //   outside ──epoch_enter──> inside, epoch N ──epoch_enter──> inside, a later epoch
 //      ^                        │
 //      └──────epoch_leave───────┘
 //
-// Members are kept in the order of their epochs, so the first one tells what has passed.
+// Members are kept in the order of their epochs, so the first one tells which stamps have passed.
 #ifndef LAZYCOW_QCOW2_BASE_EPOCH_H
 #define LAZYCOW_QCOW2_BASE_EPOCH_H
 
@@ -24,34 +25,38 @@ struct epochs;
 
 // Embedded in its owner; zero it before use.
 struct epoch_member {
-    struct epochs *inside; // NULL: outside
-    uint64_t epoch;        // the one entered last, also after it was left
+    // NULL: outside.
+    struct epochs *inside;
+    // The epoch entered last, also after the member left it.
+    uint64_t epoch;
     TAILQ_ENTRY(epoch_member) link;
 };
 
 struct epochs {
     TAILQ_HEAD(epoch_list, epoch_member) members;
     uint64_t next;
-    struct waitq oldest_left; // woken with 0 when the member that was the oldest one has left
+    // Woken with 0 when the oldest member has left.
+    struct waitq oldest_left;
 };
 
-// event names the wait for oldest_left (waitq.h).
+// event names the wait for oldest_left in a dump (waitq.h).
 void epochs_init(struct epochs *epochs, const char *event);
 
-// The stamp of what is given up now: members that enter from now on do not see it.
+// Returns the stamp of a thing that is given up now. Members that enter from now on do not see it.
 uint64_t epoch_now(const struct epochs *epochs);
 
-// Enters a new epoch; a member that is inside leaves its old one.
+// Enters a new epoch. A member that is inside leaves its old epoch first.
 void epoch_enter(struct epochs *epochs, struct epoch_member *member);
 
-// Enters, from outside, an epoch that began earlier: the member goes on using what another one saw.
+// Enters an epoch that began earlier: the member goes on with what another member saw. The member
+// is outside before.
 void epoch_enter_at(struct epochs *epochs, struct epoch_member *member, uint64_t epoch);
 
-// Nothing happens where the member is outside.
+// Leaves the epoch. Does nothing when the member is outside.
 void epoch_leave(struct epoch_member *member);
 
-// True when every member that entered before the stamp has left. Until then wait for oldest_left,
-// and ask again.
+// Returns true when every member that entered before the stamp has left. A caller that gets false
+// waits in oldest_left and asks again.
 bool epoch_passed(const struct epochs *epochs, uint64_t stamp);
 
 #endif

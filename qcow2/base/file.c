@@ -7,8 +7,8 @@
 #include "qcow2/base/container.h"
 #include "qcow2/base/known_extents.h"
 
-// What is known of a range ends when it is changed. An io that is done may have changed it at any
-// time since it was submitted.
+// Forgets what is known of the range that the io changes. Called at submit and at done, because the
+// host may change the range at any time between them.
 static void note_change(const struct file_io *io)
 {
     struct known_extents *known = io->file->known;
@@ -61,7 +61,7 @@ void file_submit(struct file *file, struct file_io *io)
 
 void file_io_complete(struct file_io *io, int result)
 {
-    // Each request ends once.
+    // A request completes exactly once.
     assert(result <= 0 && io->result == FILE_IO_RUNNING && io->file->outstanding > 0);
     assert(!io->loan || (result == 0 && io->loan_wanted));
     io->result = result;

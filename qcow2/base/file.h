@@ -29,17 +29,22 @@ enum file_io_kind {
     FILE_READ,
     FILE_WRITE,
     FILE_DATASYNC,
-    FILE_ZERO,  // the range reads as zeros afterwards and stays allocated; grows the file if needed
-    FILE_PUNCH, // gives the range back to the host; it reads as zeros; never changes the size
-    FILE_ALLOCATE, // reserves space, contents unchanged (new space reads as zeros); grows the file
-    FILE_TRUNCATE, // sets the size to offset; length is not used
-    FILE_EXTENTS,  // tells data from holes, from offset on; length: how many bytes are of interest
+    // The range reads as zeros afterwards and stays allocated. Grows the file if needed.
+    FILE_ZERO,
+    // The range goes back to the host and reads as zeros. Never changes the size of the file.
+    FILE_PUNCH,
+    // Reserves space. Contents stay unchanged, new space reads as zeros. Grows the file if needed.
+    FILE_ALLOCATE,
+    // Sets the size of the file to offset. length is not used.
+    FILE_TRUNCATE,
+    // Tells data from holes from offset on. length: how many bytes are of interest.
+    FILE_EXTENTS,
 };
 
 struct file_io;
 typedef void file_io_done(struct file_io *io);
 
-// How many iovecs one request may have. Callers with more data pieces submit more requests.
+// Most iovecs of one request. A caller with more pieces of data submits more requests.
 #define FILE_IOV_MAX 16
 
 #define FILE_IO_RUNNING 1
@@ -49,23 +54,26 @@ struct file_io {
     // Set by the caller.
     enum file_io_kind kind;
     uint64_t offset; // bytes
-    uint64_t length; // bytes; for read and write the sum of the iovecs
-    const struct iovec
-        *iov; // read and write: at most FILE_IOV_MAX; owned by the caller, kept until done
+    // Bytes. For reads and writes the sum of the iovecs.
+    uint64_t length;
+    // Reads and writes: at most FILE_IOV_MAX iovecs. Owned by the caller, kept until done.
+    const struct iovec *iov;
     int iovcnt;
     bool loan_wanted;            // FILE_READ: the bytes may be left where they are, see loan
-    struct file_extent *extents; // FILE_EXTENTS: room for extent_max; owned by the caller
+    // FILE_EXTENTS: room for extent_max extents. Owned by the caller.
+    struct file_extent *extents;
     size_t extent_max;
-    uint64_t hole_min; // bytes; a shorter hole counts as data
+    // FILE_EXTENTS: bytes; a shorter hole counts as data.
+    uint64_t hole_min;
     file_io_done *done;
 
     // FILE_IO_RUNNING from file_submit until done runs, then 0 or a negative errno. FILE_ZERO,
-    // FILE_PUNCH, FILE_ALLOCATE and FILE_EXTENTS answer -EOPNOTSUPP where the host cannot; the caller
-    // then writes zeros, or does without.
+    // FILE_PUNCH, FILE_ALLOCATE and FILE_EXTENTS end with -EOPNOTSUPP on a host that has no such
+    // operation; the caller then writes zeros, or goes on without.
     int result;
-    // FILE_EXTENTS: extents from offset on, in order and without gaps, as they were at some moment
-    // since file_submit; at least one, and more than were asked for where that costs little. Behind
-    // the end of the file is a hole.
+    // FILE_EXTENTS: at least one extent, from offset on, in order and without gaps, as they were at
+    // some moment since file_submit. The file may tell more extents than were asked for where that
+    // costs little. The space behind the end of the file counts as a hole.
     size_t extent_count;
     // The read's bytes are here instead of in iov, and loan_return (file_ops) is due; or NULL. Only
     // where loan_wanted was set and result is 0.
@@ -74,8 +82,10 @@ struct file_io {
     // Private to the file.
     struct file *file;
     struct task task;
-    uint64_t progress;     // bytes done so far
-    int outcome;           // found on another thread, on its way to result
+    // Bytes transferred so far.
+    uint64_t progress;
+    // The result found on another thread, until the loop's thread stores it in result.
+    int outcome;
     uint64_t submitted_ns; // when, by a clock of the file
 };
 
@@ -84,11 +94,11 @@ struct file_extents;
 struct file_ops {
     // See the contract above.
     void (*submit)(struct file *file, struct file_io *io);
-    // Blocks until at least one outstanding request was posted to the run queue. Only called while
-    // one is outstanding, and never on a served image: it is what the offline commands and opening
-    // use.
+    // Blocks until at least one outstanding request was posted to the run queue. Called only while
+    // a request is outstanding, and only by the offline commands and while an image is opened or
+    // closed, never while it is served.
     void (*wait)(struct file *file);
-    // Bytes, or a negative errno.
+    // Returns the size in bytes, or a negative errno.
     int64_t (*size)(struct file *file);
     // The bytes are not used any more; length as the read's. This one and the next may be NULL where
     // there is never a loan.
@@ -103,38 +113,45 @@ struct file_ops {
 
 struct file {
     const struct file_ops *ops;
-    struct runq *runq; // borrowed, outlives the file
-    char *name;        // for messages; owned by the implementation
-    // Which file it is, whatever its name: no other one has the same pair. 0, 0: not known.
+    // Borrowed; outlives the file.
+    struct runq *runq;
+    // The name for messages. Owned by the implementation.
+    char *name;
+    // Identify the file whatever its name: no other file has this pair. 0, 0: not known.
     uint64_t device, inode;
-    bool read_only;       // writes must not be submitted
-    unsigned outstanding; // requests submitted whose done has not begun to run; kept by file.c
-    bool fresh_is_zero;   // space beyond the end reads as zeros once written past (regular files)
-    bool shared;          // others may write to it, too
-    struct file_extents *extents; // asks where it has holes; NULL until somebody wanted to know
-    struct known_extents *known;  // of those: what file.c tells of changes
+    // Writes must not be submitted.
+    bool read_only;
+    // Requests submitted whose done has not begun to run. Kept by file.c.
+    unsigned outstanding;
+    // Space beyond the end reads as zeros once the file has grown over it (regular files).
+    bool fresh_is_zero;
+    // Other programs may write to the file, too.
+    bool shared;
+    // Asks the host where the file has holes. NULL until the first question.
+    struct file_extents *extents;
+    // A part of extents: file.c tells it of changes.
+    struct known_extents *known;
 };
 
-// Fills the private part and submits. kind, offset, length, iov, iovcnt and done are set by the
-// caller.
+// Fills the private part and submits. The caller has set kind, offset, length, iov, iovcnt and
+// done.
 void file_submit(struct file *file, struct file_io *io);
 
-// Used by implementations: records the result and posts the request, whose done then runs from the
-// run queue.
+// For implementations: records the result and posts the request. Its done runs from the run queue.
 void file_io_complete(struct file_io *io, int result);
 
-// Bytes, or a negative errno.
+// Returns the size in bytes, or a negative errno.
 int64_t file_size(struct file *file);
 
-// Waits until nothing is outstanding, running the queue meanwhile. Blocking.
+// Runs the queue until no request is outstanding. Blocking.
 void file_drain(struct file *file);
 void file_close(struct file *file);
 
-// The blocking runner: submits, runs the queue and waits until it is done. For opening an image and
-// for the offline commands only. Return 0 or a negative errno.
+// Submit one request and run the queue until it is done. Only for opening and closing an image and
+// for the offline commands. Return 0 or a negative errno.
 int file_read_blocking(struct file *file, void *buf, uint64_t offset, size_t length);
 int file_write_blocking(struct file *file, const void *buf, uint64_t offset, size_t length);
-// kind is any but FILE_READ and FILE_WRITE.
+// kind is neither FILE_READ nor FILE_WRITE.
 int file_do_blocking(struct file *file, enum file_io_kind kind, uint64_t offset, uint64_t length);
 
 #endif

@@ -11,10 +11,13 @@
 
 struct file_extents {
     struct known_extents known;
-    bool cannot_tell; // the host has said so
-    unsigned hits;    // look-ups since the last answer that found something known
+    // The host has answered that it cannot tell.
+    bool cannot_tell;
+    // Look-ups since the last answer that found a known extent.
+    unsigned hits;
     size_t asked_max;
-    struct file_io io; // the question in flight
+    // The question to the host that is in flight.
+    struct file_io io;
     struct file_extent answer[FILE_EXTENTS_ASKED_MAX];
     struct waitq waiters;
 };
@@ -37,7 +40,8 @@ static void answered(struct file_io *io)
 
 static void ask(struct file *file, struct file_extents *e, uint64_t offset, uint64_t length)
 {
-    // The first look-up is that of whoever asked.
+    // The first hit belongs to the op that asked. Only a second one shows that more extents are
+    // useful.
     if (e->hits > 1 && e->asked_max < FILE_EXTENTS_ASKED_MAX)
         e->asked_max *= 2;
     else if (e->hits <= 1 && e->asked_max > FILE_EXTENTS_ASKED_MIN)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// inflight.h: guest clusters whose mapping is being changed. Whoever wants to change one of them
-// too waits. Reads and writes in place take no part: they follow the mapping as it is.
+// inflight.h: locks on guest clusters whose mapping is being changed. An op that wants to change
+// the mapping of a locked cluster waits. Reads and writes in place take no lock: they follow the
+// mapping as it is.
 #ifndef LAZYCOW_QCOW2_MAPPING_INFLIGHT_H
 #define LAZYCOW_QCOW2_MAPPING_INFLIGHT_H
 
@@ -24,12 +25,13 @@ struct inflight {
 };
 
 void inflight_init(struct inflight *inflight);
-// Returns 0, or OP_PARKED until a range that overlaps [first, end) is unlocked (plan again).
+// Returns 0 when [first, end) is not locked. Else parks the op until a range that overlaps it is
+// unlocked, and returns OP_PARKED (plan again).
 int inflight_wait(struct inflight *inflight, uint64_t first, uint64_t end, struct op *op);
-// Locks [first, end); inflight_wait has just returned 0 for it.
+// Locks [first, end). In this turn inflight_wait has returned 0 for the range.
 void inflight_lock(struct inflight *inflight, struct inflight_range *range, uint64_t first,
                    uint64_t end);
-// Wakes who waits for it. Nothing happens where it is not locked.
+// Unlocks the range and wakes the ops that wait for it. Does nothing when the range is not locked.
 void inflight_unlock(struct inflight *inflight, struct inflight_range *range);
 
 #endif

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-// Index of the first extent that ends behind offset.
+// Returns the index of the first extent that ends behind offset.
 static size_t find(const struct known_extents *known, uint64_t offset)
 {
     size_t low = 0, high = known->count;
@@ -26,8 +26,8 @@ static void move(struct known_extents *known, size_t to, size_t from)
     known->count += to - from;
 }
 
-// The extent at an index has [begin, end) inside it: it becomes two, or where there is no room the
-// larger one of them.
+// Removes [begin, end) from the middle of the extent at index. The extent becomes two; when the
+// array is full only the larger one is kept.
 static void split(struct known_extents *known, size_t index, uint64_t begin, uint64_t end)
 {
     struct known_extent *k = &known->extents[index];
@@ -111,7 +111,7 @@ void known_extents_changed(struct known_extents *known, uint64_t begin, uint64_t
         known->valid_end = begin > known->asked ? begin : known->asked;
 }
 
-// Remembers the answer, as far as it still holds.
+// Remembers the parts of the answer that no change has outdated since the question.
 void known_extents_answer(struct known_extents *known, const struct file_extent *answer,
                           size_t count)
 {
@@ -119,7 +119,7 @@ void known_extents_answer(struct known_extents *known, const struct file_extent 
     uint64_t told = begin;
 
     known->asking = false;
-    // The first may split one that is known, and each may become one more.
+    // The answer's first extent may split a known one, and each extent of the answer may add one.
     if (known->count + count + 1 > KNOWN_EXTENTS_MAX) {
         known->count = 0;
         known->coarse = true;

@@ -3,9 +3,9 @@
 //
 //   unknown ── asked ──> answer in flight ──> known ── written, zeroed, punched, cut ──> unknown
 //
-// A change counts from when it is submitted until its done has run: the host may carry it out at
-// any time between. A range that is changed meanwhile is not remembered, whatever the answer says
-// of it, so that a hole that is known reads as zeros at the moment of asking.
+// A change counts from its submit until its done has run, because the host may carry it out at any
+// time between. A range that changes while a question is in flight is not remembered, whatever the
+// answer says of it. So a known hole reads as zeros at the moment of the look-up.
 #ifndef LAZYCOW_QCOW2_BASE_KNOWN_EXTENTS_H
 #define LAZYCOW_QCOW2_BASE_KNOWN_EXTENTS_H
 
@@ -13,8 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// What lies at an offset of a file, as far as the host knows. A hole reads as zeros, data as
-// anything.
+// What the host says of a range of a file. A hole reads as zeros; data may read as anything.
 enum file_extent_kind { FILE_EXTENT_DATA, FILE_EXTENT_HOLE };
 
 struct file_extent {
@@ -22,39 +21,42 @@ struct file_extent {
     enum file_extent_kind kind;
 };
 
-// Extents that are remembered of a file: 24 KiB. Where there are more all are forgotten, and from
-// then on the host is asked for coarser ones.
+// Most extents that are remembered of a file, 24 KiB of memory. A file with more forgets them all,
+// and from then on asks the host for coarser extents (FILE_EXTENTS_COARSE).
 #define KNOWN_EXTENTS_MAX 1024
-// A change is one of whole blocks, of this size at least, for a host with pages.
+// A change is widened to whole blocks of this size, because the host changes whole pages.
 #define KNOWN_EXTENTS_BLOCK 4096u
-// What is told begins and ends with sectors, also where the file's end does not.
+// Every extent begins and ends on a sector, even where the end of the file does not.
 #define KNOWN_EXTENTS_SECTOR 512u
 
 struct known_extent {
-    uint64_t begin; // bytes of the file: [begin, end)
+    // Bytes of the file: [begin, end).
+    uint64_t begin;
     uint64_t end;
     enum file_extent_kind kind;
 };
 
 struct known_extents {
-    struct known_extent extents[KNOWN_EXTENTS_MAX]; // in order, apart
+    // In order; none overlaps or touches another one of its kind.
+    struct known_extent extents[KNOWN_EXTENTS_MAX];
     size_t count;
-    bool coarse; // there were too many
-    // The question in flight: from where on, and where the range was changed since.
+    // The file has had more than KNOWN_EXTENTS_MAX extents.
+    bool coarse;
+    // The question in flight: its offset, and the range that changed since it was asked.
     bool asking;
     uint64_t asked;
     uint64_t valid_end;
 };
 
-// Kind of what is at offset, and in *length for how many bytes, where that is known; at most as many
-// as *length says.
+// Tells the kind of the extent at offset and in *length how many bytes of it follow; the caller
+// sets *length to the most that it can use. Returns false when the place is unknown.
 bool known_extents_find(const struct known_extents *known, uint64_t offset, uint64_t *length,
                         enum file_extent_kind *kind);
-// [begin, end) changes, or has changed.
+// [begin, end) is about to change, or has changed.
 void known_extents_changed(struct known_extents *known, uint64_t begin, uint64_t end);
-// Somebody asks the host for what lies from offset on.
+// A question to the host about the extents from offset on begins.
 void known_extents_ask(struct known_extents *known, uint64_t offset);
-// The host has answered so many extents, in order and without gaps; or none.
+// The host has answered count extents, in order and without gaps; 0 when it could not tell.
 void known_extents_answer(struct known_extents *known, const struct file_extent *answer,
                           size_t count);
 

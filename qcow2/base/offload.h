@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// offload.h: pure computation (inflate) on another thread. The engine has no threads; who hosts it
+// offload.h: pure computation (inflating) on another thread. The engine has no threads; its host
 // may have some.
 #ifndef LAZYCOW_QCOW2_BASE_OFFLOAD_H
 #define LAZYCOW_QCOW2_BASE_OFFLOAD_H
 
 #include "qcow2/base/runq.h"
 
-// Embedded in its owner, which leaves it alone until task runs.
+// Embedded in its owner, which does not touch it from offload until task runs.
 struct offload_job {
-    // Runs on any thread, once; touches nothing but what the owner keeps for it alone.
+    // Runs once, on any thread. Touches only memory that the owner keeps for it alone.
     void (*work)(struct offload_job *job);
-    // Set task.run: it runs from the run queue after work has ended.
+    // The owner sets task.run, which runs from the run queue after work has returned.
     struct task task;
 };
 

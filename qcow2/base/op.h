@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// op.h: one request to an image as data, and the turns that it takes. An op does one thing at a time:
-// it runs, waits for an I/O, or waits in a queue. Between two turns it holds no pointer into what
-// others may change. op_start() of request/request.h begins one.
+// op.h: one request to an image as data, and the turns that it takes. An op does one thing at a
+// time: it runs, waits for an I/O, or waits in a queue. Between two turns it holds no pointer into
+// data that others may change. op_start() of request/request.h begins an op.
 #ifndef LAZYCOW_QCOW2_BASE_OP_H
 #define LAZYCOW_QCOW2_BASE_OP_H
 
@@ -24,28 +24,32 @@ struct op;
 enum op_kind {
     OP_READ,
     OP_WRITE,
-    OP_DISCARD,      // whole clusters inside the range are given back; the rest is left as it is
-    OP_WRITE_ZEROES, // the whole range reads as zeros afterwards
-    OP_FLUSH, // every write whose done ran before op_start is durable; offset and length unused
+    // Whole clusters inside the range are given up; the rest stays as it is.
+    OP_DISCARD,
+    // The whole range reads as zeros afterwards.
+    OP_WRITE_ZEROES,
+    // Every write whose done ran before op_start is durable afterwards. offset and length are
+    // unused.
+    OP_FLUSH,
     OP_BLOCK_STATUS, // fills extents
 };
 
-// Flags of an op. FUA goes with OP_WRITE, OP_WRITE_ZEROES and OP_DISCARD.
-#define OP_FUA (1u << 0)       // done runs when the effect is durable
-#define OP_NO_HOLE (1u << 1)   // WRITE_ZEROES: later writes to the range need no new space
-#define OP_FAST_ZERO (1u << 2) // WRITE_ZEROES: -ENOTSUP at once where data would have to be written
+// Flags of an op. OP_FUA goes with OP_WRITE, OP_WRITE_ZEROES and OP_DISCARD.
+#define OP_FUA (1u << 0) // done runs when the effect is durable
+#define OP_NO_HOLE (1u << 1) // OP_WRITE_ZEROES: later writes to the range need no new space
+// OP_WRITE_ZEROES: ends with -ENOTSUP at once where data would have to be written.
+#define OP_FAST_ZERO (1u << 2)
 // READ: extents tell which parts are zeros; their buffer is not filled.
 #define OP_REPORT_HOLES (1u << 3)
 // READ: bytes may be left where they are, as a loan; extents tell where.
 #define OP_LOAN (1u << 4)
 
-// How many extents the caller may ask for in one op: more than any protocol reply should carry is
-// waste.
+// Most extents of one op. More would only fill a reply that no client wants.
 #define OP_EXTENTS_MAX 4096
 
 typedef void op_done(struct op *op);
 
-// What runs an op: a state machine in the order of execution.
+// Runs an op: a state machine in the order of execution.
 struct op_machine {
     const char *name;
     void (*step)(struct op *op);    // one turn
@@ -58,87 +62,105 @@ struct op_machine {
         name, step, state_names, (int)(sizeof(state_names) / sizeof((state_names)[0]))             \
     }
 
-// Private to chain.c: how far a look down the backing chain had come when it had to wait.
+// Private to chain.c: position of a suspended backing-chain lookup.
 struct op_descent {
-    struct image *layer; // to go on with; NULL: from the top
+    // The layer to continue with; NULL: start from the top.
+    struct image *layer;
     unsigned depth;      // of that layer
-    uint64_t changes;    // of the image's mapping until then
-    uint64_t guest;      // what is asked for: the image itself has none of it,
-    uint64_t length;     // for so many bytes
-    uint64_t start;      // what is looked for in layer
-    uint64_t left;       // and for how many bytes
+    // The image's mapping_changes when the lookup was suspended.
+    uint64_t changes;
+    // First guest byte of a range that the image itself does not map.
+    uint64_t guest;
+    // Bytes of that range.
+    uint64_t length;
+    // First guest byte that is looked up in layer.
+    uint64_t start;
+    // Bytes that are looked up in layer.
+    uint64_t left;
 };
 
-// Caller-owned; zero it before use and leave it alone from op_start until done runs. Any number of
-// ops may be in flight on an image, with overlapping ranges too; overlapping writes take effect in
-// some order.
+// Owned by the caller, who zeroes it before use and does not touch it from op_start until done
+// runs. Any number of ops may be in flight on an image, also with overlapping ranges; overlapping
+// writes take effect in some order.
 struct op {
     // Set by the caller.
     enum op_kind kind;
     unsigned flags;
-    uint64_t offset; // guest bytes; offset + length <= image_size
-    uint64_t length; // guest bytes; OP_READ and OP_WRITE at most OP_PAYLOAD_MAX, the others any
-    void *buf;       // OP_READ, OP_WRITE: length bytes, kept until done
-    op_done *
-        done; // runs from the run queue, never inside op_start; the op may be reused or freed there
+    // Guest bytes; offset + length <= image_size.
+    uint64_t offset;
+    // Guest bytes. OP_READ and OP_WRITE: at most OP_PAYLOAD_MAX; other kinds: any.
+    uint64_t length;
+    // OP_READ, OP_WRITE: length bytes, kept until done.
+    void *buf;
+    // Runs from the run queue, never inside op_start. The op may be reused or freed there.
+    op_done *done;
     struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES, OP_LOAN: room for max_extents
     size_t max_extents;
 
     // Set when done runs.
-    int result;          // 0 or a negative errno: EIO, ENOSPC, EPERM, EINVAL, ENOMEM, ENOTSUP
-    size_t extent_count; // READ: cover the whole range. OP_BLOCK_STATUS: may end early
+    // 0 or a negative errno: EIO, ENOSPC, EPERM, EINVAL, ENOMEM, ENOTSUP.
+    int result;
+    // OP_READ: the extents cover the whole range. OP_BLOCK_STATUS: they may end early.
+    size_t extent_count;
     // OP_LOAN: while it has a file the op must be left alone; loan_settle() or loan_return() is due.
     struct loan loan;
 
     // Private to the engine.
     struct image *image;
-    LIST_ENTRY(op) running_link; // in the image, from start to done
-    // Its turns on the run queue, its place in a wait queue, and how the last wait or I/O ended.
+    // In the image's list of running ops, from start to done.
+    LIST_ENTRY(op) running_link;
+    // The op's task on the run queue, its place in a wait queue, and the result of its last wait or
+    // I/O.
     struct waiter wait;
-    const struct op_machine *machine; // takes the turns until the op is finished
-    int state;                        // of the machine
-    uint64_t pos;                     // [offset, pos) is done
-    uint64_t step_length;             // bytes from pos that the I/O in flight is about
-    struct epoch_member plan;   // inside while the op may use host clusters that it has looked up
-    bool scanned;               // has loaded a refcount page to look for free clusters
-    unsigned char space_waits;  // how often it waited for what was given up to become free
-    unsigned char extent_tries; // how often it asked where the file has holes, for one place
+    // Takes the op's turns until it is finished.
+    const struct op_machine *machine;
+    int state; // one of the machine's states
+    uint64_t pos; // guest bytes [offset, pos) are done
+    uint64_t step_length; // bytes from pos that the I/O in flight covers
+    // Inside while the op may use host clusters that it has looked up.
+    struct epoch_member plan;
+    // The op has loaded a refcount page to look for free clusters.
+    bool scanned;
+    // How often the op has waited for given-up clusters to become free.
+    unsigned char space_waits;
+    // How often the op has asked the host about the extent at pos.
+    unsigned char extent_tries;
     struct op_descent descent;
-    struct op_work *work; // what is more than a read or a write in place
+    // State that only ops with more than a read or a write in place need; else NULL.
+    struct op_work *work;
     struct file_io io;
     struct iovec iov;
 };
 
-// Largest payload of one read or write: what the NBD server admits, and the most a plan has to
-// hold.
+// Most bytes of one read or write: the NBD server admits no more, and a plan has to hold no more.
 #define OP_PAYLOAD_MAX (32u << 20)
 
-// What a function answers that has parked the op: the caller returns to the run queue at once.
+// Returned by a function that has parked the op: the caller returns to the run queue at once.
 #define OP_PARKED 1
 
-// Prepares the op for turns of the machine: an internal op (sync, release, recovery) has no owner and is not
-// counted.
+// Prepares the op for turns of the machine. An internal op (sync, release, recovery) has no owner
+// and is not counted as running.
 void op_init(struct op *op, struct image *image, struct runq *runq,
              const struct op_machine *machine);
 
-// The task of an op: one turn of its step function.
+// The task of an op: takes one turn of its machine.
 void op_take_turn(struct task *task);
 
 // Posts the op for its next turn.
 void op_post(struct op *op);
 
-// Parks the op until the queue is woken; it holds no host offset meanwhile. Its next turn has
-// wait.result. Returns OP_PARKED, so that one can say `return op_park(op, q);`.
+// Parks the op until the queue is woken. A parked op holds no host offset. Its next turn finds the
+// result in wait.result. Returns OP_PARKED, so that a caller can write `return op_park(op, q);`.
 int op_park(struct op *op, struct waitq *q);
 
-// The name of the op's state.
+// Returns the name of the op's state.
 const char *op_state_name(const struct op *op);
 
-// Writes what the op is about, its state, and what it waits for, as one line without a newline into
-// text, cut to size bytes.
+// Writes one line without a newline into text, cut to size bytes: the op's kind and range, its
+// state, and the event that it waits for.
 void op_describe(const struct op *op, char *text, size_t size);
 
-// Submits op->io, whose end is the op's next turn, with wait.result telling how it ended.
+// Submits op->io. When it ends the op takes its next turn, with the outcome in wait.result.
 void op_submit(struct op *op, struct file *file, enum file_io_kind kind, uint64_t offset,
                uint64_t length, const struct iovec *iov, int iovcnt);
 

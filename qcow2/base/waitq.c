@@ -16,7 +16,7 @@ bool waitq_empty(const struct waitq *q)
 
 void waitq_add(struct waitq *q, struct waiter *waiter)
 {
-    // A waiter whose turn is due has not finished its last wait.
+    // A waiter can only begin a wait when its last one is over and its task has run.
     assert(!waiter->task.queued && !waiter->event);
     waiter->event = q->event;
     TAILQ_INSERT_TAIL(&q->waiters, waiter, link);

@@ -55,7 +55,7 @@ static int stands_behind_itself(const struct image *image, const char *path, str
         path, image->file->name);
 }
 
-// The format and path of the backing file that the header names. *path is to be freed.
+// Finds the format and path of the backing file that the header names. The caller frees *path.
 static int find_backing(const struct image *image, enum image_format *format, char **path,
                         struct error *err)
 {
@@ -84,8 +84,8 @@ static int find_backing(const struct image *image, enum image_format *format, ch
     return *path ? 0 : error_set(err, ENOMEM, "'%s': no memory", image->file->name);
 }
 
-// Opens the file at path, unless it is one of the members: asked before, as a member may be locked,
-// and after, for what the name stands for can change.
+// Opens the file at path, unless it is a member. Membership is checked before the open, because a
+// member may be locked, and after it, because the name may stand for another file by then.
 static int open_unless_member(const struct image *image, const struct backing_members *members,
                               const char *path, struct file **out, struct error *err)
 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// backing.h: opens the file behind an image, as the header names it.
+// backing.h: opens the backing file that an image's header names.
 #ifndef LAZYCOW_QCOW2_BACKING_H
 #define LAZYCOW_QCOW2_BACKING_H
 
@@ -18,8 +18,9 @@ struct backing_member {
     const char *name;       // borrowed
 };
 
-// The files of a chain while it is opened, to find an image that stands behind itself. Compact,
-// because each new one is compared with all: a chain of 10 000 images takes 50 million comparisons.
+// The files of a chain that is being opened, to detect an image that is its own backing image. The
+// list is compact because each new file is compared with all: a chain of 10 000 images takes 50
+// million comparisons.
 struct backing_members {
     struct backing_member *list;
     size_t count;
@@ -28,14 +29,15 @@ struct backing_members {
 
 // Returns 0 or -ENOMEM.
 int backing_members_add(struct backing_members *members, const struct backing_member *member);
-// Returns true if the file is among them; where it is not known which file it is, names count.
+// Returns true if the file is a member. Names are compared when the file has no identity (struct
+// file).
 bool backing_members_have(const struct backing_members *members,
                           const struct backing_member *wanted);
 void backing_members_free(struct backing_members *members);
 
-// Opens the file behind an image that has one (header.backing_name is not empty), and adds the
-// image's own file to the members. *format is the backing image's. A file that is a member already,
-// whatever its name, is refused. Returns 0 and *out, or a negative errno with a message.
+// Opens the backing file of an image that has one (header.backing_name is not empty), and adds the
+// image's own file to the members. *format is the backing image's format. A file that is a member
+// already, under any name, is refused. Returns 0 and *out, or a negative errno with a message.
 int backing_open_file(const struct image *image, struct backing_members *members,
                       enum image_format *format, struct file **out, struct error *err);
 

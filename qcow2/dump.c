@@ -16,7 +16,7 @@
 #include "qcow2/space/punch.h"
 #include "qcow2/space/quarantine.h"
 
-// Longest line of a dump, in bytes.
+// Longest line of a dump in bytes.
 #define DUMP_LINE_MAX 300
 
 struct dump {

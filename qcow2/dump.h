@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// dump.h: what an image is doing, as lines for a person: each request and what it waits for, the sync,
-// and what goes on in the background.
+// dump.h: describes the activity of an image in lines for a person: each request and the event that
+// it waits for, the sync, and the background work.
 #ifndef LAZYCOW_QCOW2_DUMP_H
 #define LAZYCOW_QCOW2_DUMP_H
 
 struct image;
 
-// Lines about requests in one dump; the others are counted. A dump is for reading, and must not hold
-// the loop.
+// Most lines about requests in one dump; the remaining requests are counted. A dump must not hold
+// the loop, and a person reads no more.
 #define DUMP_REQUESTS_MAX 200
 
-// Calls line for each line of the dump; text has no newline and is good until line returns.
+// Calls line for each line of the dump. text has no newline and is valid until line returns.
 void image_dump(const struct image *image, void (*line)(void *context, const char *text),
                 void *context);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// finish.c: the end of an image that was served, good or bad, and what is to be said of a bad one.
+// finish.c: ends an image that was served, well or badly, and composes the message about a bad end.
 #include <errno.h>
 #include <string.h>
 
@@ -36,15 +36,15 @@ static void finish_ended(void *context, int result)
     finish->result = result;
 }
 
-// Runs what is queued; waits for I/O where there is nothing.
+// Runs the queue once; waits for an I/O when the queue is empty.
 static void run_some(struct image *image)
 {
     if (!runq_run(image->runq))
         image->file->ops->wait(image->file);
 }
 
-// Host space behind the last cluster goes back; a file that ends inside it is filled up. Where not
-// all references are known, only what was reserved and not taken goes.
+// Gives the host space behind the last cluster back, and fills up a file that ends inside that
+// cluster. When some references are unknown, only space that was reserved and not taken goes back.
 static int fit_file(struct image *image)
 {
     uint64_t last = recover_complete(image) ? refcounts_end(image->refcounts, image->alloc->fresh)
@@ -59,8 +59,8 @@ static int fit_file(struct image *image)
 
 // ---- A bad end
 
-// Sets the dirty bit on disk, as well as that can be, where refcounts may count what no table refers
-// to: the next one who serves the image counts anew, so that nothing leaks.
+// Tries to set the dirty bit on disk when refcounts may count clusters that no table refers to. The
+// next server then counts the references anew, and nothing leaks.
 static void mark_dirty(struct image *image)
 {
     unsigned char bytes[8];
@@ -73,7 +73,7 @@ static void mark_dirty(struct image *image)
         image->dirty_bit = DIRTY_BIT_SETTING;
 }
 
-// Where it cannot be set, as in version 2, what refcounts count in vain is freed now.
+// Frees leaked clusters now when the dirty bit cannot be set, as in version 2.
 static void free_leaks(struct image *image, struct error *err)
 {
     const struct check_options options = {.repair = CHECK_REPAIR_LEAKS};
@@ -103,13 +103,13 @@ static void append_lost(struct image *image, const struct lost *lost, struct err
                      (unsigned long long)sync_bytes_at_stake(image), strerror(-lost->error));
 }
 
-// There was no room, or no memory: what is on disk is known.
+// The host had no room, or there was no memory: the state on disk is known.
 static int end_without_room(struct image *image, int result, struct error *err)
 {
     struct lost lost;
 
     mark_dirty(image);
-    // In place the disk has everything, if the host had written it down.
+    // Changes in place are on disk once a barrier has succeeded.
     int synced = file_do_blocking(image->file, FILE_DATASYNC, 0, 0);
     if (synced == 0 && image->dirty_bit == DIRTY_BIT_SETTING)
         image->dirty_bit = DIRTY_BIT_SET;
@@ -128,7 +128,8 @@ static int end_without_room(struct image *image, int result, struct error *err)
     return result;
 }
 
-// A barrier or a table failed, or the image is corrupt: what is on disk since then is unknown.
+// A barrier or a table write failed, or the image is corrupt: the state on disk is unknown since
+// then.
 static int end_unknown(struct image *image, int result, struct error *err)
 {
     uint64_t bytes = sync_bytes_at_stake(image);

@@ -38,13 +38,14 @@
 #include "qcow2/space/refcount.h"
 #include "qcow2/writable.h"
 
-// The size of a raw image counts whole sectors, as elsewhere; zeros are behind the file's end.
+// A raw image is rounded up to whole sectors, as in QEMU; the bytes behind the file's end are
+// zeros.
 #define RAW_SECTOR 512u
 #define RAW_BLOCK_SIZE 4096u
 
 // ---- Opening
 
-// The modules' state, in one piece of memory.
+// The state of the modules, in one allocation.
 struct image_parts {
     struct cache cache;
     struct inflated_cache inflated;
@@ -131,7 +132,7 @@ static int open_raw(struct image *image, struct error *err)
     return 0;
 }
 
-// Frees what the image holds but neither its file nor the images behind it.
+// Frees everything that the image holds except its file and its backing images.
 static void release(struct image *image)
 {
     struct op_work *work;
@@ -156,7 +157,8 @@ static void release(struct image *image)
     free(image);
 }
 
-// Opens one image, without those behind it and without what writing takes; as image_open().
+// Opens one image without its backing images and without the parts that only writing needs.
+// Parameters as image_open().
 static int open_layer(struct image **out, struct file *file, const struct image_options *options,
                       const struct image_host *host, struct error *err)
 {
@@ -186,8 +188,8 @@ static int open_layer(struct image **out, struct file *file, const struct image_
     return 0;
 }
 
-// Opens the images behind top, one after the other: a chain may be as long as memory and descriptors
-// allow. Where it fails, those that were opened stay behind top.
+// Opens the backing images of top one after the other: memory and descriptors alone limit the
+// length of a chain. On failure the images opened so far stay attached to top.
 static int open_chain(struct image *top, struct error *err)
 {
     struct backing_members members = {0};
@@ -260,7 +262,7 @@ void image_close(struct image *image)
         struct file *file = image->file;
 
         assert(image->op_count == 0);
-        // What went on for nobody: reading ahead, punching holes.
+        // Read-ahead and hole punching may still be in flight; no op waits for them.
         file_drain(file);
         release(image);
         file_close(file);

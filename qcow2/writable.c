@@ -21,7 +21,7 @@
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/refcount.h"
 
-// What a line of the log says of bitmaps: as many as most images have, and bytes of each name.
+// Bitmaps that the log names in one line, and bytes of each name. Most images have no more.
 #define BITMAP_NAMES_SHOWN 5
 #define BITMAP_NAME_SHOWN 64
 
@@ -47,8 +47,8 @@ static int read_refcount_table(struct image *image, struct error *err)
     return 0;
 }
 
-// Where a copy was cut short, what is behind its end reads as zeros: tables map nothing, and clusters
-// in use are free. After a crash the refcounts do not matter.
+// A file that was cut short reads as zeros behind its end: its tables map nothing, and its
+// refcounts call clusters in use free. After a crash the refcounts do not matter.
 static int check_whole(const struct image *image, uint64_t size, struct error *err)
 {
     const struct header *header = &image->header;
@@ -67,7 +67,7 @@ static int check_whole(const struct image *image, uint64_t size, struct error *e
             ((uint64_t)header->refcount_table_clusters << header->cluster_bits) >
         size)
         what = "its refcount table";
-    // An entry that is no valid one costs what it covers, and no more.
+    // An invalid entry costs only the clusters that its block covers.
     for (uint64_t i = 0; i < rc->table_size && !what; i++) {
         uint64_t block = rc->table[i];
         bool valid = block % cluster_size == 0 && block < HEADER_OFFSET_LIMIT;
@@ -82,7 +82,7 @@ static int check_whole(const struct image *image, uint64_t size, struct error *e
                 : 0;
 }
 
-// Appends the name of a bitmap as it may go to a terminal, with what stands before it.
+// Appends before and the name of a bitmap, made safe for a terminal.
 static void append_name(struct error *text, const char *before, const char *name)
 {
     char shown[BITMAP_NAME_SHOWN + 1];
@@ -95,7 +95,7 @@ static void append_name(struct error *text, const char *before, const char *name
     error_append(text, "%s'%s'", before, shown);
 }
 
-// Says once what becomes of bitmaps, which are not kept.
+// Logs once that the bitmaps will not be kept.
 static void tell_bitmaps(struct image *image)
 {
     struct bitmap_directory directory;
@@ -147,12 +147,12 @@ int writable_prepare(struct image *image, struct error *err)
                       ? (image->header.compatible & HEADER_COMPATIBLE_LAZY_REFCOUNTS) != 0
                       : image->options.lazy_refcounts == LAZY_ON;
     uint64_t fresh = geometry_clusters(&image->geometry, (uint64_t)size);
-    // A device does not end where the image does.
+    // On a device the refcounts, not the size, tell where the image ends.
     if (!image->file->fresh_is_zero && refcounts_load_last(image->refcounts, image->file) == 0)
         fresh = refcounts_end(image->refcounts, fresh);
     alloc_init(image->alloc, image, fresh, (uint64_t)size, true);
     waitq_init(&image->recovery->waiters, "recovery to count the clusters");
-    // Version 2 has no bit that says whether they are right, so that nobody follows them.
+    // Version 2 has no autoclear bit that vouches for bitmaps, so that no program may use them.
     image->has_bitmaps =
         image->header.version >= 3 && bitmap_directory_extension(&image->header) != NULL;
     if (image->has_bitmaps)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // epoch.h: tells when nobody uses any more what was given up.
 //
-// A plan looks at shared state (which host cluster holds what) and acts on it in a later turn. A plan
-// enters an epoch when it is made. It leaves the epoch when it ends, or when it holds nothing of what
-// it saw. Epochs are numbered in order, so a thing that is given up at stamp epoch_now() can only be
-// in use by members of lower epochs. The time until all of these members have left is the grace
-// period:
+// A plan looks at shared state (which host cluster holds what) and acts on it in a later turn. A
+// plan enters an epoch when it is made. It leaves the epoch when it ends, or when it holds nothing
+// of what it saw. Epochs are numbered in order, so a thing that is given up at stamp epoch_now()
+// can only be in use by members of lower epochs. The time until all of these members have left is
+// the grace period:
 //
 //   outside ──epoch_enter──> inside, epoch N ──epoch_enter──> inside, a later epoch
 //      ^                        │

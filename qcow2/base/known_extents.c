@@ -111,7 +111,7 @@ void known_extents_changed(struct known_extents *known, uint64_t begin, uint64_t
         known->valid_end = begin > known->asked ? begin : known->asked;
 }
 
-// Remembers the parts of the answer that no change has outdated since the question.
+// Remembers the answer up to the first byte that has changed since the question.
 void known_extents_answer(struct known_extents *known, const struct file_extent *answer,
                           size_t count)
 {

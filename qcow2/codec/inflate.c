@@ -7,7 +7,7 @@
 
 #include "qcow2/format/format.h"
 
-// A raw deflate stream.
+// Inflates a raw deflate stream (RFC 1951).
 static int inflate_deflate(const unsigned char *packed, size_t packed_length, unsigned char *bytes,
                            size_t length)
 {
@@ -23,8 +23,8 @@ static int inflate_deflate(const unsigned char *packed, size_t packed_length, un
     return result == LIBDEFLATE_SUCCESS && written == length ? 0 : -EIO;
 }
 
-// One or more frames. Each is decompressed in one go into its place, which needs no window: a
-// stream would set memory aside for the window that its header asks for.
+// Decompresses one or more zstd frames. Each frame is decompressed in one call straight into its
+// place, which needs no window; streaming would allocate the window that the frame header asks for.
 static int inflate_zstd(const unsigned char *packed, size_t packed_length, unsigned char *bytes,
                         size_t length)
 {

@@ -47,8 +47,8 @@ static void corrupt_step(struct op *op)
 static const struct op_machine corrupt_machine =
     OP_MACHINE("corrupt bit", corrupt_step, state_names);
 
-// The sync that runs may be writing the same bytes as they were before. The one after it, which is
-// waited for, finds the latched error and writes nothing, as all that follow.
+// A running sync may be writing these bytes of the header with their old value. The op waits for
+// the sync after it, which finds the latched error and writes nothing, as do all later ones.
 static void write_bit(struct image *image)
 {
     struct corrupt *corrupt = image->corrupt;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// corrupt.h: an image that proved to contradict itself while it was served. Format: qcow2
+// corrupt.h: handles an image that is found to contradict itself while it is served. Format: qcow2
 // specification, "Header", incompatible feature bit 1.
 #ifndef LAZYCOW_QCOW2_DURABLE_CORRUPT_H
 #define LAZYCOW_QCOW2_DURABLE_CORRUPT_H
@@ -18,8 +18,8 @@ struct corrupt {
     unsigned char bytes[8];
 };
 
-// Something in the image contradicts itself where it would be written: says what (a sentence),
-// refuses writes from now on, and sets the corrupt bit on disk soon, where the image has one.
+// Called when a write would meet a contradiction in the image. Logs the sentence, refuses writes
+// from now on, and sets the corrupt bit on disk soon if the image's version has one.
 __attribute__((format(printf, 2, 3))) void corrupt_found(struct image *image, const char *format,
                                                          ...);
 

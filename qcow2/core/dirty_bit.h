@@ -8,7 +8,7 @@
 //                      │   v                                   v
 //                      └─ UNSURE <─────────────────────────────┘
 //
-// Only sync.c changes it; the stages are its own.
+// HEADER and CLEAN are stages of sync.c, which alone changes the bit.
 #ifndef LAZYCOW_QCOW2_CORE_DIRTY_BIT_H
 #define LAZYCOW_QCOW2_CORE_DIRTY_BIT_H
 
@@ -16,10 +16,12 @@
 
 enum dirty_bit {
     DIRTY_BIT_CLEAR,
-    DIRTY_BIT_SETTING,  // being written, or written and not durable yet
+    // It is being written, or is written and not durable yet.
+    DIRTY_BIT_SETTING,
     DIRTY_BIT_SET,      // durable
     DIRTY_BIT_CLEARING, // the same for clearing it
-    DIRTY_BIT_UNSURE,   // writing it failed: it is set or not
+    // Writing it failed: the bit on disk is unknown.
+    DIRTY_BIT_UNSURE,
 };
 
 // True when the refcounts on disk cannot be trusted: the bit is set, or may be.

@@ -7,7 +7,7 @@ enum image_format image_format_parse(const char *name)
 {
     if (strcmp(name, "qcow2") == 0)
         return IMAGE_FORMAT_QCOW2;
-    // QEMU's drivers of files and devices, as formats: the bytes as they are.
+    // QEMU also accepts its drivers for plain files and devices as formats; they mean raw.
     if (strcmp(name, "raw") == 0 || strcmp(name, "file") == 0 || strcmp(name, "host_device") == 0)
         return IMAGE_FORMAT_RAW;
     return IMAGE_FORMAT_UNKNOWN;

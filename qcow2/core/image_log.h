@@ -6,10 +6,10 @@
 struct image;
 struct op;
 
-// Says one line, which begins with the file's name.
+// Logs one line that begins with the file's name.
 __attribute__((format(printf, 2, 3))) void image_log(struct image *image, const char *format, ...);
 
-// Traces the op where the host takes traces: event is a word such as "start".
+// Traces the op if the host takes traces. event is a word such as "start".
 void image_trace_op(const struct image *image, const struct op *op, const char *event);
 
 #endif

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// image_state.h: the state of one image that is being served. Modules that work on the whole image
-// have their state behind a pointer, so that only a file that includes a module's header can touch
-// it.
+// image_state.h: the state of one image that is served. Modules that work on the whole image have
+// their state behind a pointer, so that only a file that includes a module's header can touch it.
 #ifndef LAZYCOW_QCOW2_CORE_IMAGE_STATE_H
 #define LAZYCOW_QCOW2_CORE_IMAGE_STATE_H
 
@@ -31,14 +30,15 @@ struct image {
     enum image_format format;
     uint64_t size; // guest bytes
     bool read_only;
-    int latched_error; // a barrier failed or the image is corrupt: writes and flushes end with it
+    // Writes and flushes end with this error: a barrier failed, or the image is corrupt.
+    int latched_error;
 
     struct image *backing; // owned; NULL: none
 
-    // The machine of each kind of op.
+    // The machine for each kind of op.
     const struct op_machine *const *machines;
     struct grace grace; // of host clusters
-    // Started and not done, internal ones left out; the newest is first.
+    // Ops that are started and not done, without internal ones, the newest first.
     LIST_HEAD(, op) running;
     size_t op_count;     // of running
     size_t bounce_bytes; // held by copies on write
@@ -46,18 +46,19 @@ struct image {
     SLIST_HEAD(, op_work) spare_work;
     size_t spare_work_count;
 
-    // Below: qcow2 only.
+    // The members below belong to qcow2 images only.
     struct header header;
     struct geometry geometry;
     struct entry_context entry_context;
-    bool lazy; // refcounts wait for a clean shutdown
+    bool lazy; // refcounts are written at clean points only
     enum dirty_bit dirty_bit;
-    bool has_bitmaps; // the header has an extension for them
-    bool
-        drop_autoclear; // autoclear bits and bitmaps are to go with a sync; set by the first change
+    bool has_bitmaps; // the header has the bitmaps extension
+    // A sync is to clear autoclear bits and remove bitmaps. Set by the first change.
+    bool drop_autoclear;
     struct snapshot_table snapshots;
     struct l1 l1;
-    uint64_t mapping_changes; // how often an L2 entry changed
+    // Number of L2 entries that changed since the image was opened.
+    uint64_t mapping_changes;
     LIST_HEAD(, table_copy) table_copies;
     struct inflight inflight;
     struct sync_queue syncs;

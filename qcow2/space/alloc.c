@@ -50,13 +50,13 @@ void alloc_freed(struct alloc *alloc)
     alloc->may_find = true;
 }
 
-// Free clusters of known pages, a run as long as there is near the place of the last search.
-// Returns how many, 0 if there are none near; the next search goes on where this one ended.
+// Finds the first long run of free clusters near the place of the last search, in known pages.
+// Returns its length, 0 if none is near. The next search continues where this one ended.
 static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
 {
     struct alloc *alloc = image->alloc;
     const struct refcounts *rc = image->refcounts;
-    // A file may be longer than its refcount table can tell.
+    // A file may be longer than its refcount table covers.
     uint64_t covered = rc->table_size << rc->geometry.block_bits;
     uint64_t end = alloc->fresh < covered ? alloc->fresh : covered;
     uint64_t from = alloc->search < end ? alloc->search : 0;
@@ -81,8 +81,8 @@ static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
     return found;
 }
 
-// Looks into one more page for free clusters. Returns 0 or OP_PARKED; a page that cannot be read is
-// passed over.
+// Loads one more page for the search. Returns 0 or OP_PARKED. A page that cannot be read is
+// skipped.
 static int learn_page(struct op *op)
 {
     struct image *image = op->image;
@@ -92,7 +92,7 @@ static int learn_page(struct op *op)
     for (unsigned n = 0; alloc->unknown_page << rc->geometry.block_bits < alloc->fresh; n++) {
         uint64_t page = alloc->unknown_page;
 
-        // The next op goes on from here.
+        // The next op continues from here.
         if (page >= rc->table_size || n == ALLOC_PAGES_A_TURN)
             return 0;
         if (!rc->pages[page].ready && !rc->pages[page].failed) {
@@ -126,7 +126,7 @@ static int take_free(struct op *op, uint64_t want, struct alloc_run *run)
     return 0;
 }
 
-// How many of the clusters from first on, at most want, are in one known page and free.
+// Returns how many clusters from first on, at most want, are free and in one known page.
 static uint64_t fresh_run(const struct refcounts *rc, uint64_t first, uint64_t want)
 {
     uint64_t in_page =
@@ -138,7 +138,8 @@ static uint64_t fresh_run(const struct refcounts *rc, uint64_t first, uint64_t w
     return count;
 }
 
-// The first free cluster behind one that is not, or the end of their page, or how far a search goes.
+// Returns the first free cluster behind one that is in use, the end of its page, or the limit of
+// one search, whichever comes first.
 static uint64_t next_free(const struct refcounts *rc, uint64_t cluster)
 {
     uint64_t page_end = (refcounts_page_index(rc, cluster) + 1) << rc->geometry.block_bits;
@@ -147,7 +148,8 @@ static uint64_t next_free(const struct refcounts *rc, uint64_t cluster)
     return refcounts_find_free(rc, cluster, page_end, 1, &first, &next) > 0 ? first : next;
 }
 
-// Whether clusters up to end can be there: the format has a limit, and a device its size.
+// Returns 0 when clusters below end can exist: the format has a limit, and a device has its size.
+// Else -ENOSPC or another negative errno.
 static int check_limit(const struct image *image, uint64_t end)
 {
     uint64_t limit = HEADER_OFFSET_LIMIT;
@@ -176,7 +178,7 @@ static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
         count = fresh_run(image->refcounts, alloc->fresh, want);
         if (count > 0)
             break;
-        // Refcounts of something beyond the end of the file: leaks; passed over.
+        // Refcounts beyond the end of the file are leaks, which are skipped.
         alloc->fresh = next_free(image->refcounts, alloc->fresh);
     }
     result = check_limit(image, alloc->fresh + count);

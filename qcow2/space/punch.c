@@ -109,15 +109,15 @@ static void skip(struct punch *punch, uint64_t clusters)
         drop_first(punch, &punch->due);
 }
 
-// The clusters are not to be had while their hole is punched.
+// Marks the clusters as taken while their hole is being punched.
 static void set_taken(struct image *image, uint64_t first, uint64_t count, bool taken)
 {
     for (uint64_t i = 0; i < count; i++)
         refcounts_set(image->refcounts, first + i, taken);
 }
 
-// Finds clusters of the first extent that are still free, and punches. Returns OP_PARKED, or 0 when
-// there is more to look at.
+// Finds clusters of the first extent that are still free, and punches them. Returns OP_PARKED, or 0
+// when the next extent can be looked at.
 static int punch_front(struct op *op)
 {
     struct image *image = op->image;
@@ -156,7 +156,7 @@ static void punch_step(struct op *op)
         set_taken(image, STAILQ_FIRST(&punch->due)->first, punch->run, false);
         alloc_freed(image->alloc);
         skip(punch, punch->run);
-        // What is remembered is forgotten as it becomes due.
+        // Extents that are remembered are dropped as they become due.
         if (op->wait.result == -EOPNOTSUPP)
             punch->enabled = false;
         op->state = PUNCH_NEXT;
@@ -172,7 +172,7 @@ static void punch_step(struct op *op)
             return;
     }
     punch->running = false;
-    // What was freed since is not waited for: perhaps nobody asks for it to be punched.
+    // Extents that became free later are not waited for: perhaps nobody makes them due.
     waitq_wake(&punch->idle, punch_idle(punch) ? 0 : -EBUSY);
 }
 

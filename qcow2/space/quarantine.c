@@ -66,11 +66,11 @@ void quarantine_add(struct image *image, uint64_t first, uint64_t count)
     struct quarantine *q = image->quarantine;
     struct quarantined *last = TAILQ_LAST(&q->pending, quarantine_list);
 
-    // The header is never given up.
+    // The header's cluster is never given up.
     assert(first > 0 && count > 0);
 
-    // Who waits for the quarantine to empty found the image idle; it no longer is, and perhaps
-    // nobody asks for the sync that would release this.
+    // A waiter for an empty quarantine has found the image idle. It no longer is, and perhaps
+    // nobody requests the sync that would release this reference.
     waitq_wake(&q->empty, -EBUSY);
     if (last && last->first + last->count == first) {
         last->count += count;
@@ -147,30 +147,30 @@ static void leak(struct image *image, struct quarantined *extent, int error)
     drop_front(image->quarantine, extent, extent->count);
 }
 
-// Lowers the refcounts of clusters that are in one page.
+// Lowers the refcounts of run clusters from first on, all in one page.
 static void lower(struct image *image, uint64_t first, uint64_t run)
 {
     for (uint64_t i = 0; i < run; i++) {
         uint64_t count = refcounts_get(image->refcounts, first + i);
 
-        // A refcount of 0 under a reference: an inconsistent image; nothing to lower.
+        // A refcount of 0 under a reference: the image is inconsistent, there is nothing to lower.
         if (count > 0)
             refcounts_set(image->refcounts, first + i, count - 1);
-        // Damaged entries may hide references: then the last one that is known is not the last one.
+        // With damaged entries (no reuse) the last known reference may not be the last one.
         if (count == 1 && image->alloc->reuse)
             punch_add(image, first + i, 1);
     }
     alloc_freed(image->alloc);
 }
 
-// Releases at most *budget clusters of the first extent, and counts them off. Returns 0, or OP_PARKED
-// when the releaser's next turn comes by itself.
+// Releases at most *budget clusters of the first extent and subtracts them from *budget. Returns 0,
+// or OP_PARKED when the releaser's next turn comes by itself.
 static int release_front(struct op *op, struct quarantined *extent, uint64_t *budget)
 {
     struct image *image = op->image;
     const struct refcounts *rc = image->refcounts;
 
-    // Beyond the fresh boundary nothing was ever counted: an entry of a broken image pointed there.
+    // Clusters beyond the fresh boundary were never counted: a damaged entry named them.
     if (extent->first >= image->alloc->fresh) {
         *budget -= 1;
         drop_front(image->quarantine, extent, extent->count);
@@ -195,7 +195,7 @@ static int release_front(struct op *op, struct quarantined *extent, uint64_t *bu
     return 0;
 }
 
-// Waits until nobody may use the first extent. Returns 0 or OP_PARKED.
+// Waits until no plan or loan may use the extent. Returns 0 or OP_PARKED.
 static int wait_for_grace(struct op *op, const struct quarantined *extent)
 {
     struct image *image = op->image;
@@ -213,7 +213,7 @@ static void release_step(struct op *op)
     uint64_t budget = QUARANTINE_RELEASE_A_TURN;
     struct quarantined *extent;
 
-    // No wait of the releaser ends with an error: refcounts_load() tells of a page that cannot be
+    // No wait of the releaser ends with an error: refcounts_load() reports a page that cannot be
     // read.
     assert(op->wait.result == 0);
     waitq_wake(&q->released, 0);

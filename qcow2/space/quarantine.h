@@ -28,10 +28,11 @@
 
 struct image;
 
-// Extents that may wait (24 MiB of memory). Whoever unlinks more waits for a sync first.
+// Most extents that may wait (24 MiB of memory). An op that would unlink more waits for a sync
+// first.
 #define QUARANTINE_MAX (512u << 10)
 
-// Clusters that are released in one turn of the loop, 30 to 50 ns each: others wait less than half a
+// Clusters that are released in one turn, 30 to 50 ns each, so that others wait less than half a
 // millisecond. A guest may discard all of its disk at once.
 #define QUARANTINE_RELEASE_A_TURN 8192
 
@@ -54,34 +55,38 @@ enum releaser_state {
 
 struct quarantine {
     struct quarantine_list pending; // unlinked in memory
-    struct quarantine_list syncing; // the running sync makes it durable
+    struct quarantine_list syncing; // the running sync makes them durable
     struct quarantine_list durable; // its grace period runs
     size_t count;
     enum releaser_state releaser_state;
     struct op releaser;
-    struct waitq empty; // ops that wait for all of it to be released
+    // Ops that wait until the quarantine is empty.
+    struct waitq empty;
     struct waitq room;
-    struct waitq released; // ops that wait for the releaser's next turn
+    // Ops that wait for the releaser's next turn.
+    struct waitq released;
 };
 
 void quarantine_init(struct quarantine *q, struct image *image);
 void quarantine_free(struct quarantine *q);
 
 // Gives up one reference to each of the clusters. Cannot fail: without memory the clusters leak,
-// which check repairs.
+// and check repairs that.
 void quarantine_add(struct image *image, uint64_t first, uint64_t count);
 bool quarantine_full(const struct quarantine *q);
 bool quarantine_empty(const struct quarantine *q);
-// Waits for the next turn of a releaser that is running. Returns 0: none is; or OP_PARKED.
+// Parks the op until the next turn of a running releaser, and returns OP_PARKED. Returns 0 when no
+// releaser runs.
 int quarantine_wait_release(struct op *op);
 // True when holders alone are in the way of the next release. The releaser has asked them to leave.
 bool quarantine_held(const struct image *image);
 
-// For sync.c: a sync begins; it ended (failed: what it should have made durable waits on).
+// For sync.c. After a failed sync the references that it should have made durable are pending
+// again.
 void quarantine_sync_begins(struct image *image);
 void quarantine_sync_ended(struct image *image, bool failed);
 
-// Starts the releaser if it has something to do.
+// Starts the releaser if durable references wait.
 void quarantine_kick(struct image *image);
 
 #endif

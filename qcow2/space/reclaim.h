@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// reclaim.h: an op that found no space, while clusters that were given up are on their way to become
-// free.
+// reclaim.h: lets an op that found no space wait while given-up clusters are becoming free.
 #ifndef LAZYCOW_QCOW2_SPACE_RECLAIM_H
 #define LAZYCOW_QCOW2_SPACE_RECLAIM_H
 
 struct op;
 
-// How often an op waits for a sync: the first one frees what was given up, the next two see the
-// holes punched, which gives the host room.
+// Most syncs that an op waits for. The first one frees the clusters that were given up. The next
+// two see the holes punched, which gives the host room.
 #define RECLAIM_WAITS 3
 
-// To be called when alloc_clusters has answered -ENOSPC. Returns OP_PARKED (plan again), or -ENOSPC
-// where nothing is on its way.
+// Called when alloc_clusters has returned -ENOSPC. Returns OP_PARKED (plan again), or -ENOSPC when
+// no cluster is becoming free.
 int reclaim_wait(struct op *op);
 
 #endif

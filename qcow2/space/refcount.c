@@ -73,7 +73,7 @@ void refcounts_forget(struct refcounts *rc)
     rc->dirty_pages = 0;
 }
 
-// A larger copy of an array of bits; NULL without memory.
+// Returns a larger copy of an array of bits; NULL without memory.
 static uint64_t *bits_grown(const uint64_t *bits, uint64_t old_count, uint64_t count)
 {
     uint64_t *grown = calloc(bits_words(count), sizeof(*grown));
@@ -93,7 +93,8 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster)
     if (page >= HEADER_REFCOUNT_TABLE_BYTES_MAX / FORMAT_ENTRY_BYTES)
         return -EFBIG;
 
-    // Half as much again, whole clusters: a table that grows is rewritten elsewhere.
+    // The table grows by half and to whole clusters, because a table that grows is written to a new
+    // place.
     uint64_t size = page + 1 + rc->table_size / 2;
     size = (size + in_cluster - 1) / in_cluster * in_cluster;
     if (size > HEADER_REFCOUNT_TABLE_BYTES_MAX / FORMAT_ENTRY_BYTES)
@@ -103,7 +104,7 @@ int refcounts_reach(struct refcounts *rc, uint64_t cluster)
     struct refcount_page *pages = calloc(size, sizeof(*pages));
     struct refcounts larger = *rc;
     larger.table_size = size;
-    // A sync may be about to write what is dirty now.
+    // The dirty marks are kept, because a sync may be about to write those pieces.
     uint64_t *table_dirty = bits_grown(rc->table_dirty, table_pieces(rc), table_pieces(&larger));
     uint64_t *dirty_bits = bits_grown(rc->dirty_bits, rc->table_size, size);
     if (!table || !pages || !table_dirty || !dirty_bits) {
@@ -185,7 +186,7 @@ int refcounts_load(struct op *op, uint64_t cluster)
     if (page->loading)
         return op_park(op, &page->waiters);
     if (page->failed) {
-        // One is told, the next one tries again.
+        // Only the first op sees the error; later ops load the block again.
         page->failed = false;
         return -EIO;
     }
@@ -256,7 +257,7 @@ bool refcounts_may_be_one(const struct refcounts *rc, uint64_t cluster)
     return page >= rc->table_size || !rc->pages[page].ready || refcounts_get(rc, cluster) == 1;
 }
 
-// Notes whether the page is dirty, after what may have changed it.
+// Updates the page's dirty mark after a change of its pieces.
 static void note_dirty(struct refcounts *rc, uint64_t page)
 {
     bool dirty = rc->pages[page].any_dirty;

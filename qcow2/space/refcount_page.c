@@ -50,7 +50,7 @@ int refcount_page_decode(struct refcount_page *page, const struct geometry *g, u
     return 0;
 }
 
-// Refcounts in a piece of the block.
+// Number of refcounts in a piece of the block.
 static uint64_t in_piece(const struct geometry *g)
 {
     return (uint64_t)g->piece_bytes * 8 >> g->refcount_order;
@@ -111,7 +111,7 @@ uint64_t refcount_page_get(const struct refcount_page *page, const struct geomet
     return bits_get(page->used, index);
 }
 
-// From a bitmap to an array of counts.
+// Turns the bitmap into an array of counts.
 static int expand(struct refcount_page *page, const struct geometry *g)
 {
     uint8_t *counts = calloc(1, g->cluster_size);
@@ -154,8 +154,8 @@ int refcount_page_set(struct refcount_page *page, const struct geometry *g, uint
     return 0;
 }
 
-// Sets the bits of up to a word's refcounts that are all 0. Returns how many, 0 where one of them
-// is not.
+// Sets the bits of up to one word of refcounts, all of which must be 0. Returns how many it set; 0
+// when a refcount is not 0.
 static uint64_t add_word(struct refcount_page *page, const struct geometry *g, uint64_t index,
                          uint64_t count)
 {

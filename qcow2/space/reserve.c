@@ -29,7 +29,7 @@ static void reserve_ended(struct file_io *io)
         reserve->way = io->kind == FILE_ALLOCATE ? RESERVE_BY_GROWING : RESERVE_NOTHING;
         reserve->state = RESERVE_IDLE;
     } else if (reserve->state == RESERVE_AHEAD) {
-        // Perhaps there is room for what is needed, if not for the step.
+        // The host may have room for the bytes that are needed, if not for the whole step.
         reserve->state = RESERVE_SHORT;
     } else {
         reserve->error = result;

@@ -15,9 +15,9 @@
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
 
-// What a clean point takes: sync, let the quarantine empty, punch holes, write refcounts. A
-// refcount table that moved leaves its old clusters to quarantine, hence more rounds, and
-// without lazy refcounts it may move in the first sync already.
+// Rounds of one clean point. A round is a sync, an empty quarantine, punched holes, and written
+// refcounts. A refcount table that moves leaves its old clusters to the quarantine, which takes
+// another round; without lazy refcounts it may move in the first sync already.
 #define CLEAN_ROUNDS 4
 
 enum { CLEAN_SYNC, CLEAN_RELEASE, CLEAN_PUNCH, CLEAN_REFCOUNTS, CLEAN_ROUND_ENDED };
@@ -56,7 +56,7 @@ static void clean_step(struct op *op)
             op->state = CLEAN_PUNCH;
             quarantine_kick(image);
             if (!TAILQ_EMPTY(&image->quarantine->pending)) {
-                // Something was given up since the sync began: by an op, or the sync itself.
+                // An op, or the sync itself, has given up references since the sync began.
                 op->state = CLEAN_SYNC;
                 result = ++cleaner->rounds == CLEAN_ROUNDS ? -EBUSY : 0;
             } else if (!quarantine_empty(image->quarantine)) {

@@ -7,16 +7,16 @@
 
 struct image;
 
-// True while writes since the last clean point leave refcounts to be written.
+// Returns true while writes since the last clean point have left refcounts to be written.
 bool image_needs_clean(const struct image *image);
 
-// To be called about once a second, while it returns true or ops that change the image come: what
-// can wait for a quiet moment, such as punching holes where clusters were freed. Returns whether
-// more is to be done.
+// Does work that can wait for a quiet moment, such as punching holes at freed clusters. Called
+// about once a second while it returns true or ops change the image. Returns whether more is to be
+// done.
 bool image_tick(struct image *image);
 
-// Writes refcounts and clears the dirty bit while serving, unless ops are in flight. done is called
-// with 0, -EBUSY where the image was not idle, or an error. One at a time.
+// Writes refcounts and clears the dirty bit of a served image. done is called with 0, -EBUSY when
+// ops were in flight, or another negative errno. One call at a time.
 typedef void image_clean_done(void *context, int result);
 void image_clean(struct image *image, image_clean_done *done, void *context);
 

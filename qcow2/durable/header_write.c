@@ -31,8 +31,8 @@ void header_write_bits(struct header_write *hw, struct op *op)
     submit(hw, op, HEADER_OFFSET_INCOMPATIBLE, sizeof(hw->bytes));
 }
 
-// The extensions behind it would have to move up, which is more than one sector can hold: it gets
-// another type. The last one becomes the end of them.
+// Overwrites the type of the extension. Removing it would move the extensions behind it, which is
+// more than one sector can hold. The last extension becomes the end marker.
 void header_write_no_bitmaps(struct header_write *hw, struct op *op)
 {
     const struct header *header = &op->image->header;

@@ -27,7 +27,7 @@ static void add_cluster(struct comparison *c, uint64_t cluster)
     uint64_t first = cluster << image->geometry.cluster_bits;
     uint64_t end = first + image->geometry.cluster_size;
 
-    // A table may map more than the disk has.
+    // A table may map clusters beyond the end of the disk.
     if (first >= image->size)
         return;
     if (end > image->size)
@@ -40,7 +40,7 @@ static void add_cluster(struct comparison *c, uint64_t cluster)
     lost->bytes += end - first;
 }
 
-// A piece of a table as the file has it; all zeros where there is no table.
+// Reads a piece of a table from the file; all zeros when there is no table.
 static int read_piece(struct comparison *c, unsigned char *to, uint64_t table, uint64_t at)
 {
     size_t bytes = c->image->geometry.piece_bytes;
@@ -61,7 +61,7 @@ static void compare_piece(struct comparison *c, uint64_t memory, uint64_t disk, 
 
     if (memory != 0)
         slice = cache_peek(c->image->cache, memory + at, g->piece_bits);
-    // The same table, and nothing in memory that it does not have.
+    // The disk has this table, and memory has no change of it.
     if (memory == disk && (!slice || !slice->dirty))
         return;
     if (slice)

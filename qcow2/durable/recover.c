@@ -3,23 +3,23 @@
 //   walk (counts every reference) ──> keep the refcount blocks that are nobody else's
 //     ──> cut the file behind the last reference ──> clusters may be taken and freed again
 //
-// Nothing changes the mapping meanwhile, so that the tables on disk are the tables. What lies
-// behind the last reference was written by somebody who did not live to link it; once cut off, the
-// space reads as zeros again and the file does not grow from crash to crash. The first sync that
-// follows has a barrier before its tables, so that the cut is durable before anything refers to
+// Nothing changes the mapping meanwhile, so the tables on disk are the current tables. Clusters
+// behind the last reference were written before the crash and never linked. After the cut their
+// space reads as zeros again, and the file does not grow from crash to crash. The first sync that
+// follows has a barrier before its tables, so that the cut is durable before any entry refers to
 // that space.
 //
-// An entry that is no valid one may be a damaged reference, to a table even, and all behind it
-// seems unused. So where there is such a fault nothing is cut, taken from what seems free, or
-// marked clean: what 'lazycow check' or its user may save stays as it is.
+// An invalid entry may be a damaged reference, even to a table, and all clusters behind it look
+// unused. So with such a fault nothing is cut, no cluster that looks free is taken, and the image
+// is not marked clean: whatever 'lazycow check' or its user may still save stays as it is.
 //
-// Bitmaps are not counted: one of an image that was not closed cleanly is out of date, and their
-// directory may be damaged. They are taken out of the header first (sync.c), before anything that they
-// have counts as free. An image that was closed cleanly comes here when its bitmaps end, at the first
-// change: that frees their clusters with the same rules.
+// Bitmaps are not counted: a bitmap of an image that was not closed cleanly is out of date, and its
+// directory may be damaged. sync.c takes bitmaps out of the header first, before any of their
+// clusters counts as free. An image that was closed cleanly comes here when its bitmaps end, at the
+// first change: that frees their clusters by the same rules.
 //
-// A power cut during all of this finds the tables untouched and the dirty bit set: the next start
-// does the same again.
+// A power cut during the pass finds the tables untouched and the dirty bit set: the next start
+// counts again.
 #include "qcow2/durable/recover.h"
 
 #include <assert.h>
@@ -40,7 +40,7 @@
 #include "qcow2/space/refcount.h"
 #include "qcow2/walk/walk.h"
 
-// An image that is counted has none any more.
+// An image that is counted has no bitmaps any more.
 static const struct bitmap_directory no_bitmaps;
 
 enum { RECOVER_CLAIM, RECOVER_CUT, RECOVER_END };
@@ -80,8 +80,8 @@ static void tell_fault(struct image *image, const char *what, uint64_t guest, ui
 
 // ---- Counting
 
-// The references of a run of clusters that are in one page. The flag says something of the disk
-// only: a snapshot's L1 table keeps it as it was when the snapshot was taken.
+// Counts the references to clusters that are in one page. The COPIED flag is checked in active
+// tables only: a snapshot's L1 table keeps the flag from the time of the snapshot.
 static int count_run(struct image *image, const struct walk_reference *ref, uint64_t first,
                      uint64_t clusters)
 {
@@ -134,7 +134,7 @@ static int visit_problem(void *context, const struct walk_problem *problem)
 {
     struct image *image = context;
 
-    // A flag that means nothing hides nothing.
+    // A wrong flag on an otherwise valid entry hides no references.
     if (problem->fault != WALK_COPIED_NOTHING && problem->fault != WALK_COMPRESSED_FLAGS)
         image->recovery->hidden++;
     tell_fault(image, "an invalid table entry", problem->guest, problem->entry);
@@ -158,8 +158,9 @@ static const struct walk_visitor visitor = {
 
 // ---- What is left of the old refcounts
 
-// Claims clusters that refcount structures have, unless something else turned out to be there, or they
-// are not in the file, which would get as long as an entry says.
+// Counts one reference to each cluster of a refcount structure. Returns false, and counts nothing,
+// when another structure turned out to be there, or when the clusters are not in the file, which
+// would otherwise grow as far as the entry says.
 static bool claim(struct image *image, uint64_t offset, uint64_t clusters)
 {
     struct refcounts *rc = image->refcounts;
@@ -195,8 +196,8 @@ static void claim_table(struct image *image)
     rc->table_foreign = true;
 }
 
-// Claims the block of a page, if it has one, and marks all of it: what is there is not known to be
-// right. Returns 0 or -ENOMEM.
+// Claims the block of a page, if it has one, and makes all of it dirty, because its content on disk
+// is not known to be right. Returns 0 or -ENOMEM.
 static int claim_block(struct image *image, uint64_t page)
 {
     struct refcounts *rc = image->refcounts;
@@ -210,7 +211,8 @@ static int claim_block(struct image *image, uint64_t page)
     return result;
 }
 
-// Returns 0 when all blocks are claimed, OP_PARKED when the next turn goes on, or -ENOMEM.
+// Claims the remaining blocks. Returns 0 when all are claimed, OP_PARKED when the next turn
+// continues, or -ENOMEM.
 static int claim_blocks(struct op *op)
 {
     struct image *image = op->image;
@@ -264,7 +266,7 @@ static void cut_step(struct op *op)
         recovery->end = ((uint64_t)size + cluster_size - 1) / cluster_size;
         end = recovery->end << image->geometry.cluster_bits;
     }
-    // A file that is too short gets its length, too: it may be closed cleanly without ever growing.
+    // A file that is too short also gets its length: it may be closed cleanly without ever growing.
     if (op->state == RECOVER_CUT && (uint64_t)size != end && image->file->fresh_is_zero) {
         op->state = RECOVER_END;
         op_submit(op, image->file, FILE_TRUNCATE, end, 0, NULL, 0);
@@ -305,15 +307,15 @@ static void walk_ended(void *context, int result)
     op_post(&recovery->op);
 }
 
-// The refcounts on disk count more than there is, or less.
+// Begins to count the refcounts anew, because those on disk may be too high or too low.
 static void count_anew(struct image *image)
 {
     struct recovery *recovery = image->recovery;
 
-    // Whatever was given up before would be given up once more.
+    // References given up before would be given up a second time after the count.
     assert(quarantine_empty(image->quarantine) && !image->alloc->taken);
     refcounts_forget(image->refcounts);
-    // Until the end of the pass nothing is beyond the end.
+    // Until the end of the pass no cluster counts as beyond the end.
     image->alloc->fresh = ALLOC_FRESH_UNKNOWN;
     recovery->running = true;
     recovery->error = 0;

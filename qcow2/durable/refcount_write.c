@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-//   place -> blocks (batch after batch) -> [barrier -> table -> [barrier -> pointer -> barrier]] -> done
+//   place -> blocks (batch after batch) -> [barrier -> table -> [barrier -> pointer -> barrier]] ->
+//   done
 //
-// A block lies in fresh space, so that until its table entry is durable nobody misses it; the entry
-// is written behind a barrier, because a block that reads as zeros would give away clusters in use.
-// The same holds for a table that moves and the header that points at it.
+// A new block lies in fresh space and is unreachable until its table entry is durable. The entry is
+// written behind a barrier, because a block that reads as zeros would make clusters in use look
+// free. For this reason a table that moves is also durable before the header points at it.
 #include "qcow2/durable/refcount_write.h"
 
 #include <errno.h>
@@ -21,11 +22,11 @@
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
 
-// Pieces in one batch: bounds the copies to 1 MiB.
+// Pieces in one batch, which bounds the copies to 1 MiB.
 #define BATCH_PIECES 256
 
-// Gives each page that has refcounts and no block a block. That takes clusters, which may need
-// blocks of their own; it ends because a block counts far more clusters than it takes.
+// Gives a block to each page that has refcounts and no block. A block takes a cluster, which may
+// need a block of its own. This ends, because a block counts far more clusters than it takes.
 static int place_blocks(struct op *op)
 {
     struct image *image = op->image;
@@ -51,9 +52,10 @@ static int place_blocks(struct op *op)
                 quarantine_add(image, cluster, 1);
                 return result;
             }
-            // From here on the page has its block, so nothing may fail before all of it is dirty.
+            // From here on the page has its block, so nothing may fail before all of the block is
+            // dirty.
             refcounts_set_block(rc, page, cluster << rc->geometry.cluster_bits);
-            // All pieces: where the space was not fresh after all, zeros have to be written too.
+            // All pieces are written, also the zeros: the space may not have been fresh.
             for (uint64_t piece = 0; piece < refcounts_pieces(rc); piece++)
                 refcounts_piece_again(rc, page, piece);
             again = true;
@@ -74,7 +76,7 @@ static int place_table(struct op *op, struct refcount_write *rw)
     uint64_t clusters = table_clusters(rc);
 
     if (rw->moving && rw->table_clusters < clusters) {
-        // The table grew once more since it was placed.
+        // The table has grown again since its clusters were taken.
         quarantine_add(image, rw->table_first, rw->table_clusters);
         rw->moving = false;
     }
@@ -91,8 +93,8 @@ static int place_table(struct op *op, struct refcount_write *rw)
     return 0;
 }
 
-// Blocks need clusters, clusters need a table that reaches so far, and a table needs clusters:
-// until a round takes none. Any part may park, and others take clusters meanwhile.
+// Repeats until a round takes no clusters: blocks need clusters, clusters need a table that covers
+// them, and a table needs clusters. Any part may park, and ops take clusters meanwhile.
 static int place(struct op *op, struct refcount_write *rw)
 {
     const struct alloc *alloc = op->image->alloc;
@@ -131,7 +133,8 @@ static int add_piece(struct image *image, struct refcount_write *rw, uint64_t pa
     return 0;
 }
 
-// A page whose refcounts came and went needs no block: it is on disk what it is in memory.
+// Drops the dirty marks of a page whose refcounts came and went: it needs no block, and the disk
+// has none.
 static void forget_empty_page(struct refcounts *rc, uint64_t page)
 {
     if (!refcounts_page_empty(rc, page))
@@ -142,7 +145,7 @@ static void forget_empty_page(struct refcounts *rc, uint64_t page)
     }
 }
 
-// The next batch of dirty pieces.
+// Copies the next batch of dirty pieces.
 static int collect_blocks(struct image *image, struct refcount_write *rw)
 {
     struct refcounts *rc = image->refcounts;
@@ -213,7 +216,8 @@ static int table(struct op *op, struct refcount_write *rw)
     uint64_t clusters = rw->moving ? rw->table_clusters : image->header.refcount_table_clusters;
     uint64_t pieces = clusters << (rc->geometry.cluster_bits - rc->geometry.piece_bits);
 
-    // The table in memory may have grown since it was placed; what is behind has no blocks yet.
+    // The table in memory may have grown since its clusters were taken. Its new part has no blocks
+    // yet.
     writeback_clear(&rw->writeback);
     for (uint64_t piece = 0; piece < pieces; piece++) {
         if (!rw->moving && !refcounts_table_piece_dirty(rc, piece))
@@ -227,7 +231,8 @@ static int table(struct op *op, struct refcount_write *rw)
     return OP_PARKED;
 }
 
-// The 12 bytes lie inside one sector, so a power cut leaves the old pointer or the new one.
+// Writes the 12 bytes of the pointer, which lie inside one sector, so that a power cut leaves the
+// old pointer or the new one.
 static int write_pointer(struct op *op, struct refcount_write *rw)
 {
     format_put64(rw->pointer, rw->table_first << op->image->geometry.cluster_bits);
@@ -240,7 +245,7 @@ static int write_pointer(struct op *op, struct refcount_write *rw)
     return OP_PARKED;
 }
 
-// The new table is in force; the clusters of the old one are given up.
+// The header points at the new table: gives up the clusters of the old one.
 static int moved(struct op *op, struct refcount_write *rw)
 {
     struct image *image = op->image;
@@ -260,7 +265,7 @@ static int moved(struct op *op, struct refcount_write *rw)
     return REFCOUNT_WRITE_NEEDS_BARRIER;
 }
 
-// The pieces of a failed batch that did not reach the disk are written again next time.
+// Makes the pieces of a failed batch dirty again, except those that reached the disk.
 static void take_back(struct image *image, struct refcount_write *rw)
 {
     struct writeback *wb = &rw->writeback;
@@ -278,7 +283,7 @@ static int barrier_before(struct refcount_write *rw, enum refcount_write_state n
     return REFCOUNT_WRITE_NEEDS_BARRIER;
 }
 
-// Back to the first state; the writeback keeps its memory.
+// Returns to the first state. The writeback keeps its memory.
 static void reset(struct refcount_write *rw)
 {
     rw->state = REFCOUNT_WRITE_PLACE;

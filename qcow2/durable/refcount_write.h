@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// refcount_write.h: refcounts from memory to disk. Part of a sync; see sync.c for when.
+// refcount_write.h: writes refcounts from memory to disk, as a part of a sync. sync.c tells when.
 #ifndef LAZYCOW_QCOW2_DURABLE_REFCOUNT_WRITE_H
 #define LAZYCOW_QCOW2_DURABLE_REFCOUNT_WRITE_H
 
@@ -12,11 +12,13 @@
 struct op;
 
 enum refcount_write_state {
-    REFCOUNT_WRITE_PLACE,   // give blocks, and a table that grew, their clusters
-    REFCOUNT_WRITE_BLOCKS,  // write pieces of blocks, a batch at a time
-    REFCOUNT_WRITE_BARRIER, // no table entry before its block
-    REFCOUNT_WRITE_TABLE,   // write pieces of the table, or the whole of a new one
-    REFCOUNT_WRITE_POINTER, // a new table: barrier, then the header points at it, a barrier again
+    // Gives new blocks, and a table that grew, their clusters.
+    REFCOUNT_WRITE_PLACE,
+    REFCOUNT_WRITE_BLOCKS,  // writes pieces of blocks, a batch at a time
+    REFCOUNT_WRITE_BARRIER, // a block must be durable before its table entry
+    REFCOUNT_WRITE_TABLE,   // writes pieces of the table, or the whole of a moved one
+    // A moved table: a barrier, then the header points at it, then another barrier.
+    REFCOUNT_WRITE_POINTER,
     REFCOUNT_WRITE_POINTED,
     REFCOUNT_WRITE_MOVED,
     REFCOUNT_WRITE_DONE,
@@ -37,12 +39,12 @@ struct refcount_write {
 
 void refcount_write_free(struct refcount_write *rw);
 
-// Answered where the sync has to make a barrier before the next turn.
+// Returned when the sync has to make a barrier before the next turn.
 #define REFCOUNT_WRITE_NEEDS_BARRIER 2
 
-// Runs on the sync's op: returns 0 when all refcounts are written (no barrier after the last
-// pieces), OP_PARKED when its next turn goes on, REFCOUNT_WRITE_NEEDS_BARRIER, or a negative errno:
-// nothing is lost, pieces that were not written are dirty still.
+// Takes one turn on the sync's op. Returns 0 when all refcounts are written (without a barrier
+// after the last pieces), OP_PARKED when the next turn continues, REFCOUNT_WRITE_NEEDS_BARRIER, or
+// a negative errno. After an error nothing is lost: pieces that were not written are dirty again.
 int refcount_write_turn(struct op *op, struct refcount_write *rw);
 
 #endif

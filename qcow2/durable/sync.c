@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a disk keeps through a power cut: all that was written before the last completed barrier
-// (FILE_DATASYNC), and any part of what was written after it. Hence:
+// A disk keeps through a power cut all data that was written before the last completed barrier
+// (FILE_DATASYNC), and any part of the data that was written after it. Hence:
 //
-//  1. Durable means durable. Who waits for a sync is woken by a barrier that was submitted after the
-//     end of every write that it waits for, and after the end of the table writes that make them
-//     reachable.
+//  1. Durable means durable. A waiter of a sync is woken after a barrier that was submitted after
+//     the end of every write that it waits for, and after the end of the table writes that make
+//     them reachable.
 //  2. Old or new, never a third value. An L2 entry is written before its data is durable only where
 //     the cluster reads as zeros until then, and zeros are what the guest had there. In every other
-//     case barrier_needed is set when the entry changes in memory, and the sync puts a barrier
-//     between the data and the entry.
-//  3. The mapping is self-sufficient. A new L2 table lies in fresh space: an L1 entry that is durable
-//     before the table maps nothing, which is what the guest had. A copied one is behind a barrier.
+//     case the op calls sync_need_barrier() when the entry changes in memory, and the sync puts a
+//     barrier between the data and the entry.
+//  3. The mapping is self-sufficient. A new L2 table lies in fresh space: an L1 entry that is
+//     durable before the table maps nothing, which is what the guest had. A table that is copied is
+//     durable before its L1 entry, by a barrier.
 //  4. It always opens. The dirty bit is durable before any entry that the refcounts on disk do not
-//     cover. Without lazy refcounts the refcounts themselves are.
+//     cover. Without lazy refcounts the refcounts themselves are durable before the entry.
 //  5. A cluster that lost its last reference is not used again before the unlinking is durable:
 //     quarantine.c gives it back only after the sync that wrote the entry.
+//  6. One sync runs at a time. All requests that come meanwhile share the next one (group commit).
 //
-// One sync runs at a time; all who ask meanwhile share the next one (group commit). Tables are
-// copied when it begins, so what changes later belongs to the next one.
+// Tables are copied when a sync begins, so a later change belongs to the next sync.
 //
 //   IDLE ── sync_request ──> BEGIN            copy dirty pieces of L2 and L1; quarantine moves along
 //        ──> HEADER          rule 4: dirty bit, and autoclear bits that are not ours
@@ -33,12 +34,12 @@
 // autoclear bits, TABLES takes the extension out of the header, and from DURABLE on clusters are
 // counted anew, without those of bitmaps. Nothing else is changed before that.
 //
-// What fails in BEGIN to WRITTEN goes on at DURABLE, which undoes and tells; in CLEAN it ends the
-// clean point, and the dirty bit counts as set.
+// A failure in BEGIN to WRITTEN continues at DURABLE, which undoes the stage and tells the waiters.
+// A failure in CLEAN ends the clean point, and the dirty bit counts as set.
 //
-// A barrier that failed leaves unknown what is on disk: the error is latched, writes and flushes
-// end with EIO from then on, the dirty bit stays. A table write without space loses nothing:
-// the copies that were not written are dirty again, and the waiters are told ENOSPC.
+// After a failed barrier the state on disk is unknown: the error is latched, writes and flushes end
+// with EIO from then on, and the dirty bit stays. A table write without space loses nothing: the
+// copies that were not written are dirty again, and the waiters get ENOSPC.
 #include "qcow2/durable/sync.h"
 
 #include <assert.h>
@@ -85,8 +86,8 @@ void sync_free(struct sync *sync)
     refcount_write_free(&sync->refcounts);
 }
 
-// Without lazy refcounts the dirty bit is only set by whoever crashed before; until it is cleared
-// the refcounts on disk are of no use, and so need not be kept right.
+// Without lazy refcounts the dirty bit is set only after a crash. Until it is cleared the refcounts
+// on disk are not used, and so need not be kept right.
 static bool lazy_now(const struct image *image)
 {
     return image->lazy || dirty_bit_on(image->dirty_bit);
@@ -106,7 +107,7 @@ int sync_flush(struct op *op)
         return sync_wait(op);
     if (sync->op.state != SYNC_BEGIN && sync->op.state <= SYNC_DURABLE)
         return op_park(op, &sync->current);
-    // What was answered changed nothing.
+    // The answered writes have changed nothing.
     op->image->syncs.demand.bytes = 0;
     return 0;
 }
@@ -120,7 +121,7 @@ int sync_drop_autoclear(struct op *op)
 {
     struct image *image = op->image;
 
-    // Bitmaps are given up with a count of all clusters, so not during another one.
+    // Giving bitmaps up starts a count of all clusters, and only one count runs at a time.
     if (image->has_bitmaps && image->recovery->running)
         return recover_wait(op);
     if (image->header.autoclear == 0 && !image->drop_autoclear && !image->has_bitmaps)
@@ -150,7 +151,7 @@ static enum sync_state begin(struct image *image)
     quarantine_sync_begins(image);
     writeback_clear(&sync->writeback);
 
-    // After a failed barrier no later one vouches for what was written before it.
+    // After a failed barrier a later one proves nothing about the writes before it.
     int result = image->latched_error;
     if (result == 0)
         result = tables_copy(image, &sync->writeback);
@@ -158,7 +159,7 @@ static enum sync_state begin(struct image *image)
         sync->op.wait.result = result;
         return SYNC_DURABLE;
     }
-    // Nothing was changed before the bitmaps are gone, and clusters are counted anew after that.
+    // Nothing changes before the bitmaps are gone, because clusters are counted anew after that.
     assert(sync->drops != SYNC_DROPS_BITMAPS || sync->writeback.count == 0);
     bool needs_dirty =
         sync->drops == SYNC_DROPS_BITMAPS || (lazy_now(image) && sync->writeback.count > 0);
@@ -187,8 +188,8 @@ static enum sync_state submit_barrier(struct image *image, enum sync_state next)
     return SYNC_PARKED;
 }
 
-// One turn of writing refcounts, in the stage that the sync is in. Returns 0 when all are written, a
-// negative errno, or OP_PARKED.
+// Takes one turn of writing refcounts, in the stage that the sync is in. Returns 0 when all are
+// written, a negative errno, or OP_PARKED.
 static int refcounts_turn(struct image *image)
 {
     struct sync *sync = image->sync;
@@ -215,21 +216,22 @@ static enum sync_state write_header(struct image *image)
 
 // ---- REFCOUNTS to WRITTEN
 
-// Whether there is something to write, or to go on with.
+// Returns true when refcounts are to be written, or their write is under way.
 static bool refcounts_pending(const struct image *image)
 {
     return image->sync->refcounts.state != REFCOUNT_WRITE_PLACE ||
            refcounts_dirty(image->refcounts);
 }
 
-// Whether an error leaves what was there as it was, so that the same may succeed later.
+// Returns true when the error left the old state intact, so that a later try may succeed.
 static bool passes(int error)
 {
     return error == -ENOSPC || error == -EDQUOT || error == -EFBIG || error == -ENOMEM;
 }
 
-// Refcounts need room that the host has not, tables have theirs: those that wait for them would be lost
-// at the end. So the image is as one with lazy refcounts until it is clean again.
+// Called when the host has no room for refcounts. Tables have their space, and entries that waited
+// for refcounts would be lost when the image is closed. So the dirty bit takes the place of the
+// refcounts until the image is clean again.
 static enum sync_state go_on_dirty(struct image *image, int error)
 {
     struct sync *sync = image->sync;
@@ -281,7 +283,7 @@ static enum sync_state write_tables(struct image *image)
         return SYNC_PARKED;
     }
     if (sync->writeback.count == 0)
-        // Without tables the first barrier has done what the second would.
+        // Without tables to write the first barrier has covered everything.
         return sync->demand.data && !sync->demand.barrier ? SYNC_WRITTEN : SYNC_DURABLE;
     sync->op.state = SYNC_WRITTEN;
     sync->facts.exposed |= SYNC_WROTE_TABLES;
@@ -308,8 +310,8 @@ static void latch(struct image *image, int error)
               strerror(-error));
 }
 
-// Ops are over and so are their tables on disk: the refcounts in memory count what those refer to,
-// no more.
+// Returns true when no op is in flight and all tables are on disk: the refcounts in memory then
+// count exactly the references on disk.
 static bool at_rest(const struct image *image)
 {
     return image->sync->clean_final ||
@@ -334,7 +336,8 @@ static enum sync_state end(struct image *image, int clean_result)
     return SYNC_PARKED;
 }
 
-// What the header said was dropped, or was not and will be.
+// Ends the drops: after a success they are gone from the header, after an error the next sync tries
+// again.
 static void settle_drops(struct image *image, int result)
 {
     struct sync *sync = image->sync;
@@ -402,7 +405,7 @@ static enum sync_state clean_header(struct image *image)
         return end(image, sync->op.wait.result);
     if (!dirty_bit_on(image->dirty_bit))
         return end(image, 0);
-    // An op may have taken clusters meanwhile.
+    // An op may have taken clusters while refcounts were written.
     if (!at_rest(image) || image->refcounts->table_moved)
         return end(image, -EBUSY);
     image->dirty_bit = DIRTY_BIT_CLEARING;
@@ -465,14 +468,14 @@ static void sync_step(struct op *op)
     struct image *image = op->image;
     enum sync_state state = (enum sync_state)op->state;
 
-    // Whatever the reason: a host that reserves space late says ENOSPC here, and has dropped data.
+    // Every error of a barrier counts as EIO: a host that reserves space late answers ENOSPC here,
+    // and has dropped data.
     if (image->sync->barrier && op->wait.result < 0)
         op->wait.result = -EIO;
     if (image->sync->barrier && op->wait.result == 0)
         sync_facts_barrier(&image->sync->facts);
     image->sync->barrier = false;
-    // What failed before DURABLE ends there; refcounts take back what they could not write
-    // themselves.
+    // A stage before DURABLE that fails ends there. Refcounts undo a failed write themselves.
     if (op->wait.result < 0 && state < SYNC_DURABLE && state != SYNC_REFCOUNTS)
         state = SYNC_DURABLE;
     while (state != SYNC_PARKED) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// sync.h: makes what was written durable. The only module that orders writes and barriers; the
-// rules are at the head of sync.c.
+// sync.h: makes written data durable. Only sync.c orders writes and barriers of a served image; the
+// rules stand at its head.
 #ifndef LAZYCOW_QCOW2_DURABLE_SYNC_H
 #define LAZYCOW_QCOW2_DURABLE_SYNC_H
 
@@ -13,19 +13,19 @@ struct image;
 void sync_init(struct image *image);
 void sync_free(struct sync *sync);
 
-// As sync_wait, but a sync that already runs will do if nothing was written since it began, and
-// nothing at all has to be done where nothing is new: then returns 0.
+// Waits like sync_wait, but joins a running sync when nothing was written since that began. Returns
+// 0 at once when everything is durable already.
 int sync_flush(struct op *op);
-// Before the first change: autoclear bits of features that are not kept up go off. Returns 0 when
-// they are, or OP_PARKED.
+// Called before the first change: clears autoclear bits of features that lazycow does not maintain.
+// Returns 0 when they are durably off, or OP_PARKED.
 int sync_drop_autoclear(struct op *op);
-// As sync_wait, and then refcounts are written and the dirty bit is cleared. wait.result is -EBUSY
-// where ops are in flight or clusters wait to be released.
+// Waits like sync_wait for a sync that also writes refcounts and clears the dirty bit. wait.result
+// is -EBUSY when ops are in flight or clusters wait to be released.
 int sync_clean(struct op *op);
-// Guest bytes that were answered and are not known to be durable, at most: what is changed twice counts
-// twice.
+// Returns an upper bound of the guest bytes that were answered and are not known to be durable: a
+// byte that changes twice counts twice.
 uint64_t sync_bytes_at_stake(const struct image *image);
-// Whether memory has anything that disk has not.
+// Returns true when memory has data or tables that the disk does not have.
 bool sync_needed(const struct image *image);
 
 #endif

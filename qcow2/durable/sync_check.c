@@ -22,7 +22,8 @@ void sync_facts_barrier(struct sync_facts *facts)
     facts->barriers++;
 }
 
-// Rules 2, 3 and 4: what tables refer to, the dirty bit and the refcounts are durable before them.
+// Rules 2, 3 and 4: before tables are written, the data and tables that they refer to, the dirty
+// bit and the refcounts are durable.
 static void assert_tables_may_be_written(const struct image *image)
 {
     const struct sync *sync = image->sync;
@@ -35,15 +36,15 @@ static void assert_tables_may_be_written(const struct image *image)
     assert(image->dirty_bit != DIRTY_BIT_UNSURE && image->dirty_bit != DIRTY_BIT_CLEARING);
 }
 
-// Rule 1: nobody is told that data is durable before a barrier covers it and its tables.
+// Rule 1: data counts as durable only after a barrier covers it and its tables.
 static void assert_durable(const struct image *image)
 {
     assert(image->sync->facts.exposed == 0);
     assert(image->dirty_bit != DIRTY_BIT_SETTING);
 }
 
-// The dirty bit goes off behind a barrier that covers everything else, and only where refcounts count
-// all there is.
+// The dirty bit is cleared only behind a barrier that covers everything else, and only when the
+// refcounts are complete.
 static void assert_may_be_marked_clean(const struct image *image)
 {
     const struct sync *sync = image->sync;
@@ -67,14 +68,14 @@ void assert_sync_state(const struct image *image, enum sync_state state, int res
     }
     assert(image->syncs.state == SYNC_QUEUE_RUNNING ||
            image->syncs.state == SYNC_QUEUE_RUNNING_DUE);
-    // Slices that are being written are among the private copies, and stay in memory.
+    // Each slice that is being written has its private copy, and stays in memory.
     assert(image->cache->writing_count <= sync->writeback.count);
     if (state == SYNC_TABLES && result == 0)
         assert_tables_may_be_written(image);
     if (state == SYNC_DURABLE && result == 0)
         assert_durable(image);
     if (state > SYNC_DURABLE) {
-        // Rule 5: what the sync unlinked was released, or waits for the next one.
+        // Rule 5: references that the sync unlinked were released, or wait for the next sync.
         assert(TAILQ_EMPTY(&image->quarantine->syncing) && sync->writeback.count == 0);
     }
     if (state == SYNC_CLEAN_BARRIER && result == 0)

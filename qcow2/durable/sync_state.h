@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// sync_state.h: the stages of a sync, and the state of the one that runs. Only sync.c changes it.
+// sync_state.h: the stages of a sync, and the state of the running one. Only sync.c changes it.
 #ifndef LAZYCOW_QCOW2_DURABLE_SYNC_STATE_H
 #define LAZYCOW_QCOW2_DURABLE_SYNC_STATE_H
 
@@ -24,24 +24,26 @@ enum sync_state {
     SYNC_CLEAN_BARRIER,
     SYNC_CLEAN_WRITTEN,
     SYNC_CLEAN_DURABLE,
-    SYNC_PARKED, // what a stage answers that has set op.state to the stage after its I/O
+    // Returned by a stage that has set op.state to the stage after its I/O.
+    SYNC_PARKED,
 };
 
-// Kinds of writes that a sync makes, or finds made.
+// Kinds of writes that a sync makes or takes over.
 enum sync_wrote {
-    SYNC_WROTE_DATA = 1, // by ops, before the sync began
+    SYNC_WROTE_DATA = 1, // made by ops before the sync began
     SYNC_WROTE_HEADER = 2,
     SYNC_WROTE_REFCOUNTS = 4,
     SYNC_WROTE_TABLES = 8,
 };
 
-// Of the sync that runs. Nothing but assertions looks at it.
+// Facts of the running sync. Only assertions read them.
 struct sync_facts {
-    unsigned exposed;  // bits of enum sync_wrote: written, and by no barrier since made durable
+    // Bits of enum sync_wrote: written, and not covered by a barrier since.
+    unsigned exposed;
     unsigned barriers; // that have ended well
 };
 
-// What a sync takes out of the header: unknown autoclear bits, bitmaps with theirs.
+// Parts of the header that a sync drops: unknown autoclear bits, or the bitmaps with their bit.
 enum sync_drops { SYNC_DROPS_NOTHING, SYNC_DROPS_AUTOCLEAR, SYNC_DROPS_BITMAPS };
 
 struct sync {
@@ -49,14 +51,17 @@ struct sync {
     struct waitq current;  // for the one that runs
     struct waitq cleaning; // for the clean point
 
-    bool clean_wanted; // this sync ends with refcounts written and the dirty bit cleared
-    bool clean_final;  // at shutdown: ops are over, nothing is in the way
+    // The running sync ends with refcounts written and the dirty bit cleared.
+    bool clean_wanted;
+    // The image is being closed: no op is in flight, so the clean point need not wait for any.
+    bool clean_final;
 
-    // Of the sync that runs.
+    // The members below belong to the running sync.
     bool barrier; // the I/O in flight is one
     enum sync_drops drops;
-    // data: there is some to make durable, tables or not. barrier: PREPARED makes one, for data,
-    // header or refcounts before tables. DURABLE puts it back where the sync failed.
+    // data: there is data to make durable, with or without tables. barrier: PREPARED makes a
+    // barrier, for data, header or refcounts before tables. A failed sync puts the demand back in
+    // DURABLE.
     struct sync_demand demand;
     struct sync_facts facts;
     struct header_write header;

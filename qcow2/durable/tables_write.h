@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// tables_write.h: which pieces of L1 and L2 a sync writes. Part of a sync; see sync.c for when.
+// tables_write.h: selects the pieces of L1 and L2 tables that a sync writes. sync.c tells when.
 #ifndef LAZYCOW_QCOW2_DURABLE_TABLES_WRITE_H
 #define LAZYCOW_QCOW2_DURABLE_TABLES_WRITE_H
 
@@ -8,9 +8,11 @@
 struct image;
 struct writeback;
 
-// Copies what is dirty to wb. Returns 0 or -ENOMEM: settle what was copied.
+// Copies all dirty pieces to wb. Returns 0, or -ENOMEM: the caller then settles the pieces that
+// were copied.
 int tables_copy(struct image *image, struct writeback *wb);
-// The copies are on disk, or did not get there (failed) and are dirty again.
+// Ends the write of the copies: they are on disk, or (failed) the pieces that did not get there are
+// dirty again.
 void tables_settle(struct image *image, struct writeback *wb, bool failed);
 
 #endif

@@ -8,7 +8,7 @@
 #include "qcow2/base/file.h"
 #include "qcow2/base/op.h"
 
-// Longest single write.
+// Longest single write in bytes.
 #define RUN_MAX (1u << 20)
 
 void writeback_free(struct writeback *wb)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// writeback.h: pieces of metadata on their way to disk, as private copies: what changes in memory
-// meanwhile does not tear what is written. Neighbours in the file go out in one write.
+// writeback.h: writes pieces of metadata from private copies, so that a change in memory does not
+// tear a write in flight. Neighbours in the file go out in one write.
 #ifndef LAZYCOW_QCOW2_DURABLE_WRITEBACK_H
 #define LAZYCOW_QCOW2_DURABLE_WRITEBACK_H
 
@@ -25,8 +25,11 @@ struct writeback_piece {
     size_t length;
     size_t at;           // in the buffer
     struct slice *slice; // WRITEBACK_L2
-    uint64_t page;       // WRITEBACK_REFCOUNTS: the page; WRITEBACK_L1, _TABLE: the piece
-    uint64_t piece;      // WRITEBACK_REFCOUNTS: within the page
+    // WRITEBACK_REFCOUNTS: index of the refcount page. WRITEBACK_L1, WRITEBACK_TABLE: index of the
+    // piece.
+    uint64_t page;
+    // WRITEBACK_REFCOUNTS: index of the piece in its page.
+    uint64_t piece;
 };
 
 struct writeback_slot {
@@ -37,7 +40,8 @@ struct writeback_slot {
 };
 
 struct writeback {
-    struct op *op; // gets its next turn when all is written
+    // Takes its next turn when all pieces are written.
+    struct op *op;
     struct file *file;
     struct writeback_piece *pieces;
     size_t count;
@@ -45,20 +49,21 @@ struct writeback {
     unsigned char *buffer;
     size_t used;
     size_t size;
-    size_t next;     // first piece that is not submitted
+    // Index of the first piece that is not submitted.
+    size_t next;
     unsigned active; // writes in flight
     int result;      // first error
     struct writeback_slot slots[WRITEBACK_DEPTH];
 };
 
 void writeback_free(struct writeback *wb);
-// Room for one more piece: where to encode it, or NULL without memory. The pointer is good until
-// the next call; writeback_add then says what it is.
+// Returns room to encode one more piece, or NULL without memory. The pointer is valid until the
+// next call. writeback_add then tells which piece the room holds.
 void *writeback_room(struct writeback *wb, size_t length);
 void writeback_add(struct writeback *wb, const struct writeback_piece *piece);
-// Writes all pieces. The op's next turn comes when that is done, with wait.result the first error.
+// Writes all pieces. The op's next turn finds 0 or the first error in wait.result.
 void writeback_start(struct writeback *wb, struct op *op, struct file *file);
-// Forgets the pieces.
+// Drops the pieces and keeps the memory.
 void writeback_clear(struct writeback *wb);
 
 #endif

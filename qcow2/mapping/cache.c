@@ -13,8 +13,7 @@
 #include "qcow2/core/image_state.h"
 #include "qcow2/core/sync_queue.h"
 
-// Buckets for the hash of an image: one a slice, but no more than this (512 KiB) before it is
-// needed.
+// Buckets of the hash table: one a slice, but no more than this (512 KiB) to begin with.
 #define BUCKETS_MAX 65536
 
 int cache_init(struct cache *cache, size_t bytes, size_t slice_bytes)
@@ -97,8 +96,8 @@ bool cache_has(struct cache *cache, uint64_t offset, unsigned piece_bits)
     return cache_peek(cache, offset, piece_bits) != NULL;
 }
 
-// A slice that nobody needs, taken out of the hash; NULL when all are busy. The hand goes round
-// twice at the most: once to take the marks away, once to choose.
+// Takes an unused slice out of the hash; NULL when all are busy. The clock hand goes round at most
+// twice: once to clear the referenced marks, once to choose.
 static struct slice *evict(struct cache *cache)
 {
     for (size_t i = 0; i < 2 * cache->count; i++) {
@@ -117,7 +116,8 @@ static struct slice *evict(struct cache *cache)
     return NULL;
 }
 
-// Memory for the entries of a slice, aligned so that O_DIRECT needs no copy. NULL without memory.
+// Returns memory for the entries of a slice, aligned so that O_DIRECT needs no copy; NULL without
+// memory.
 static uint64_t *cut_entries(struct cache *cache, size_t slice_bytes)
 {
     if (cache->cut_bytes < slice_bytes) {

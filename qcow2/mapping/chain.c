@@ -20,7 +20,7 @@ static struct chain_place *place_of(struct chain *chain, uint64_t guest)
     return &chain->places[(guest >> CHAIN_PLACE_BITS) % CHAIN_PLACES];
 }
 
-// The run that begins at or before guest and holds it, if it is remembered.
+// Finds the remembered run that holds guest.
 static bool recall(struct chain *chain, uint64_t guest, uint64_t length, struct location *location)
 {
     if (!chain->places)
@@ -39,7 +39,7 @@ static bool recall(struct chain *chain, uint64_t guest, uint64_t length, struct 
     return true;
 }
 
-// Whether what is remembered for the place that begins at start is its first run.
+// Returns true when the run in the place that begins at start is the first run of the place.
 static bool knows_first_run(struct chain *chain, uint64_t start)
 {
     if (!chain->places)
@@ -59,7 +59,7 @@ static void remember(struct chain *chain, uint64_t guest, const struct location 
     *place_of(chain, guest) = (struct chain_place){guest, *location};
 }
 
-// Looks into the layers from layer on; depth is that of the first.
+// Looks into the layers from layer (at this depth) down, or continues a suspended lookup.
 static int descend(struct op *op, struct image *layer, unsigned depth, uint64_t guest,
                    uint64_t length, struct location *location)
 {
@@ -73,7 +73,7 @@ static int descend(struct op *op, struct image *layer, unsigned depth, uint64_t 
     }
     for (;; layer = layer->backing, depth++) {
         if (guest >= layer->size) {
-            // Zeros are behind the end of a backing image.
+            // Guest bytes behind the end of a backing image read as zeros.
             *location = (struct location){.mapping = {.length = length}};
             return 0;
         }
@@ -96,16 +96,17 @@ static int descend(struct op *op, struct image *layer, unsigned depth, uint64_t 
     return 0;
 }
 
-// A backing image is asked for more than is needed now: for all that its place is about.
+// Returns the end of the place of guest. A backing image is asked about a whole place, which is
+// more than one op needs.
 static uint64_t place_end(uint64_t guest)
 {
     return ((guest >> CHAIN_PLACE_BITS) + 1) << CHAIN_PLACE_BITS;
 }
 
-// Looks into the image itself, unless the op has done so before it had to wait for a layer below,
-// and nothing changed: each plan then needs one slice only, and a cache of two will do. Returns as
-// map_lookup; location is complete where the image has it, and *length says for how many bytes it
-// has not.
+// Looks into the image itself. Skips this when the op has looked before it waited for a layer below
+// and the mapping has not changed: then each plan needs one slice only, and a cache of two slices
+// is enough. Returns as map_lookup. Sets location when the image holds guest, else *length to the
+// bytes that it does not hold.
 static int look_at_top(struct op *op, uint64_t guest, uint64_t *length, struct location *location)
 {
     struct image *image = op->image;
@@ -143,9 +144,10 @@ int chain_lookup(struct op *op, struct location *location)
     if (recall(image->chain, guest, length, location))
         return 0;
 
-    // From the place's beginning to its end, so that the next reader of another part of it finds it
-    // too; unless that was done and what is wanted lies behind the first run. A plan that needed
-    // both slices at once might never see both in a small cache.
+    // Looks from the beginning of the place to its end, so that the next read of another part finds
+    // the answer, too. When the place's first run is known and guest lies behind it, the lookup
+    // begins at guest instead: a plan that needed both slices at once might never have both in a
+    // small cache.
     uint64_t start = place_end(guest) - (1ull << CHAIN_PLACE_BITS);
     uint64_t wanted = guest + length > place_end(guest) ? guest + length : place_end(guest);
     if (!knows_first_run(image->chain, start)) {

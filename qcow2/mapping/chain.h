@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// chain.h: where a guest range is found in an image and the backing images under it. Those do not
-// change while they are served, so what was found there is remembered: a long chain costs no more
-// than a short one.
+// chain.h: finds the layer of a backing chain that holds a guest range. Backing images do not
+// change while they are served, so each answer is remembered in a chain place: a long chain costs
+// no more than a short one.
 #ifndef LAZYCOW_QCOW2_MAPPING_CHAIN_H
 #define LAZYCOW_QCOW2_MAPPING_CHAIN_H
 
@@ -12,15 +12,18 @@
 struct image;
 struct op;
 
-// A run of guest bytes that are found in the same place.
+// A run of guest bytes that one layer holds.
 struct location {
-    struct image *layer;    // the image that has it; NULL: none, it reads as zeros
-    unsigned depth;         // 1: the image itself, 2: its backing image, …; 0: none
-    struct mapping mapping; // in that image; its length is that of the run
+    // The image that holds the run; NULL: no layer does, the run reads as zeros.
+    struct image *layer;
+    // 1: the image itself, 2: its backing image, …; 0: none.
+    unsigned depth;
+    // The mapping in that layer; its length is that of the run.
+    struct mapping mapping;
 };
 
-// What was found below the first image, a place for each so many guest bytes. A place for each 64
-// KiB takes 64 bytes: 2 MiB of memory hold what is needed to read 2 GiB at random.
+// Number of chain places, and log2 of the guest bytes that each covers. A place takes 56 bytes, so
+// 1.75 MiB of memory hold the answers for reading 2 GiB at random.
 #define CHAIN_PLACES 32768
 #define CHAIN_PLACE_BITS 16
 
@@ -30,13 +33,13 @@ struct chain_place {
 };
 
 struct chain {
-    struct chain_place *places; // NULL until something was found
+    struct chain_place *places; // NULL until an answer is remembered
 };
 
 void chain_free(struct chain *chain);
 
-// A new plan: where op->pos is found, for at most what is left of the op (not nothing). Returns 0,
-// OP_PARKED (plan again) or a negative errno.
+// Finds the run at op->pos, for at most the bytes that are left of the op (at least one). Begins a
+// new plan. Returns 0, OP_PARKED (plan again) or a negative errno.
 int chain_lookup(struct op *op, struct location *location);
 
 #endif

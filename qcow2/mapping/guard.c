@@ -14,7 +14,7 @@
 #include "qcow2/format/snapshot_table.h"
 #include "qcow2/space/refcount.h"
 
-// Header, active L1 table, snapshot table; snapshots come on top.
+// Header, active L1 table, snapshot table; the L1 tables of snapshots are added to these.
 #define FIXED_RANGES 3
 
 static int compare_ranges(const void *a, const void *b)
@@ -53,8 +53,8 @@ static void put_ranges(struct image *image)
     }
 }
 
-// Sorts the ranges and makes one of those that overlap or touch, as snapshots' L1 tables do in a row
-// and in a broken image, so that an end is never behind a later one's.
+// Sorts the ranges and merges those that overlap or touch, so that ends are sorted, too. L1 tables
+// of snapshots touch often, and may overlap in a broken image.
 static void merge_ranges(struct guard *guard)
 {
     struct guard_range *ranges = guard->ranges;
@@ -78,7 +78,8 @@ static void free_collected(struct guard *guard)
     guard->range_count = 0;
 }
 
-// Metadata that overlaps other metadata would be written over it.
+// Adds a table. Returns an error when it overlaps other metadata, which a write to it would
+// destroy.
 static int put_table(struct image *image, uint64_t offset, bool written)
 {
     if (offset == 0 ||
@@ -109,19 +110,19 @@ static int begin(struct image *image)
         .end = (h->refcount_table_offset >> h->cluster_bits) + h->refcount_table_clusters,
         .what = "the refcount table"};
     guard->next = 0;
-    // Room for every entry costs only what is used of it, and moving what is in a full set takes long.
+    // Reserved for every entry: unused memory costs nothing, while growing a full set takes long.
     cluster_set_reserve(&guard->tables, entries);
     return 0;
 }
 
-// One entry of the refcount table, and behind those one of the L1 table.
+// Looks at one entry of the refcount table, or, behind those, of the L1 table.
 static int collect(struct image *image, uint64_t i)
 {
     uint64_t blocks = image->refcounts->table_size;
 
     if (i < blocks)
         return put_table(image, image->refcounts->table[i], true);
-    // A table that is not ours alone is copied before it is written.
+    // A table that is shared with a snapshot is copied before it is written.
     uint64_t entry = image->l1.entries[i - blocks];
     return put_table(image, entry & FORMAT_L1_OFFSET_MASK, (entry & FORMAT_COPIED) != 0);
 }
@@ -199,7 +200,7 @@ static const char *range_hit(const struct guard *guard, uint64_t first, uint64_t
 
     if (first < table->end && table->first < end)
         return table->what;
-    // The first range that ends behind first.
+    // Binary search for the first range that ends behind first.
     while (low < high) {
         size_t middle = low + (high - low) / 2;
 

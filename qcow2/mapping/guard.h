@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// guard.h: metadata is never overwritten by something else. Before each write its target is checked
-// against where the header, the tables and the snapshots lie (what qemu calls overlap checks).
-// Known from the first change on; an image that is only read has no use for it. The tables may be
-// millions, and are collected in many turns of the loop:
+// guard.h: keeps data writes off metadata. Before each write its target is compared with the places
+// of the header, the tables and the snapshots (QEMU calls these overlap checks). The places are
+// collected at the first change; an image that is only read does not need them. There may be
+// millions of tables, so collecting takes many turns:
 //
 //   NONE ── guard_wait ──> COLLECTING ── the last table ──> READY
 //     ^                        │
@@ -34,38 +34,41 @@ struct guard_range {
 
 struct guard {
     enum guard_state state;
-    struct cluster_set tables;  // L2 tables and refcount blocks
-    struct guard_range *ranges; // header, L1 tables, snapshot table: sorted, none touches another
+    struct cluster_set tables; // L2 tables and refcount blocks
+    // Header, L1 tables, snapshot table: sorted, none touches another.
+    struct guard_range *ranges;
     size_t range_count;
     struct guard_range refcount_table; // moves
 
-    // While COLLECTING.
-    struct op op;             // internal
-    uint64_t next;            // entry to look at next: of the refcount table, then of the L1 table
-    struct cluster_set added; // tables that came meanwhile, and so were checked by who added them
-    struct waitq waiters;     // ops that wait for the end
+    // The members below are used while COLLECTING.
+    struct op op; // internal
+    // Next entry to look at: of the refcount table first, then of the L1 table.
+    uint64_t next;
+    // Tables added since collecting began; the op that added each has checked it.
+    struct cluster_set added;
+    struct waitq waiters; // ops that wait for the end
 };
 
 void guard_init(struct guard *guard);
 void guard_free(struct guard *guard);
 
-// Before a change: waits until all metadata is known. Returns 0, OP_PARKED (plan again), -ENOMEM, or
-// -EIO where tables overlap: the image is then marked corrupt.
+// Called before a change: waits until all metadata is known. Returns 0, OP_PARKED (plan again),
+// -ENOMEM, or -EIO when tables overlap; the image is then marked corrupt.
 int guard_wait(struct op *op);
 
-// What metadata there is among the clusters that [offset, offset + length) of the file touches, or
-// NULL.
+// Returns the name of the metadata that lies in a cluster of [offset, offset + length) of the file,
+// or NULL.
 const char *guard_hit(const struct image *image, uint64_t offset, uint64_t length);
 
-// True when writing to [offset, offset + length) of the file, or giving it up, would cost metadata
-// that is known. The image is then marked corrupt.
+// Returns true when writing to [offset, offset + length) of the file, or giving it up, would
+// destroy known metadata. The image is then marked corrupt.
 bool guard_refuses(struct image *image, uint64_t offset, uint64_t length);
 
-// An L2 table or a refcount block came or went. Where nothing is collected yet, nothing is noted. A
-// table goes only where a change is undone, after guard_wait. guard_add returns 0 or -ENOMEM.
+// An L2 table or a refcount block came or went. Before collecting has begun nothing is noted. A
+// table goes only when a change is undone, after guard_wait. guard_add returns 0 or -ENOMEM.
 int guard_add(struct image *image, uint64_t host_offset);
 void guard_remove(struct image *image, uint64_t host_offset);
-// The refcount table lies elsewhere now.
+// The refcount table has moved to count clusters from first on.
 void guard_move_refcount_table(struct image *image, uint64_t first, uint64_t count);
 
 #endif

@@ -19,8 +19,8 @@
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/reclaim.h"
 
-// A table being copied (or zeroed, where fresh space does not read as zeros). Whoever needs it
-// waits.
+// A table that is being copied (or zeroed, where fresh space does not read as zeros). Ops that need
+// it wait.
 struct table_copy {
     struct op op; // internal; runs the copy
     uint64_t l1_index;
@@ -53,7 +53,7 @@ static const char *const state_names[] = {
     [COPY_LINK] = "link",
 };
 
-// read the old table -> write the new one -> link it, behind a barrier
+// Reads the old table, writes the new one, and links it behind a barrier.
 static void copy_step(struct op *op)
 {
     struct table_copy *copy = container_of(op, struct table_copy, op);
@@ -77,7 +77,7 @@ static void copy_step(struct op *op)
         op_submit(op, image->file, FILE_WRITE, copy->new_cluster << bits, bytes, &copy->iov, 1);
         return;
     default:
-        // The old table stays guarded: the snapshot has it still.
+        // The old table stays guarded, because the snapshot still has it.
         sync_need_barrier(image);
         link_table(image, copy->l1_index, copy->new_cluster);
         if (copy->old_offset)
@@ -128,7 +128,7 @@ int l2_table_own(struct op *op, uint64_t l1_index)
         return -EIO;
 
     struct alloc_run run;
-    // Space that is fresh but not zero is as good as any.
+    // On a device fresh space does not read as zeros, so any free cluster will do.
     int result = alloc_clusters(op, 1, image->file->fresh_is_zero, &run);
     if (result == -ENOSPC)
         result = reclaim_wait(op);

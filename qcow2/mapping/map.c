@@ -27,7 +27,7 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-// Where the slice that maps guest lies in the file; 0 if there is no L2 table.
+// Sets *offset to the place of the slice that maps guest in the file; 0 if there is no L2 table.
 static int slice_offset(struct image *image, uint64_t guest, uint64_t *offset)
 {
     const struct geometry *g = &image->geometry;
@@ -50,7 +50,7 @@ static struct entry slice_entry(const struct image *image, const struct slice *s
     return entry_decode(be64toh(slice->entries[index]), &image->entry_context);
 }
 
-// Whether next continues a run of clusters that began with first, as its n-th.
+// Returns true when next continues a run of clusters whose first entry is first, as its n-th.
 static bool continues(const struct image *image, const struct entry *first,
                       const struct entry *next, uint64_t n)
 {
@@ -128,8 +128,8 @@ int map_lookup(struct op *op, struct image *image, uint64_t guest, uint64_t leng
     if (result != 0)
         return result;
     result = lookup_in_slice(image, slice, guest, length, m);
-    // A table that a snapshot shares says COPIED of no cluster, but an inconsistent one might. Nor
-    // is an entry trusted that names a cluster which is still to be handed out.
+    // In a table that a snapshot shares no entry should have COPIED, but an inconsistent table
+    // might. An entry is not trusted either when it names a cluster of the fresh space.
     if (result == 0 && (!(image->l1.entries[geometry_l1_index(g, guest)] & FORMAT_COPIED) ||
                         (m->host_offset + m->length - 1) >> g->cluster_bits >= image->alloc->fresh))
         m->copied = false;
@@ -164,7 +164,7 @@ int map_own_table(struct op *op, uint64_t guest)
     uint64_t index = geometry_l1_index(&image->geometry, guest);
     uint64_t entry = image->l1.entries[index];
 
-    // The flag of a damaged entry may stand there alone.
+    // A damaged entry may have the COPIED flag and no table.
     if ((entry & FORMAT_COPIED) && (entry & FORMAT_L1_OFFSET_MASK))
         return 0;
     return l2_table_own(op, index);
@@ -184,7 +184,7 @@ int map_slice_for_change(struct op *op, uint64_t guest, struct slice **slice, un
     return result;
 }
 
-// Gives up what the entry refers to.
+// Gives up the host cluster that the entry refers to.
 static void drop_reference(struct image *image, const struct entry *old)
 {
     unsigned bits = image->geometry.cluster_bits;

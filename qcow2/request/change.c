@@ -68,7 +68,7 @@ bool change_contradicted(const struct image *image, const struct mapping *m)
     uint64_t first = m->host_offset >> image->geometry.cluster_bits;
     uint64_t last = (m->host_offset + m->length - 1) >> image->geometry.cluster_bits;
 
-    // While they are being counted they say nothing yet.
+    // While recovery counts, the refcounts tell nothing yet.
     if (!recover_done(image))
         return false;
     for (uint64_t cluster = first; cluster <= last; cluster++) {

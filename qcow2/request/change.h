@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// change.h: what every op that changes the image does before it plans.
+// change.h: steps that every op takes before it changes the image or its mapping.
 #ifndef LAZYCOW_QCOW2_REQUEST_CHANGE_H
 #define LAZYCOW_QCOW2_REQUEST_CHANGE_H
 
@@ -12,22 +12,21 @@ struct image;
 struct mapping;
 struct op;
 
-// The first change: learns where metadata lies, clears autoclear bits that are not ours. Returns 0,
-// OP_PARKED (plan again) or a negative errno.
+// Before the first change: learns where metadata lies, and clears autoclear bits of features that
+// lazycow does not maintain. Returns 0, OP_PARKED (plan again) or a negative errno.
 int change_prepare(struct op *op);
 
-// Before the mapping is changed: waits while recovery counts, or too many clusters are in
-// quarantine. Returns 0, OP_PARKED (plan again), or a negative errno.
+// Before a change of the mapping: waits while recovery counts, or while the quarantine is full.
+// Returns 0, OP_PARKED (plan again), or a negative errno.
 int change_mapping(struct op *op);
 
-// Links the clusters from host cluster first on to the guest clusters from op->pos on, all in one
-// slice, as ENTRY_DATA or ENTRY_ZERO_ALLOCATED: the guest sees them from now on. The op's run is
-// used up and its lock released. Returns 0, OP_PARKED (again, nothing was linked) or a negative
-// errno.
+// Links the host clusters from first on to the guest clusters from op->pos on, all in one slice, as
+// ENTRY_DATA or ENTRY_ZERO_ALLOCATED: the guest sees them from now on. The op then holds no run and
+// no lock. Returns 0, or OP_PARKED or a negative errno with nothing linked.
 int change_link(struct op *op, uint64_t first, uint64_t count, enum entry_kind kind);
 
-// True when the refcounts that are known say of a cluster of m that it is not the guest's alone: its
-// COPIED flag is wrong, and the cluster is not written in place.
+// Returns true when known refcounts contradict the COPIED flag of a cluster of m. Such a cluster is
+// not written in place.
 bool change_contradicted(const struct image *image, const struct mapping *m);
 
 #endif

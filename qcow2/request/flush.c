@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// flush.c: OP_FLUSH, which is all waiting.
+// flush.c: OP_FLUSH, which only waits for a sync.
 #include "qcow2/base/op.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/durable/sync.h"

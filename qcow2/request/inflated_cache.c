@@ -48,7 +48,7 @@ static struct inflated *entry_of_job(struct offload_job *job)
     return container_of(job, struct inflated, job);
 }
 
-// On another thread.
+// Runs on another thread.
 static void inflate_work(struct offload_job *job)
 {
     struct inflated *entry = entry_of_job(job);
@@ -104,7 +104,8 @@ static void read_ended(struct file_io *io)
 static int start_load(struct image *image, struct inflated *entry, const struct mapping *m)
 {
     assert(!is_loading(entry));
-    // Zeros: a decoder that leaves bytes out, against its contract, shows nothing of the heap.
+    // Zeroed, so that a decoder that leaves bytes out, against its contract, reveals no heap
+    // memory.
     if (!entry->bytes && !(entry->bytes = calloc(1, image->geometry.cluster_size)))
         return -ENOMEM;
     if (posix_memalign((void **)&entry->packed, 4096, m->host_length) != 0) {
@@ -122,7 +123,8 @@ static int start_load(struct image *image, struct inflated *entry, const struct 
                                  .iov = &entry->iov,
                                  .iovcnt = 1,
                                  .done = read_ended};
-    // The mapping was looked up in this turn; the ops that wait for the load hold nothing meanwhile.
+    // The mapping was looked up in this turn. The entry keeps the host clusters in use; the ops
+    // that wait for the load hold nothing.
     epoch_enter(&image->grace.plans, &entry->reading);
     file_submit(image->file, &entry->io);
     return 0;
@@ -152,7 +154,7 @@ static int make_room(struct image *image)
     return 0;
 }
 
-// The entry that was not asked for for the longest time; NULL when all are loading.
+// Returns the entry that was last asked for longest ago; NULL when all are loading.
 static struct inflated *oldest(struct inflated_cache *cache)
 {
     struct inflated *best = NULL;

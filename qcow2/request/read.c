@@ -5,7 +5,8 @@
 //    │  └── compressed: at once, if kept ────┤
 //    └────────────── advance ────────────────┘ ──> done
 //
-// What is not in memory (an L2 slice, an inflated cluster) parks the op; it then plans again.
+// An op that needs data which is not in memory (an L2 slice, an inflated cluster) is parked; it
+// then plans again.
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
@@ -43,7 +44,8 @@ static void note_part(struct op *op, const struct extent *part)
         op->extents[op->extent_count++] = *part;
 }
 
-// Whether zeros may be noted as a hole; else they are data. The last place is for data.
+// Returns true when zeros may be noted as a hole; else they are read as data. The last extent is
+// kept for data.
 static bool may_be_hole(const struct op *op)
 {
     return (op->flags & OP_REPORT_HOLES) &&
@@ -90,17 +92,17 @@ static int read_data(struct op *op, const struct location *location)
     return OP_PARKED;
 }
 
-// How far a sequential reader of compressed clusters is read ahead for.
+// Guest bytes that are loaded ahead of a sequential reader of compressed clusters.
 #define READ_AHEAD_BYTES (256u << 10)
-// Runs of clusters that are looked at for that, each time a cluster is read: more than may be on their
-// way at once, and few beside what inflating takes.
+// Runs of clusters that read-ahead looks at when a cluster is read: more than may be loading at
+// once, and few beside the cost of inflating.
 #define READ_AHEAD_LOOKS 32
-// Runs of clusters that are planned in one turn, before others have theirs: zeros and clusters that are
-// kept take no wait.
+// Runs of clusters that are planned in one turn. Zeros and inflated clusters take no wait, and
+// other ops need their turns.
 #define READ_PLANS_A_TURN 512
 
-// Begins to inflate what this op will need next, and what a sequential reader will; as far as the
-// L2 slice goes that is in memory anyway.
+// Begins to load the compressed clusters that this op, or a sequential reader, needs next, as far
+// as a slice in memory maps them.
 static void prefetch(struct op *op, struct image *layer)
 {
     const struct geometry *g = &layer->geometry;
@@ -109,8 +111,8 @@ static void prefetch(struct op *op, struct image *layer)
     uint64_t end = op->offset + op->length;
     struct mapping m;
 
-    // Where a cluster is may be remembered when the slice is gone; the op must not wait for it
-    // here, it may be waiting for its own cluster.
+    // A cluster's place may be remembered after its slice was evicted. The op must not wait for the
+    // slice here: it may be waiting for its own cluster.
     if (!map_in_memory(layer, op->pos))
         return;
     if (op->pos == layer->inflated->sequential)

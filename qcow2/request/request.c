@@ -17,7 +17,7 @@
 #include "qcow2/core/sync_queue.h"
 #include "qcow2/space/quarantine.h"
 
-// Whether the op may run at all: 0 or a negative errno.
+// Checks an op at its start. Returns 0 or a negative errno.
 static int admit(const struct image *image, const struct op *op)
 {
     bool changes = op->kind == OP_WRITE || op->kind == OP_DISCARD || op->kind == OP_WRITE_ZEROES;
@@ -35,7 +35,7 @@ static int admit(const struct image *image, const struct op *op)
     return 0;
 }
 
-// What the owner promises (op.h).
+// Asserts the owner's promises (op.h).
 static void assert_op(const struct op *op)
 {
     bool has_payload = op->kind == OP_READ || op->kind == OP_WRITE;
@@ -156,7 +156,7 @@ static void release_work(struct op *op)
 
 static void child_done(struct op *child);
 
-// Whether the op's owner hears now of a change that is not durable.
+// Returns true when the op's owner is told of a change that is not durable.
 static bool leaves_at_stake(const struct op *op)
 {
     bool changes = op->kind == OP_WRITE || op->kind == OP_DISCARD || op->kind == OP_WRITE_ZEROES;
@@ -179,7 +179,7 @@ static void tell_owner(struct task *task)
 
 void op_finish(struct op *op, int result)
 {
-    // It waits for nothing any more: it would be woken after its end.
+    // A finished op that still waited would be woken after its end.
     assert(result <= 0 && !op->wait.event && !op->wait.task.queued);
     assert(op->io.result != FILE_IO_RUNNING);
     release_work(op);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// status.c: what lies where (OP_BLOCK_STATUS), through the backing chain.
+// status.c: block status (OP_BLOCK_STATUS) through the backing chain.
 //
-// Data that lies in a hole of the file reads as zeros. In a raw image that is a hole; in a qcow2
-// image it is not, for the image has mapped the space, as 'qemu-img create -o preallocation' does.
+// Data that lies in a hole of the file reads as zeros. In a raw image it counts as a hole. In a
+// qcow2 image it does not, because the image has mapped the space, as 'qemu-img create -o
+// preallocation' does.
 #include "qcow2/base/file_extents.h"
 #include "qcow2/base/op.h"
 #include "qcow2/core/host.h"
@@ -14,10 +15,10 @@
 
 enum { STATUS_BEGIN, STATUS_PLAN };
 
-// Lookups in one turn, before others have theirs.
+// Lookups of one turn, because other ops need theirs.
 #define LOOKUPS_A_TURN 64
 
-// What is next on op->pos. Where there is no room for it, the op ends there.
+// Adds the extent at op->pos. The op ends there when no extent is left.
 static void add(struct op *op, const struct extent *next)
 {
     struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
@@ -34,7 +35,7 @@ static void add(struct op *op, const struct extent *next)
     op->pos += next->length;
 }
 
-// Adds what the file has at a mapping of data, to be called a hole or not where it has one.
+// Adds the extents that the file has at a mapping of data; hole: its zeros count as holes.
 static int add_data(struct op *op, const struct location *location)
 {
     struct image *layer = location->layer;
@@ -69,7 +70,7 @@ static int plan(struct op *op)
     return 0;
 }
 
-// Files that others write to, too, are asked anew.
+// Forgets the known extents of files that other programs write to.
 static void distrust_files(const struct op *op)
 {
     for (const struct image *layer = op->image; layer; layer = layer->backing)

@@ -6,7 +6,8 @@
 //                                             └──> done, or with FUA: sync ──> done
 //
 // Clusters are taken and linked a run at a time, inside one L2 slice. From taking to linking the
-// guest clusters are locked (inflight.h). What the guest sees changes in link only, in one turn.
+// guest clusters are locked (inflight.h). Only link changes the data that the guest sees, in one
+// turn.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,13 +59,14 @@ static int write_in_place(struct op *op, const struct mapping *m)
 
 // ---- Taking clusters
 
-// Whether the mapping is written in a way of its own, so that a run of new clusters ends before it.
+// Returns true when the mapping is written in its own way, so that a run of new clusters ends
+// before it.
 static bool has_own_way(const struct mapping *m)
 {
     return m->copied && (m->kind == ENTRY_DATA || m->kind == ENTRY_ZERO_ALLOCATED);
 }
 
-// A stretch of guest bytes from op->pos to be written into new clusters.
+// A run of guest bytes from op->pos to be written into new clusters.
 struct stretch {
     uint64_t end;   // guest bytes
     bool all_zero;  // all its clusters read as zeros now
@@ -72,7 +74,7 @@ struct stretch {
     bool tail_zero; // the last one does
 };
 
-// Extends the stretch over the mappings that follow m in the same slice.
+// Extends the stretch over the mappings that follow m in its slice.
 static int find_stretch(struct op *op, const struct mapping *m, struct stretch *s)
 {
     struct image *image = op->image;
@@ -112,8 +114,8 @@ static int find_stretch(struct op *op, const struct mapping *m, struct stretch *
     return 0;
 }
 
-// Cuts the stretch to so many clusters. What the last one of them holds does not matter: it is
-// overwritten to its end.
+// Cuts the stretch to the given number of clusters. The last one of them needs no copy, because it
+// is overwritten to its end.
 static void cut_stretch(struct op *op, struct stretch *s, uint64_t clusters)
 {
     struct image *image = op->image;
@@ -124,14 +126,14 @@ static void cut_stretch(struct op *op, struct stretch *s, uint64_t clusters)
         s->end = end;
 }
 
-// Where the payload goes: what of the first and last cluster around it is to be written with it.
+// Decides how much of the first and last cluster around the payload is written with it.
 //
 //   around it the guest had    the target        is written along    data before its entry
 //   zeros                      reads as zeros    nothing             no
 //   zeros                      anything else     zeros               yes
 //   anything else              either            a copy              yes
 //
-// The last column is for all clusters of the stretch: one that did not read as zeros is enough.
+// The last column applies to the whole stretch: one cluster that did not read as zeros is enough.
 static int plan_edges(struct op *op, const struct stretch *s, bool zero_target)
 {
     struct image *image = op->image;
@@ -161,7 +163,7 @@ static void lock_stretch(struct op *op, const struct stretch *s)
                   ((s->end - 1) >> bits) + 1);
 }
 
-// Zero clusters with a host cluster in reserve: that one is used.
+// Uses the host clusters of zero clusters that keep one.
 static int use_reserved(struct op *op, const struct mapping *m)
 {
     struct image *image = op->image;
@@ -204,7 +206,7 @@ static int plan_allocating(struct op *op, const struct mapping *m)
     uint64_t last = op->pos + m->length - 1;
     int result = op_need_work(op);
 
-    // New clusters are taken for what follows, too.
+    // New clusters are taken for the mappings that follow, too.
     if (!has_own_way(m))
         last = end_of(op) - 1;
     if (result == 0)
@@ -243,7 +245,7 @@ static int start_copy(struct op *op, uint64_t guest, uint64_t length, unsigned c
 {
     struct image *image = op->image;
 
-    // The last cluster may reach beyond the end of the image; zeros are there.
+    // The last cluster may reach beyond the end of the image, where zeros are.
     if (guest >= image->size)
         return 0;
     if (length > image->size - guest)
@@ -299,7 +301,7 @@ static void advance(struct op *op)
     op->state = WRITE_PLAN;
 }
 
-// The data is in the file; now the guest sees it.
+// Links the clusters, whose data is in the file: from now on the guest sees it.
 static int link_clusters(struct op *op)
 {
     struct op_work *work = op->work;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// zero.c: discard and write zeroes. Whole clusters change their mapping, a slice's worth in one
-// turn. A part of a cluster is left alone where the request is a discard; it makes the cluster a
-// zero cluster where the rest of it reads as zeros, too, and is written as zeros elsewhere.
+// zero.c: discard and write zeroes. Whole clusters change their mapping, a slice in one turn. A
+// part of a cluster is left alone when the request is a discard. Else the cluster becomes a zero
+// cluster if the rest of it reads as zeros, too; if not, zeros are written to the part.
 //
 //   plan ── part of a cluster ──> [status of the rest: plan again] ─> child write of zeros ───┐
 //    ^  ├── whole clusters ─────> new entries ──> [wait for older ops ──> reserve space] ─────┤
@@ -10,8 +10,9 @@
 //                                       └──> done, or with FUA: sync ──> done
 //
 // With NO_HOLE later writes must find space. From version 3 on the cluster gets an entry with the
-// ZERO flag and a host cluster (ENTRY_ZERO_ALLOCATED): no data is written, whatever the host cluster
-// holds, and so no barrier is needed. Version 2 has no such flag: zeros are in the file there.
+// ZERO flag and a host cluster (ENTRY_ZERO_ALLOCATED): no data is written, whatever the host
+// cluster holds, and so no barrier is needed. Version 2 has no such flag: zeros are in the file
+// there.
 #include <errno.h>
 #include <stdlib.h>
 
@@ -57,7 +58,7 @@ static uint64_t end_of(const struct op *op)
     return op->offset + op->length;
 }
 
-// The format has zero clusters.
+// Returns true when the format has zero clusters (version 3).
 static bool has_zero_flag(const struct op *op)
 {
     return op->image->header.version >= 3;
@@ -69,13 +70,14 @@ static void advance(struct op *op, uint64_t length)
     op->state = ZERO_PLAN;
 }
 
-// The range ends with the image, inside its last cluster: that counts as whole.
+// Returns true when the range ends with the image, inside its last cluster, which counts as whole.
 static bool ends_whole(const struct op *op)
 {
     return end_of(op) == op->image->size;
 }
 
-// Bytes from pos that are whole clusters; 0: pos is inside one, or only a part is asked for.
+// Returns the bytes from pos that are whole clusters; 0 when pos is inside a cluster, or only a
+// part of it is in the range.
 static uint64_t whole_clusters(const struct op *op)
 {
     const struct geometry *g = &op->image->geometry;
@@ -87,8 +89,8 @@ static uint64_t whole_clusters(const struct op *op)
     return geometry_cluster_start(g, end_of(op)) - op->pos;
 }
 
-// What is mapped at pos, for at most length bytes. A COPIED flag that refcounts contradict does not
-// count.
+// Looks up the mapping at pos, for at most length bytes. Clears a COPIED flag that refcounts
+// contradict.
 static int look_up(struct op *op, uint64_t length, struct mapping *m)
 {
     int result = map_lookup(op, op->image, op->pos, length, m);
@@ -100,8 +102,8 @@ static int look_up(struct op *op, uint64_t length, struct mapping *m)
 
 // ---- Whole clusters
 
-// The entry that makes the cluster of guest read as zeros without a host cluster, or with the one
-// it has. False where the format has none.
+// Finds the entry that makes the cluster of guest read as zeros, with its present host cluster or
+// without one. Returns false when the format has no such entry.
 static bool wanted_entry(const struct op *op, const struct mapping *m, uint64_t *raw)
 {
     const struct image *image = op->image;
@@ -123,7 +125,7 @@ static bool wanted_entry(const struct op *op, const struct mapping *m, uint64_t 
     return true;
 }
 
-// Nothing has to change.
+// Returns true when the mapping needs no change.
 static bool satisfied(const struct op *op, const struct mapping *m)
 {
     if (op->flags & OP_NO_HOLE)
@@ -132,7 +134,7 @@ static bool satisfied(const struct op *op, const struct mapping *m)
            map_reads_as_zeros(op->image, m, op->pos);
 }
 
-// Clusters from pos to the end of its slice.
+// Returns the number of clusters from pos to the end of its slice.
 static uint64_t left_in_slice(const struct op *op)
 {
     uint64_t entries = map_slice_entries(op->image);
@@ -140,8 +142,8 @@ static uint64_t left_in_slice(const struct op *op)
     return entries - (geometry_l2_index(&op->image->geometry, op->pos) & (entries - 1));
 }
 
-// The clusters keep their place in the file, where older writes may still be on their way: nobody
-// uses that place again before they have ended, or what they leave behind would come back.
+// Begins to wait for older writes to clusters that keep their host clusters: an older write that
+// ended after a newer one would bring its data back.
 static int drain(struct op *op, uint64_t clusters, uint64_t host_offset)
 {
     unsigned bits = op->image->geometry.cluster_bits;
@@ -153,8 +155,8 @@ static int drain(struct op *op, uint64_t clusters, uint64_t host_offset)
     return 0;
 }
 
-// A cluster that is mapped may lie in a hole of the file, as all do that 'qemu-img create -o
-// preallocation=metadata' has made: the host reserves its space now.
+// A mapped cluster may lie in a hole of the file, as all clusters of 'qemu-img create -o
+// preallocation=metadata' do: the host reserves its space now.
 static int drained(struct op *op)
 {
     const struct geometry *g = &op->image->geometry;
@@ -175,7 +177,7 @@ static void reserved(struct op *op)
     advance(op, op->step_length);
 }
 
-// Gives the clusters of m their new entries, those that are in the slice.
+// Gives the clusters of m that are in the slice their new entries.
 static int replace_entries(struct op *op, const struct mapping *m, uint64_t raw)
 {
     struct image *image = op->image;
@@ -217,7 +219,7 @@ static int link_provided(struct op *op)
     return result;
 }
 
-// Takes clusters for a run of guest clusters that have none of their own.
+// Takes host clusters for a run of guest clusters that have none of their own.
 static int provide(struct op *op, const struct mapping *m)
 {
     struct image *image = op->image;
@@ -244,7 +246,7 @@ static int provide(struct op *op, const struct mapping *m)
     op->step_length = run->count << g->cluster_bits;
     if (op->step_length > m->length)
         op->step_length = m->length;
-    // Fresh space is reserved already; a cluster that was used before may have lost its space to a
+    // Fresh space is reserved already. A cluster that was used before may have lost its space to a
     // punch.
     enum file_io_kind kind = has_zero_flag(op) ? FILE_ALLOCATE : FILE_ZERO;
     op->work->needs_barrier = kind == FILE_ZERO && !run->zero;
@@ -264,7 +266,7 @@ static int write_zeros(struct op *op, uint64_t length)
 {
     if (op_need_work(op) < 0)
         return -ENOMEM;
-    // Only read, and so no memory of its own.
+    // The child only reads the buffer; untouched pages of calloc share the kernel's zero page.
     op->work->bounce = calloc(1, length);
     if (!op->work->bounce)
         return -ENOMEM;
@@ -283,7 +285,7 @@ static void zeros_written(struct op *op)
     advance(op, op->step_length);
 }
 
-// Asks for the status of the whole cluster, in which a backing image shows through.
+// Asks for the status of the whole cluster, in which a backing image may show through.
 static int check_cluster(struct op *op)
 {
     const struct geometry *g = &op->image->geometry;
@@ -304,14 +306,14 @@ static int check_cluster(struct op *op)
     return OP_PARKED;
 }
 
-// The answer to check_cluster(). It holds as long as the cluster has no entry of its own.
+// Reads the answer to check_cluster(), which holds as long as the cluster has no entry of its own.
 static bool found_zeros(const struct op *op)
 {
     return op->state == ZERO_CHECKED && op->work->extent.zero &&
            op->work->extent.length == op->work->child.length;
 }
 
-// A part of a cluster that reads as zeros from its beginning to its end.
+// Zeroes a part of a cluster whose other bytes read as zeros, too.
 static int zero_part_of_zeros(struct op *op, const struct mapping *m)
 {
     if (!(op->flags & OP_NO_HOLE)) {
@@ -324,7 +326,7 @@ static int zero_part_of_zeros(struct op *op, const struct mapping *m)
     return 0;
 }
 
-// At most a cluster from pos. Only called where the mapping cannot say it.
+// Zeroes at most one cluster from pos, by writing zeros. Called when the mapping cannot express it.
 static int zero_part(struct op *op)
 {
     const struct geometry *g = &op->image->geometry;
@@ -351,8 +353,8 @@ static int zero_part(struct op *op)
     return write_zeros(op, m.length);
 }
 
-// The host cannot reserve space, and nothing depends on that; or it cannot make the clusters zero by
-// itself: they go back, and zeros are written like any data.
+// Continues when the host has no such operation. If it cannot reserve space, nothing depends on
+// that. If it cannot make clusters zero, they are given up and zeros are written like data.
 static int do_without_host(struct op *op)
 {
     struct op_work *work = op->work;
@@ -433,8 +435,8 @@ static int turn(struct op *op)
     }
 }
 
-// Whether data would have to be written: the range has parts of clusters, or the format no zero
-// clusters.
+// Returns true when data would have to be written: the range has parts of clusters, or the format
+// has no zero clusters.
 static bool slow(const struct op *op)
 {
     const struct image *image = op->image;
@@ -459,7 +461,8 @@ static void zero_step(struct op *op)
     if (result == 0 && op->pos < end_of(op))
         result = turn(op);
     if (result == 0 && op->pos < end_of(op)) {
-        // One slice a turn: a large request lets others go in between.
+        // Only one slice is changed in a turn, so that other ops run between the parts of a large
+        // request.
         op_post(op);
         return;
     }

@@ -50,7 +50,7 @@ struct punch {
     struct op op; // internal
     // Clusters of the punch in flight, which count as taken meanwhile.
     uint64_t run;
-    // Ops that wait until no punch is due or in flight.
+    // Ops that wait until no extent is remembered and no punch is in flight.
     struct waitq idle;
 };
 

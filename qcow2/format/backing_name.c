@@ -6,7 +6,7 @@
 
 const char *backing_name_path(const char *name)
 {
-    // QEMU's names for the protocol of local files and devices.
+    // QEMU's protocol names of local files and devices.
     static const char *const prefixes[] = {"file:", "host_device:"};
 
     for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++) {
@@ -20,7 +20,7 @@ const char *backing_name_path(const char *name)
 
 bool backing_name_is_local(const char *name)
 {
-    // A colon after the first slash is part of a path, and so is one behind the prefix.
+    // A colon behind the first slash, or behind the prefix, is part of a path.
     return backing_name_path(name) != name || name[strcspn(name, ":/")] != ':';
 }
 

@@ -24,14 +24,15 @@ const struct header_extension *bitmap_directory_extension(const struct header *h
     return NULL;
 }
 
-// Bytes of the entry before its padding.
+// Returns the bytes of the entry before its padding.
 static uint64_t entry_bytes(const uint8_t *p)
 {
     return (uint64_t)FORMAT_BITMAP_ENTRY_BYTES + format_get32(p + FORMAT_BITMAP_EXTRA_LENGTH) +
            format_get16(p + FORMAT_BITMAP_NAME_LENGTH);
 }
 
-// Whether the table of a bitmap is where one can be; *room is what tables may take of the file.
+// Returns true when the table of a bitmap lies inside the file. *room: bytes of the file that
+// further tables may take.
 static bool table_fits(const struct header *header, const struct bitmap *b, uint64_t file_bytes,
                        uint64_t *room)
 {
@@ -70,7 +71,8 @@ static int decode_entries(const struct file *file, const struct header *header, 
             !table_fits(header, b, file_bytes, &room))
             return broken(err, file, "a bitmap exceeds the limits of the format or the file");
 
-        // The name moves left by one byte, over what was decoded, to make room for its end.
+        // The name moves left by one byte, over fields that were decoded, to make room for its
+        // terminator.
         char *name = (char *)p + bytes - name_length;
         memmove(name - 1, name, name_length);
         name[name_length - 1] = '\0';
@@ -82,7 +84,7 @@ static int decode_entries(const struct file *file, const struct header *header, 
     return 0;
 }
 
-// Where the directory is, from the extension's data.
+// Decodes the place of the directory from the extension's data.
 static int locate(struct file *file, const struct header *header,
                   const struct header_extension *extension, struct bitmap_directory *d,
                   uint64_t *file_bytes, struct error *err)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// bitmap_directory.h: the persistent dirty bitmaps of an image, read and validated. lazycow keeps
-// no such bitmaps; it must know where theirs lie. Format: qcow2 specification, "Bitmaps extension"
-// and "Bitmaps".
+// bitmap_directory.h: reads and validates the persistent dirty bitmaps of an image. lazycow does
+// not maintain bitmaps, but must know which clusters they have. Format: qcow2 specification,
+// "Bitmaps extension" and "Bitmaps".
 #ifndef LAZYCOW_QCOW2_FORMAT_BITMAP_DIRECTORY_H
 #define LAZYCOW_QCOW2_FORMAT_BITMAP_DIRECTORY_H
 
@@ -12,7 +12,7 @@
 #include "qcow2/base/file.h"
 #include "qcow2/format/header.h"
 
-// Limits, those of QEMU: counts and bytes.
+// QEMU's limits: counts and bytes.
 #define BITMAP_COUNT_MAX 65535u
 #define BITMAP_DIRECTORY_BYTES_MAX (64u << 20)
 #define BITMAP_TABLE_ENTRIES_MAX (1u << 27)
@@ -39,17 +39,18 @@ struct bitmap_directory {
     uint8_t *storage; // what name points into
 };
 
-// The header extension that leads to the directory, whatever the autoclear bit says of it; or NULL.
+// Returns the header extension that leads to the directory, whatever the autoclear bit says of it,
+// or NULL.
 const struct header_extension *bitmap_directory_extension(const struct header *header);
 
-// Reads the directory, blocking; it is empty where the image has none, or has one that is not kept
-// in step with the image (its autoclear bit is off). The tables lie inside the file and, all
-// together, are no larger than it. Returns 0, and it is the caller's to free; or a negative errno
-// with a message, and it is empty.
+// Reads the directory, blocking. It is empty when the image has none, or has one that is out of
+// date (its autoclear bit is off). All tables lie inside the file, and together are no larger than
+// the file. Returns 0 and a directory that the caller frees, or a negative errno with a message and
+// an empty directory.
 int bitmap_directory_read(struct file *file, const struct header *header,
                           struct bitmap_directory *directory, struct error *err);
 
-// Frees what it holds and leaves it empty. A zeroed one is fine.
+// Frees the members and leaves the directory empty. directory may be zeroed.
 void bitmap_directory_free(struct bitmap_directory *directory);
 
 #endif

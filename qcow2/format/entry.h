@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// entry.h: a raw L2 entry as a tagged struct. Format: qcow2 specification, "L2 table entry",
-// "Standard Cluster Descriptor", "Compressed Clusters Descriptor".
+// entry.h: decodes a raw L2 entry into a tagged struct. Format: qcow2 specification, "L2 table
+// entry", "Standard Cluster Descriptor", "Compressed Clusters Descriptor".
 #ifndef LAZYCOW_QCOW2_FORMAT_ENTRY_H
 #define LAZYCOW_QCOW2_FORMAT_ENTRY_H
 
@@ -11,9 +11,10 @@
 #include "qcow2/format/header.h"
 
 enum entry_kind {
-    ENTRY_UNALLOCATED,    // the backing file shows through, or zeros
-    ENTRY_ZERO,           // zeros, no host cluster
-    ENTRY_ZERO_ALLOCATED, // zeros, with a host cluster in reserve whose content means nothing
+    ENTRY_UNALLOCATED, // the backing file shows through, or zeros
+    ENTRY_ZERO,        // zeros, no host cluster
+    // Zeros, with a host cluster in reserve whose content does not matter.
+    ENTRY_ZERO_ALLOCATED,
     ENTRY_DATA,
     ENTRY_COMPRESSED,
     ENTRY_INVALID, // breaks the format
@@ -21,20 +22,24 @@ enum entry_kind {
 
 struct entry {
     enum entry_kind kind;
-    bool copied;          // DATA, ZERO_ALLOCATED: the refcount is one, write in place
-    uint64_t host_offset; // DATA, ZERO_ALLOCATED: of the cluster; COMPRESSED: of its first byte
-    uint64_t host_length; // COMPRESSED: most bytes that its data takes
+    bool copied; // DATA, ZERO_ALLOCATED: the refcount is one, write in place
+    // DATA, ZERO_ALLOCATED: of the cluster. COMPRESSED: of the first byte of its data.
+    uint64_t host_offset;
+    // COMPRESSED: most bytes that its data takes.
+    uint64_t host_length;
 };
 
-// The image that an entry is of, as far as it decides what is valid.
+// Properties of the image that decide which of its entries are valid.
 struct entry_context {
     unsigned version;
     unsigned cluster_bits;
-    // Of the file when it was opened. Nobody adds compressed data to an image that is served.
+    // Size of the file when it was opened. No program adds compressed data to an image that is
+    // served.
     uint64_t file_bytes;
 };
 
-// Compressed data begins neither in the header nor where the file has no bytes.
+// Returns true when compressed data may begin there: neither in the header nor beyond the end of
+// the file.
 static inline bool entry_compressed_placed(uint64_t host_offset,
                                            const struct entry_context *context)
 {
@@ -42,7 +47,8 @@ static inline bool entry_compressed_placed(uint64_t host_offset,
            host_offset < HEADER_OFFSET_LIMIT;
 }
 
-// raw is in host byte order. Reserved bits are looked at by check only, as elsewhere.
+// Decodes an entry in host byte order. Ignores reserved bits, as QEMU does; only check looks at
+// them.
 static inline struct entry entry_decode(uint64_t raw, const struct entry_context *context)
 {
     unsigned cluster_bits = context->cluster_bits;

@@ -6,9 +6,9 @@
 #include <stdint.h>
 #include <string.h>
 
-// The longest way from the beginning of a file to the end of a signature.
+// Bytes at the start of a file in which all signatures at the start lie.
 #define START_BYTES 128
-// Size of the block at the end in which fixed VPC images and DMG images have theirs.
+// Size of the block at the end of a file that holds the signature of fixed VPC and DMG images.
 #define TRAILER_BYTES 512
 
 enum place { AT_START, IN_TRAILER };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// foreign.h: recognizes files that hold a disk in a format other than qcow2, so that nobody takes the
-// container for the disk.
+// foreign.h: recognizes files that hold a disk in a format other than qcow2, so that such a file is
+// not taken for the disk itself.
 #ifndef LAZYCOW_QCOW2_FORMAT_FOREIGN_H
 #define LAZYCOW_QCOW2_FORMAT_FOREIGN_H
 
@@ -10,14 +10,16 @@
 #include "qcow2/base/file.h"
 
 struct foreign_format {
-    const char *name;   // for people
-    const char *driver; // what qemu-img -f calls it; NULL: none, the file is to be unpacked
+    const char *name; // for people
+    // Name of the format for qemu-img -f; NULL: none, the file has to be unpacked.
+    const char *driver;
 };
 
-// The format that the file looks like, or NULL; a file that cannot be read looks like none. Blocking.
+// Returns the format that the file looks like, or NULL. A file that cannot be read looks like none.
+// Blocking.
 const struct foreign_format *foreign_format_of(struct file *file);
 
-// Sets the message for a file that looks like a foreign format: what it is and what can be done.
+// Sets the message for a file that looks like a foreign format: its format and the user's remedy.
 // Returns -ENOTSUP.
 int foreign_format_refuse(const struct foreign_format *format, const char *name, struct error *err);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// format.h: what lies where in a qcow2 file. Everything on disk is big-endian; decode it with the
+// format.h: the layout of a qcow2 file. Every number on disk is big-endian; decode it with the
 // format_get and format_put functions below. Format: qcow2 specification.
 #ifndef LAZYCOW_QCOW2_FORMAT_FORMAT_H
 #define LAZYCOW_QCOW2_FORMAT_FORMAT_H
@@ -80,8 +80,8 @@
 #define FORMAT_EXTENSION_BACKING_FORMAT 0xe2792acau
 #define FORMAT_EXTENSION_FEATURE_NAMES 0x6803f857u
 #define FORMAT_EXTENSION_BITMAPS 0x23852875u
-// In place of an extension that was given up, with others behind it: readers pass over types that they
-// do not know ("none" in ASCII).
+// Type of an extension that was dropped and has others behind it: readers skip unknown types
+// ("none" in ASCII).
 #define FORMAT_EXTENSION_NONE 0x6e6f6e65u
 #define FORMAT_EXTENSION_CRYPTO 0x0537be77u
 #define FORMAT_EXTENSION_DATA_FILE 0x44415441u
@@ -140,7 +140,8 @@
 
 #define FORMAT_ENTRY_BYTES 8 // of L1, L2 and refcount table entries
 
-// Refcount table entry: bits 9..63 offset of a refcount block, 0 = all its refcounts are 0.
+// Refcount table entry: bits 9..63 offset of a refcount block, 0: all refcounts of that block are
+// 0.
 #define FORMAT_REFCOUNT_TABLE_OFFSET_MASK 0xfffffffffffffe00ull
 #define FORMAT_REFCOUNT_TABLE_RESERVED 0x00000000000001ffull
 
@@ -154,7 +155,7 @@
 #define FORMAT_L2_RESERVED 0x3f000000000001feull // version 2 reserves bit 0 as well
 #define FORMAT_L2_ZERO (1ull << 0)
 
-// The refcount of the cluster or table is exactly one: it may be written in place.
+// The refcount of the cluster or table is exactly one, so that it may be written in place.
 #define FORMAT_COPIED (1ull << 63)
 #define FORMAT_COMPRESSED (1ull << 62)
 
@@ -167,14 +168,14 @@ static inline unsigned format_compressed_shift(unsigned cluster_bits)
     return 62 - (cluster_bits - 8);
 }
 
-// Offset of the first byte of the compressed data.
+// Returns the offset of the first byte of the compressed data.
 static inline uint64_t format_compressed_offset(uint64_t entry, unsigned cluster_bits)
 {
     return entry & ((1ull << format_compressed_shift(cluster_bits)) - 1);
 }
 
-// Bytes from that offset to the end of the last sector that holds some of the data: the most that
-// it can have.
+// Returns the bytes from that offset to the end of the last sector of the data: the most that the
+// data can have.
 static inline uint64_t format_compressed_length(uint64_t entry, unsigned cluster_bits)
 {
     uint64_t sectors = (entry & (FORMAT_COMPRESSED - 1)) >> format_compressed_shift(cluster_bits);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// geometry.h: from guest offsets to table indices, from the widths in the header. Format: qcow2
+// geometry.h: converts guest offsets to table indices with the widths in the header. Format: qcow2
 // specification, "Cluster mapping" and "Host cluster management".
 #ifndef LAZYCOW_QCOW2_FORMAT_GEOMETRY_H
 #define LAZYCOW_QCOW2_FORMAT_GEOMETRY_H
@@ -9,8 +9,9 @@
 
 #include "qcow2/format/header.h"
 
-// Metadata is read, cached and written in pieces of at most this many bytes. A page of the host: a
-// table write then costs one page of journal and disk, where a whole table may be 2 MiB.
+// Metadata is read, cached and written in pieces of at most this size (a power of two of bytes). It
+// is a page of the host: a table write then costs one page of journal and disk, while a whole table
+// may be 2 MiB.
 #define GEOMETRY_PIECE_BITS_MAX 12
 
 struct geometry {
@@ -47,13 +48,13 @@ static inline uint64_t geometry_cluster_start(const struct geometry *g, uint64_t
     return offset & ~(g->cluster_size - 1);
 }
 
-// Clusters that it takes to hold so many bytes.
+// Returns the number of clusters that hold the given bytes.
 static inline uint64_t geometry_clusters(const struct geometry *g, uint64_t bytes)
 {
     return (bytes >> g->cluster_bits) + (geometry_in_cluster(g, bytes) != 0);
 }
 
-// Guest bytes that one L2 table maps.
+// Returns the guest bytes that one L2 table maps.
 static inline uint64_t geometry_l2_span(const struct geometry *g)
 {
     return 1ull << (g->cluster_bits + g->l2_bits);

@@ -10,7 +10,7 @@
 #include "qcow2/format/foreign.h"
 #include "qcow2/format/format.h"
 
-// The smallest cluster, and so the least that can be read to learn the size of the others.
+// Size of the smallest cluster, which is read first to learn the cluster size.
 #define PROBE_BYTES (1u << HEADER_CLUSTER_BITS_MIN)
 
 #define SUPPORTED_INCOMPATIBLE                                                                     \
@@ -22,7 +22,7 @@ struct feature_name {
     const char *name;
 };
 
-// Names of the bits that the specification defines, as other writers of the format put them.
+// Names of the bits that the specification defines, as other writers of the format spell them.
 static const struct feature_name feature_names[] = {
     {FORMAT_FEATURE_INCOMPATIBLE, 0, "dirty bit"},
     {FORMAT_FEATURE_INCOMPATIBLE, 1, "corrupt bit"},
@@ -35,7 +35,7 @@ static const struct feature_name feature_names[] = {
 };
 #define FEATURE_NAME_COUNT (sizeof(feature_names) / sizeof(feature_names[0]))
 
-// Every complaint about an image that is not what the format says.
+// Sets the message for an image that violates the format. Returns -EINVAL.
 static int broken(struct error *err, const char *name, const char *what)
 {
     return error_set(err, EINVAL,
@@ -43,7 +43,7 @@ static int broken(struct error *err, const char *name, const char *what)
                      name, what);
 }
 
-// Magic, version and cluster size: what must be known to read the rest.
+// Checks magic, version and cluster size, which are needed to read the rest.
 static int check_start(const uint8_t *start, const char *name, struct error *err)
 {
     if (format_get32(start + FORMAT_HEADER_MAGIC) != FORMAT_MAGIC)
@@ -67,7 +67,7 @@ static int check_start(const uint8_t *start, const char *name, struct error *err
     return 0;
 }
 
-// The fields as they are, up to the extensions.
+// Decodes the fields up to the extensions, without checks.
 static void decode_fields(const uint8_t *p, struct header *h)
 {
     h->version = format_get32(p + FORMAT_HEADER_VERSION);
@@ -96,7 +96,8 @@ static void decode_fields(const uint8_t *p, struct header *h)
         h->compression_type = p[FORMAT_HEADER_COMPRESSION_TYPE];
 }
 
-// A table of bytes bytes at offset: aligned, and below the limit of host offsets.
+// Returns true when a table of the given bytes at offset is aligned and below the limit of host
+// offsets.
 static bool table_placed(const struct header *h, uint64_t offset, uint64_t bytes)
 {
     return offset % header_cluster_size(h) == 0 && offset < HEADER_OFFSET_LIMIT &&
@@ -227,8 +228,8 @@ int header_decode(const uint8_t *first_cluster, size_t length, const char *name,
     return decode_extensions(first_cluster, header, name, err);
 }
 
-// Appends the name of an incompatible feature bit to text: the image's own name for it, ours, or
-// its number.
+// Appends the name of an incompatible feature bit to text: the image's own name, lazycow's name, or
+// the bit's number.
 static void append_feature_name(const uint8_t *cluster, const struct header *h, unsigned bit,
                                 char *text, size_t size)
 {
@@ -256,7 +257,7 @@ static void append_feature_name(const uint8_t *cluster, const struct header *h, 
     if (found[0] == '\0')
         snprintf(found, sizeof(found), "incompatible feature bit %u", bit);
 
-    // The name comes from the image and goes to a terminal.
+    // Unprintable bytes are replaced: the name comes from the image and goes to a terminal.
     for (char *c = found; *c != '\0'; c++) {
         if ((unsigned char)*c < ' ' || (unsigned char)*c > '~')
             *c = '?';
@@ -293,7 +294,7 @@ int header_check_features(const uint8_t *first_cluster, size_t length, const cha
                      name, missing);
 }
 
-// Refuses files that cannot be what was meant: other formats, and what holds no header.
+// Refuses files of other formats and files without a qcow2 header.
 static int check_kind(struct file *file, const uint8_t *start, struct error *err)
 {
     const struct foreign_format *foreign = foreign_format_of(file);
@@ -401,7 +402,8 @@ int header_encode(struct header *header, uint8_t *first_cluster, size_t length)
         memcpy(first_cluster + pos + FORMAT_EXTENSION_BYTES, header->backing_format, format_length);
         pos += format_bytes;
     }
-    // A help to readers only: small clusters with long names go without.
+    // Left out where small clusters and long names leave no room: the table only helps readers of
+    // messages.
     if (header->version >= 3 && names_bytes <= length - needed) {
         format_put32(first_cluster + pos, FORMAT_EXTENSION_FEATURE_NAMES);
         format_put32(first_cluster + pos + 4, FEATURE_NAME_COUNT * FORMAT_FEATURE_NAME_BYTES);
@@ -413,7 +415,8 @@ int header_encode(struct header *header, uint8_t *first_cluster, size_t length)
             pos += FORMAT_FEATURE_NAME_BYTES;
         }
     }
-    pos += FORMAT_EXTENSION_BYTES; // the end of the extensions is all zeros
+    // The extensions end with zeros, which are there already.
+    pos += FORMAT_EXTENSION_BYTES;
     header->backing_name_offset = name_length > 0 ? pos : 0;
     header->backing_name_length = (uint32_t)name_length;
     memcpy(first_cluster + pos, header->backing_name, name_length);

@@ -11,10 +11,11 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 
-// On-disk offsets that are rewritten in place while an image is open.
-#define HEADER_OFFSET_REFCOUNT_TABLE 48 // u64 offset, then u32 clusters: 12 bytes inside one sector
-#define HEADER_OFFSET_INCOMPATIBLE 72   // u64
-#define HEADER_OFFSET_AUTOCLEAR 88      // u64
+// Offsets on disk of fields that are rewritten in place while an image is open.
+// A u64 offset, then a u32 number of clusters: 12 bytes inside one sector.
+#define HEADER_OFFSET_REFCOUNT_TABLE 48
+#define HEADER_OFFSET_INCOMPATIBLE 72 // u64
+#define HEADER_OFFSET_AUTOCLEAR 88    // u64
 
 #define HEADER_INCOMPATIBLE_DIRTY (1ull << 0)
 #define HEADER_INCOMPATIBLE_CORRUPT (1ull << 1)
@@ -23,8 +24,7 @@
 #define HEADER_INCOMPATIBLE_EXTENDED_L2 (1ull << 4)
 #define HEADER_COMPATIBLE_LAZY_REFCOUNTS (1ull << 0)
 
-// Limits, those of QEMU (so that every image it opens is opened here, and no other): bytes or
-// counts.
+// QEMU's limits, in bytes or counts, so that lazycow opens exactly the images that QEMU opens.
 #define HEADER_CLUSTER_BITS_MIN 9
 #define HEADER_CLUSTER_BITS_MAX 21
 #define HEADER_L1_BYTES_MAX (32u << 20)
@@ -40,7 +40,8 @@ struct header_extension {
     uint64_t offset; // of its data in the file
 };
 
-// More extensions than any writer makes; a header cluster of 2 MiB could hold 262 144 empty ones.
+// Most extensions of a header. No writer makes so many; a header cluster of 2 MiB could hold 262
+// 144 empty ones.
 #define HEADER_EXTENSIONS_MAX 64
 
 struct header {
@@ -62,7 +63,8 @@ struct header {
     uint32_t refcount_order;  // a refcount has 1 << refcount_order bits, 0..6
     uint32_t header_length;   // bytes
     uint8_t compression_type; // 0 zlib, 1 zstd
-    uint64_t crypto_offset;   // of the LUKS header, and its bytes; 0: none, or another encryption
+    // Offset of the LUKS header, and its length in bytes; 0: none, or another encryption.
+    uint64_t crypto_offset;
     uint64_t crypto_length;
 
     char backing_name[HEADER_BACKING_NAME_MAX + 1];            // "" : none
@@ -71,52 +73,53 @@ struct header {
     size_t extension_count;
 };
 
-// Reads the first cluster's header and extensions, blocking, and checks every field against the
-// limits and against each other, before anything is allocated from them. Refuses features that the
-// engine lacks by their name (from the feature name table where the image has one). Unknown
-// compatible and autoclear bits and extensions are no error. Returns 0, or a negative errno with a
-// message that names the file. -ENOTSUP: a feature; -EINVAL: not qcow2, or broken.
+// Reads the first cluster's header and extensions, blocking. Checks every field against the limits
+// and against the other fields before anything is allocated from it. Refuses features that the
+// engine lacks by their name, from the feature name table if the image has one. Ignores unknown
+// compatible and autoclear bits and extensions. Returns 0, or a negative errno with a message that
+// names the file: -ENOTSUP for a feature, -EINVAL for a file that is not qcow2 or is broken.
 int header_read(struct file *file, struct header *header, struct error *err);
 
-// As header_read but only decodes and validates what describes the layout, without refusing
-// unsupported features or a missing refcount table; for `lazycow info` and `lazycow check`.
+// Decodes and validates only the fields that describe the layout; accepts unsupported features and
+// a missing refcount table. For `lazycow info` and `lazycow check`. Returns as header_read.
 int header_read_any(struct file *file, struct header *header, struct error *err);
 
-// What header_read_any does, without a file: first_cluster is the image's first cluster, length
-// bytes of it (at least 512; the cluster size is checked to be no more). name is for messages.
+// Does the work of header_read_any without a file. first_cluster is the image's first cluster,
+// length bytes of it (at least 512; a larger cluster size in the header is refused). name is for
+// messages.
 int header_decode(const uint8_t *first_cluster, size_t length, const char *name,
                   struct header *header, struct error *err);
 
-// Refuses, with -ENOTSUP and a message that names them, the features of header that are not
-// supported. first_cluster as for header_decode: the feature name table is looked up there.
+// Refuses unsupported features of header with -ENOTSUP and a message that names them. first_cluster
+// (as for header_decode) has the feature name table.
 int header_check_features(const uint8_t *first_cluster, size_t length, const char *name,
                           const struct header *header, struct error *err);
 
-// Writes header, its backing format, the feature name table (version 3, where there is room) and
-// the backing file name into first_cluster, length bytes that are zero: one cluster. Sets
-// header->header_length, backing_name_offset and backing_name_length; other extensions of
-// header are not written. Returns 0, or -ENOSPC where the names do not fit one cluster.
+// Writes header, its backing format, the feature name table (version 3, if there is room) and the
+// backing file name into first_cluster, which is one cluster of length zero bytes. Sets
+// header->header_length, backing_name_offset and backing_name_length. Does not write other
+// extensions. Returns 0, or -ENOSPC when the names do not fit one cluster.
 int header_encode(struct header *header, uint8_t *first_cluster, size_t length);
 
-// What the fields say. Bytes, counts.
+// Values derived from the fields, in bytes or counts.
 static inline uint64_t header_cluster_size(const struct header *header)
 {
     return 1ull << header->cluster_bits;
 }
 
-// Guest bytes are mapped by L2 entries of 8 bytes, or 16 where they are extended.
+// Returns the bytes of an L2 entry: 8, or 16 with extended L2 entries.
 static inline unsigned header_l2_entry_bytes(const struct header *header)
 {
     return header->incompatible & HEADER_INCOMPATIBLE_EXTENDED_L2 ? 16 : 8;
 }
 
-// Guest bytes that one L1 entry maps, as a power of two.
+// Returns log2 of the guest bytes that one L1 entry maps.
 static inline unsigned header_l1_shift(const struct header *header)
 {
     return 2 * header->cluster_bits - (header_l2_entry_bytes(header) == 16 ? 4 : 3);
 }
 
-// L1 entries that size guest bytes need.
+// Returns the number of L1 entries that size guest bytes need.
 static inline uint64_t header_l1_entries(const struct header *header, uint64_t size)
 {
     return size == 0 ? 0 : ((size - 1) >> header_l1_shift(header)) + 1;

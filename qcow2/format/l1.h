@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // l1.h: the active L1 table, wholly in memory (at most HEADER_L1_BYTES_MAX), with a mark on each
-// piece that disk does not have yet. Format: qcow2 specification, "L1 table entry".
+// dirty piece. Format: qcow2 specification, "L1 table entry".
 #ifndef LAZYCOW_QCOW2_MAPPING_L1_H
 #define LAZYCOW_QCOW2_MAPPING_L1_H
 
@@ -29,8 +29,8 @@ void l1_set(struct l1 *l1, uint64_t index, uint64_t entry);
 uint64_t l1_pieces(const struct l1 *l1);
 bool l1_piece_dirty(const struct l1 *l1, uint64_t piece);
 void l1_mark_piece(struct l1 *l1, uint64_t piece, bool dirty);
-// Writes the piece as it goes to disk into buf (1 << piece_bits bytes); returns its bytes, fewer
-// for the last one.
+// Encodes the piece as it goes to disk into buf (1 << piece_bits bytes). Returns its length in
+// bytes, which is less for the last piece.
 size_t l1_encode_piece(const struct l1 *l1, uint64_t piece, void *buf);
 
 #endif

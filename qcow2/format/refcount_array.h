@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// refcount_array.h: refcounts as a refcount block holds them: 1 << order bits each, order 0..6;
-// big-endian, those of less than a byte from the low bits of each byte up. Format: qcow2
+// refcount_array.h: refcounts in the format of a refcount block: 1 << order bits each, order 0..6.
+// Big-endian; refcounts of less than a byte fill each byte from its low bits up. Format: qcow2
 // specification, "Host cluster management".
 #ifndef LAZYCOW_QCOW2_FORMAT_REFCOUNT_ARRAY_H
 #define LAZYCOW_QCOW2_FORMAT_REFCOUNT_ARRAY_H
@@ -9,7 +9,7 @@
 
 #include "qcow2/format/format.h"
 
-// The largest refcount of that width.
+// Returns the largest refcount of that width.
 static inline uint64_t refcount_array_max(unsigned order)
 {
     return order == 6 ? UINT64_MAX : (1ull << (1u << order)) - 1;

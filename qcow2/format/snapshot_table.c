@@ -7,14 +7,15 @@
 
 #include "qcow2/format/format.h"
 
-// How much of the table is read at once: most tables whole.
+// Bytes that are read at once: most tables fit.
 #define READ_STEP (64u << 10)
 
-// The table as far as it was read.
+// The part of the table that was read.
 struct window {
     struct file *file;
     uint64_t offset; // of the table in the file
-    uint64_t limit;  // bytes that the table may have: its own limit or the end of the file
+    // Most bytes of the table: its own limit, or those up to the end of the file.
+    uint64_t limit;
     uint8_t *bytes;
     uint64_t length;
 };
@@ -51,7 +52,7 @@ static int window_extend(struct window *w, uint64_t length, struct error *err)
     return 0;
 }
 
-// Lengths of one entry's parts.
+// Lengths of the parts of one entry, in bytes.
 struct entry_lengths {
     uint32_t extra;
     uint16_t id;
@@ -65,7 +66,7 @@ static struct entry_lengths entry_lengths(const uint8_t *p)
                                   .name = format_get16(p + FORMAT_SNAPSHOT_NAME_LENGTH)};
 }
 
-// Bytes of the entry before its padding.
+// Returns the bytes of the entry before its padding.
 static uint64_t entry_bytes(const struct entry_lengths *lengths)
 {
     return (uint64_t)FORMAT_SNAPSHOT_BYTES + lengths->extra + lengths->id + lengths->name;
@@ -76,7 +77,7 @@ static uint64_t padded(uint64_t bytes)
     return (bytes + 7) & ~7ull;
 }
 
-// Reads until all entries are in the window; *bytes is what they take.
+// Reads until all entries are in the window. *bytes is the size of the table.
 static int read_entries(struct window *w, uint32_t count, uint64_t *bytes, struct error *err)
 {
     uint64_t pos = 0;
@@ -111,8 +112,8 @@ static void decode_entry(uint8_t *p, const struct header *header, struct snapsho
     s->seconds = format_get32(p + FORMAT_SNAPSHOT_SECONDS);
     s->nanoseconds = format_get32(p + FORMAT_SNAPSHOT_NANOSECONDS);
     s->vm_clock = format_get64(p + FORMAT_SNAPSHOT_VM_CLOCK);
-    // Writers without extra data have a 32-bit size of the VM state and never changed the size of
-    // the disk.
+    // Writers that add no extra data have a 32-bit size of the VM state, and never resized the
+    // disk.
     s->vm_state_size = lengths.extra >= FORMAT_SNAPSHOT_EXTRA_VM_STATE + 8
                            ? format_get64(extra + FORMAT_SNAPSHOT_EXTRA_VM_STATE)
                            : format_get32(p + FORMAT_SNAPSHOT_VM_STATE_SIZE);
@@ -123,8 +124,8 @@ static void decode_entry(uint8_t *p, const struct header *header, struct snapsho
                     ? format_get64(extra + FORMAT_SNAPSHOT_EXTRA_ICOUNT)
                     : SNAPSHOT_ICOUNT_NONE;
 
-    // Both strings are terminated in place: they move left, over the fields that were decoded
-    // above, by one byte for each terminator that comes after them.
+    // Both strings are terminated in place. They move left over decoded fields, by one byte for
+    // each terminator behind them.
     char *id = (char *)p + FORMAT_SNAPSHOT_BYTES + lengths.extra;
     char *name = id + lengths.id;
     memmove(id - 2, id, lengths.id);

@@ -10,7 +10,7 @@
 #include "qcow2/offline/check_pass.h"
 #include "qcow2/format/format.h"
 
-// Longest line about one problem.
+// Longest line about one finding, in bytes.
 #define MESSAGE_BYTES 256
 
 void check_say(struct check_pass *pass, const char *format, ...)
@@ -50,7 +50,7 @@ int check_pass_wait(struct check_pass *pass, struct error *err)
     return 0;
 }
 
-// Features that change what the tables mean.
+// Refuses features that change the meaning of the tables.
 static int check_features(const struct check_pass *pass, struct error *err)
 {
     uint64_t understood =
@@ -101,8 +101,8 @@ int check_pass_begin(struct check_pass *pass, struct error *err)
         ((uint64_t)pass->header.refcount_table_clusters << pass->header.cluster_bits) /
         FORMAT_ENTRY_BYTES;
     pass->blocks = calloc(pass->block_count + 1, sizeof(*pass->blocks));
-    // Behind the end there is room for a refcount structure that covers all of the file: at least
-    // 64 refcounts fit a block, so a 32nd more is plenty.
+    // Room behind the end of the file for a refcount structure that covers all of it. A block holds
+    // at least 64 refcounts, so a 32nd of the clusters is plenty.
     uint64_t room = pass->clusters + pass->clusters / 32 + 1024;
     struct counts *all[] = {&pass->counted, &pass->copied, &pass->not_copied, &pass->l2_tables,
                             &pass->fixed};
@@ -117,7 +117,7 @@ int check_pass_begin(struct check_pass *pass, struct error *err)
     return 0;
 }
 
-// Ending it twice is fine.
+// May be called twice.
 void check_pass_end(struct check_pass *pass)
 {
     snapshot_table_free(&pass->snapshots);
@@ -136,7 +136,8 @@ void check_pass_end(struct check_pass *pass)
     pass->fixes = NULL;
 }
 
-// Begins a pass and finds out everything; writes nothing. The caller ends it, also if it fails.
+// Begins a pass and finds all faults; writes nothing. The caller ends the pass, also after an
+// error.
 static int run_pass(struct check_pass *pass, struct file *file, const struct check_options *options,
                     bool quiet, struct error *err)
 {
@@ -160,7 +161,7 @@ static int mark_consistent(struct file *file, const struct header *header, struc
 
     if (!(header->incompatible & bits))
         return 0;
-    // What the bits vouch for comes first.
+    // All repairs are durable before the bits that vouch for them.
     int ret = file_do_blocking(file, FILE_DATASYNC, 0, 0);
     format_put64(field, header->incompatible & ~bits);
     if (ret == 0)
@@ -178,25 +179,25 @@ static uint64_t fixed(uint64_t before, uint64_t after)
     return before > after ? before - after : 0;
 }
 
-// Refcounts behind the end of the file are put right with the others, and not told: qemu-img does
-// not look there.
+// Refcounts behind the end of the file are repaired with the others but not reported: qemu-img does
+// not look at them.
 static bool anything_wrong(const struct check_pass *pass)
 {
     return pass->result.corruptions > 0 || pass->result.leaks > 0 ||
            (pass->refcounts_beyond && pass->beyond_end == 0);
 }
 
-// Ends the pass and makes another one over what is there now.
+// Ends the pass and makes another one over the image as it is now.
 static int run_again(struct check_pass *pass, struct error *err)
 {
     check_pass_end(pass);
     return run_pass(pass, pass->file, pass->options, true, err);
 }
 
-// An entry that is put right in the first round may leave a leak for the second one.
+// Rounds of a repair: an entry that is repaired in the first round may leave a leak for the second.
 #define REPAIR_ROUNDS 2
 
-// Repairs what pass has found, and replaces it by another one over what is there then.
+// Repairs the findings of pass, and replaces it by a pass over the repaired image.
 static int repair(struct check_pass *pass, struct error *err)
 {
     const struct check_result found = pass->result;
@@ -216,7 +217,7 @@ static int repair(struct check_pass *pass, struct error *err)
         ret = check_repair(pass, err);
         if (ret == 0)
             ret = run_again(pass, err);
-        pass->hides |= hides; // also where the entry was put right meanwhile
+        pass->hides |= hides; // even if the entry has been repaired meanwhile
     }
     if (ret == 0 && pass->result.corruptions == 0)
         ret = mark_consistent(pass->file, &pass->header, err);

@@ -10,7 +10,7 @@
 #include "qcow2/format/refcount_array.h"
 #include "qcow2/walk/scan.h"
 
-// Refcounts are compared in groups of this many: a word of a bitmap.
+// Refcounts that are compared at a time: the counts of a word of a bitmap.
 #define GROUP 64
 
 // ---- Reading the refcount blocks ----------------------------------------------------------------
@@ -20,7 +20,7 @@ static uint64_t per_block(const struct check_pass *pass)
     return header_cluster_size(&pass->header) * 8 >> pass->header.refcount_order;
 }
 
-// Hands over refcounts that are 0 because there is nothing on disk, up to cluster end.
+// Passes on refcounts that are 0 because there is no block on disk, up to cluster end.
 static int take_nothing(struct check_pass *pass, uint64_t end)
 {
     if (end > pass->clusters)
@@ -46,7 +46,7 @@ static bool next_block(void *context, struct scan_range *range)
         length = SCAN_RANGE_MAX;
     range->offset = pass->blocks[pass->next_block] + pass->next_offset;
     range->length = (size_t)length;
-    // The first cluster whose refcount lies there.
+    // The tag is the first cluster whose refcount lies in the range.
     range->tag =
         pass->next_block * per_block(pass) + (pass->next_offset * 8 >> pass->header.refcount_order);
     pass->next_offset += length;
@@ -57,8 +57,8 @@ static bool next_block(void *context, struct scan_range *range)
     return true;
 }
 
-// Looks for refcounts of clusters behind the end of the file among the n of bytes, the first of
-// which is cluster's.
+// Looks for refcounts of clusters behind the end of the file among the n refcounts in bytes, the
+// first of which belongs to cluster.
 static void look_beyond(struct check_pass *pass, uint64_t cluster, uint64_t n, const uint8_t *bytes)
 {
     uint64_t i = cluster < pass->clusters ? pass->clusters - cluster : 0;
@@ -160,7 +160,7 @@ static void compare_one(struct check_pass *pass, uint64_t cluster, const uint8_t
         mismatch(pass, cluster, refcount, counted);
 }
 
-// Whether all of a group agree, which is so for nearly all of them.
+// Returns true when all refcounts of a group agree, which nearly all groups do.
 static bool group_agrees(struct check_pass *pass, uint64_t cluster, const uint8_t *stored,
                          uint64_t index)
 {
@@ -194,7 +194,7 @@ static int compare(struct check_pass *pass, uint64_t cluster, uint64_t n, const 
     return 0;
 }
 
-// Metadata that shares a cluster with something else, however its refcount agrees.
+// Reports metadata that shares a cluster with something else, even if its refcount agrees.
 static void check_overlaps(struct check_pass *pass)
 {
     for (uint64_t i = counts_next(&pass->fixed, 0); i < pass->clusters;
@@ -207,7 +207,7 @@ static void check_overlaps(struct check_pass *pass)
     }
     for (uint64_t i = counts_next(&pass->l2_tables, 0); i < pass->clusters;
          i = counts_next(&pass->l2_tables, i + 1)) {
-        // Two parts of the disk share no table: one of the entries was meant for another.
+        // No two parts of the disk share a table: one of the entries is wrong.
         if (counts_get(&pass->copied, i) + counts_get(&pass->not_copied, i) > 1 &&
             counts_get(&pass->l2_tables, i) > 1)
             pass->hides = true;

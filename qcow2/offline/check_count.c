@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// check_count.c: counts the references that a walk visits, and the faults it meets.
+// check_count.c: counts the references that a walk visits, and the faults that it meets.
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -25,15 +25,16 @@ static bool of_refcounts(const struct walk_reference *ref)
     return ref->kind == WALK_REFCOUNT_BLOCK || ref->kind == WALK_REFCOUNT_TABLE;
 }
 
-// Part of a reference that lies behind the end of the file: clusters [first, end).
+// Reports the part of a reference that lies behind the end of the file: clusters [first, end).
 static void beyond(struct check_pass *pass, const struct walk_reference *ref, uint64_t first,
                    uint64_t end)
 {
-    // Of data each entry is wrong, of a table the one that names it; each as often as it is read.
+    // For data each entry is wrong, for a table the entry that names it; each counts as often as it
+    // is read.
     uint64_t entries = (ref->kind == WALK_DATA ? end - first : 1) * ref->count;
 
     pass->result.corruptions += entries;
-    // Where no growth can have been lost an entry may be meant for another place.
+    // No lost growth explains an entry this far out, so it may be meant for another place.
     if (!of_refcounts(ref) && end > pass->clusters + check_lost_growth(pass))
         pass->hides = true;
     if (end > pass->beyond_end)
@@ -77,7 +78,8 @@ static int count_kind(struct check_pass *pass, const struct walk_reference *ref,
     return counts_add(ref->copied ? &pass->copied : &pass->not_copied, ref->cluster, clusters, 1);
 }
 
-// Counts what a reference has behind the end of the file, as far as something may be built there.
+// Counts the part of a reference behind the end of the file, as far as a new structure may be built
+// there.
 static int count_beyond(struct check_pass *pass, const struct walk_reference *ref, uint64_t first,
                         uint64_t end)
 {
@@ -110,8 +112,8 @@ static int count_reference(void *context, const struct walk_reference *ref)
     return ret < 0 ? ret : count_kind(pass, ref, clusters);
 }
 
-// Whether the entry may be a damaged reference to something that was not visited. A compressed
-// cluster that was none names the cluster that it had.
+// Returns true when the entry may be a damaged reference to a cluster that was not visited. A
+// damaged compressed entry still names the cluster that it had.
 static bool may_hide(const struct check_pass *pass, const struct walk_problem *problem)
 {
     return problem->kind != WALK_REFCOUNT_BLOCK && problem->fault != WALK_COMPRESSED_FLAGS &&

@@ -38,7 +38,7 @@ static int flag_reference(void *context, const struct walk_reference *ref)
                   ") %s the COPIED flag, but the refcount of cluster %" PRIu64 " is %s",
                   ref->kind == WALK_L2 ? "L2 table" : "data cluster", entry, guest,
                   ref->copied ? "has" : "lacks", cluster, one ? "1" : "not 1");
-        // What seems to be referenced once may be shared with something hidden.
+        // A cluster that seems to be referenced once may also have a hidden reference.
         if (pass->hides && count < 2)
             continue;
         add_fix(pass, (struct check_fix){
@@ -53,7 +53,8 @@ bool check_names_in_vain(const struct check_pass *pass, const struct walk_proble
            problem->value & FORMAT_L2_ZERO && pass->header.version >= 3;
 }
 
-// Faults were reported when references were counted; here those that can be put right are.
+// Faults are reported when references are counted. This visitor only repairs those that can be
+// repaired.
 static int flag_problem(void *context, const struct walk_problem *problem)
 {
     struct check_pass *pass = context;
@@ -83,7 +84,7 @@ int check_walk_flags(struct check_pass *pass, struct error *err)
     return check_pass_wait(pass, err);
 }
 
-// Whether every flag agrees with what was counted; needs no walk.
+// Returns true when every flag agrees with the counts; needs no walk.
 static bool flags_agree(const struct check_pass *pass)
 {
     for (uint64_t i = counts_next(&pass->not_copied, 0); i < pass->clusters;
@@ -95,7 +96,7 @@ static bool flags_agree(const struct check_pass *pass)
     while (i < pass->clusters) {
         uint64_t word;
         if (i % COUNTS_CHUNK_CLUSTERS == 0 && counts_word(&pass->counted, i, &word)) {
-            i += COUNTS_CHUNK_CLUSTERS; // none of these is referenced twice
+            i += COUNTS_CHUNK_CLUSTERS; // no cluster of the chunk is referenced twice
             continue;
         }
         if (counts_get(&pass->counted, i) > 1 && counts_get(&pass->copied, i) > 0)
@@ -105,7 +106,7 @@ static bool flags_agree(const struct check_pass *pass)
     return true;
 }
 
-// Counts that are 1 where the refcount on disk is 1, and 0 elsewhere.
+// Sets the counts to 1 where the refcount on disk is 1, and to 0 elsewhere.
 static int take_ones(struct check_pass *pass, uint64_t cluster, uint64_t n, const uint8_t *stored)
 {
     int ret = 0;

@@ -6,9 +6,11 @@
 //   check_pass_compare compares the refcounts on disk with the counts     check_compare.c
 //   check_pass_flags   compares the COPIED flags with the refcounts       check_flags.c
 //   check_pass_end
-// and where something is to be repaired, before the end:
+//
+// and to repair something, before the end:
+//
 //   check_repair_*                                                        check_repair.c,
-//   check_rebuild.c
+//                                                                         check_rebuild.c
 #ifndef LAZYCOW_QCOW2_OFFLINE_CHECK_PASS_H
 #define LAZYCOW_QCOW2_OFFLINE_CHECK_PASS_H
 
@@ -23,7 +25,7 @@
 #include "qcow2/format/snapshot_table.h"
 #include "qcow2/walk/walk.h"
 
-// Clusters with the same wrong refcount, one after another: one line for all of them.
+// Adjacent clusters with one and the same wrong refcount, which are reported in one line.
 struct check_mismatch {
     uint64_t first;
     uint64_t clusters; // 0: none
@@ -31,107 +33,116 @@ struct check_mismatch {
     uint32_t counted;
 };
 
-// A change of a table entry: its new value is (old & keep) | set.
+// A change of a table entry. Its new value is (old & keep) | set.
 struct check_fix {
     uint64_t entry; // host offset
     uint64_t keep;
     uint64_t set;
 };
 
-// So many fixes are kept before they are written, 6 MiB of them; more take another walk.
+// Most fixes that are kept before they are written (6 MiB); more take another walk.
 #define CHECK_FIXES_MAX (256u << 10)
 
 struct check_pass {
     struct file *file;
     const struct check_options *options;
-    bool quiet; // say nothing: what is found was said before
+    // No messages: the findings of this pass were reported before.
+    bool quiet;
     uint64_t messages;
     struct check_result result;
 
     struct header header;
     struct snapshot_table snapshots;
     struct bitmap_directory bitmaps;
-    uint64_t clusters; // of the file; the last may be cut off
+    // Clusters of the file. The last one may be incomplete.
+    uint64_t clusters;
 
-    // What the walk finds. counted and the others have room for more clusters than the file has:
-    // for a refcount structure that is built behind its end.
+    // Results of the walk. All counts have room for more clusters than the file has, for a refcount
+    // structure that is built behind its end.
     struct counts counted;
     struct counts copied;     // references from the disk with the COPIED flag
     struct counts not_copied; // and without
     struct counts l2_tables;  // references to L2 tables
     struct counts fixed;      // references to metadata that can only have one
-    uint64_t *blocks;         // offset of each refcount block that can be used, else 0
-    uint64_t block_count;     // entries of the refcount table
-    uint64_t beyond_end;      // one past the highest cluster that is referenced beyond the file; 0
-    bool structure_broken;    // the refcount table or a block is not where it can be trusted
-    bool hides; // a fault that may hide references, so that what seems unused may not be
+    // Offset of each refcount block that can be used, else 0.
+    uint64_t *blocks;
+    uint64_t block_count; // entries of the refcount table
+    // One past the highest referenced cluster beyond the end of the file; 0: none.
+    uint64_t beyond_end;
+    // The refcount table or a block lies where it cannot be trusted.
+    bool structure_broken;
+    // A fault may hide references, so a cluster that looks unused may be in use.
+    bool hides;
 
-    // What the comparison finds.
+    // Results of the comparison.
     struct check_mismatch mismatch; // not yet said
     bool refcounts_differ;          // a refcount is too low
     bool block_missing;             // a cluster in use has no refcount block
-    bool refcounts_beyond;          // one behind the end of the file is not 0
+    bool refcounts_beyond;          // a refcount behind the end of the file is not 0
     uint64_t end;                   // one past the highest cluster in use
     uint8_t *ones;                  // 64 refcounts of 1 as on disk
 
-    // What the flags are compared with, and what is to be changed.
+    // The counts that flags are compared with, and the entries to change.
     const struct counts *flag_counts;
-    struct counts ones_on_disk; // 1 where the refcount on disk is 1; empty where none is wrong
-    struct check_fix *fixes;    // NULL: only report
+    // 1 where the refcount on disk is 1; empty when no refcount is wrong.
+    struct counts ones_on_disk;
+    struct check_fix *fixes; // NULL: only report
     size_t fix_count;
     bool more_fixes; // than fit
 
-    // The scan of the refcount blocks.
+    // State of the scan of the refcount blocks.
     int (*take_refcounts)(struct check_pass *pass, uint64_t cluster, uint64_t n,
                           const uint8_t *stored);
     uint64_t taken;      // clusters done
-    uint64_t next_block; // what to read next: block and bytes into it
+    uint64_t next_block; // the next block to read, and bytes into it
     uint64_t next_offset;
 
-    bool finished; // of the walk or scan that runs
+    bool finished; // of the running walk or scan
     int walk_result;
 };
 
-// A line for the user, unless there were too many.
+// Passes a line to the user, unless there were too many.
 __attribute__((format(printf, 2, 3))) void check_say(struct check_pass *pass, const char *format,
                                                      ...);
 
-// All return 0 or a negative errno, and fill err where they have one.
+// Each returns 0 or a negative errno, and fills err if it has one.
 int check_pass_begin(struct check_pass *pass, struct error *err);
 int check_pass_count(struct check_pass *pass, struct error *err);
 int check_pass_compare(struct check_pass *pass, struct error *err);
 int check_pass_flags(struct check_pass *pass, struct error *err);
 void check_pass_end(struct check_pass *pass);
 
-// Blocks until pass->finished; returns pass->walk_result with a message.
+// Blocks until pass->finished. Returns pass->walk_result with a message.
 int check_pass_wait(struct check_pass *pass, struct error *err);
 // done of a walk or scan whose context is the pass.
 void check_pass_done(void *context, int result);
 
-// Walks the disk's mapping and compares each COPIED flag with pass->flag_counts; fills pass->fixes.
+// Walks the disk's mapping, compares each COPIED flag with pass->flag_counts, and fills
+// pass->fixes.
 int check_walk_flags(struct check_pass *pass, struct error *err);
 
-// Calls take for the refcounts of every usable block, in order; stored is NULL where all of n
+// Calls take with the refcounts of every usable block, in order. stored is NULL when all n
 // refcounts from cluster on are 0. cluster is a multiple of 64.
 typedef int check_take_refcounts(struct check_pass *pass, uint64_t cluster, uint64_t n,
                                  const uint8_t *stored);
 int check_scan_refcounts(struct check_pass *pass, check_take_refcounts *take, struct error *err);
 
-// Furthest behind the end of a dirty image's file that a crash may leave references, in clusters.
+// Returns the furthest distance behind the end of a dirty image's file, in clusters, at which a
+// crash may leave references.
 uint64_t check_lost_growth(const struct check_pass *pass);
-// A crash of a dirty image may keep an entry and lose the growth of the file that it points into.
-// What is there reads as the zeros that it held, so the file may grow again; then everything is to
-// be counted anew.
+// A crash of a dirty image may keep an entry and lose the growth of the file that the entry points
+// into. The lost clusters read as the zeros that they held, so the file may grow again; then all
+// references are counted anew.
 bool check_growth_lost(const struct check_pass *pass);
 int check_restore_growth(struct check_pass *pass, struct error *err);
 
-// Whether the entry maps zeros that need no host cluster, so that it does not matter which one it
-// names wrongly.
+// Returns true when the entry maps zeros without needing its host cluster, so that a wrong one does
+// no harm.
 bool check_names_in_vain(const struct check_pass *pass, const struct walk_problem *problem);
 
-// Repairs what a pass has found, as far as its options ask for; see check_repair.c.
+// Repairs the findings of a pass as far as its options ask for it; see check_repair.c.
 int check_repair(struct check_pass *pass, struct error *err);
-// Writes a new refcount structure from pass->counted and makes it the image's.
+// Writes a new refcount structure from pass->counted and makes it the image's own.
 int check_rebuild(struct check_pass *pass, struct error *err);
 
 #endif

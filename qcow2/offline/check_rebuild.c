@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// check_rebuild.c: a new refcount table with new blocks, from what was counted.
+// check_rebuild.c: builds a new refcount table with new blocks from the counts of a pass.
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -15,13 +15,14 @@ struct rebuild {
     uint64_t *blocks;     // cluster of each new block, 0: none
     uint64_t block_count; // entries of the new table
     uint64_t free;        // nothing below is free
-    uint64_t end;         // clusters of the file, with what was added and where entries point
-    uint64_t table;       // first cluster of the new table
+    // Clusters of the file, with those that were added and those that entries point at.
+    uint64_t end;
+    uint64_t table; // first cluster of the new table
     uint64_t table_clusters;
 };
 
-// Takes a cluster that nothing refers to, the old structure included; behind the end of the file if
-// there is no other. 0: no memory or room.
+// Takes a cluster that has no references and is not part of the old structure; behind the end of
+// the file if there is no other. Returns 0 without memory or room.
 static uint64_t take_cluster(struct rebuild *r)
 {
     struct counts *counted = &r->pass->counted;
@@ -36,7 +37,8 @@ static uint64_t take_cluster(struct rebuild *r)
     return cluster;
 }
 
-// Gives each range of clusters in use a block. Returns how many were added, or -ENOMEM.
+// Gives a block to each range of clusters that has one in use. Returns how many were added, or
+// -ENOMEM.
 static int64_t add_blocks(struct rebuild *r)
 {
     int64_t added = 0;
@@ -53,8 +55,8 @@ static int64_t add_blocks(struct rebuild *r)
     return added;
 }
 
-// The first of n clusters in a row that nothing refers to. They may reach past the end of the file,
-// but a device has room inside only.
+// Returns the first of n adjacent clusters without references. They may reach past the end of the
+// file, except on a device.
 static uint64_t find_run(const struct rebuild *r, uint64_t n)
 {
     const struct counts *counted = &r->pass->counted;
@@ -70,7 +72,7 @@ static uint64_t find_run(const struct rebuild *r, uint64_t n)
     }
 }
 
-// Decides where everything goes. Blocks may need further blocks for themselves, and so may the
+// Decides the place of each part. Blocks may need further blocks for themselves, and so may the
 // table, which comes last and in one piece.
 static int place(struct rebuild *r)
 {
@@ -87,7 +89,7 @@ static int place(struct rebuild *r)
     if (added < 0)
         return (int)added;
 
-    // Long enough for blocks that cover the table itself, which may need one or two more.
+    // Long enough for the blocks that cover the table itself, which may take one or two more.
     uint64_t reach = (r->end + r->per_block - 1) / r->per_block + 2;
     r->table_clusters = (reach * FORMAT_ENTRY_BYTES + cluster_size - 1) / cluster_size;
     reach += r->table_clusters / r->per_block;
@@ -109,7 +111,7 @@ static int place(struct rebuild *r)
     return (r->end - 1) / r->per_block < entries ? 0 : -EFBIG;
 }
 
-// What the old structure took is free in the new one.
+// Clusters of the old structure are free in the new one.
 static int forget_old(struct rebuild *r)
 {
     struct check_pass *pass = r->pass;
@@ -146,8 +148,8 @@ static int keep_stored(struct check_pass *pass, uint64_t cluster, uint64_t n, co
     return ret;
 }
 
-// Calls every cluster of the file used, and as often as the old structure says where it can be
-// read: the new one then lies behind the end. The old one stays, as a leak.
+// Counts every cluster of the file as used, with the old refcount if that can be read. The new
+// structure then lies behind the end of the file, and the old one stays as a leak.
 static int keep_all(struct check_pass *pass, struct error *err)
 {
     uint64_t per_block = header_cluster_size(&pass->header) * 8 >> pass->header.refcount_order;
@@ -164,7 +166,7 @@ static int keep_all(struct check_pass *pass, struct error *err)
 
 // ---- Writing
 
-// Whether the refcounts are wide enough.
+// Returns true when all counts fit the refcount width.
 static bool counts_fit(const struct check_pass *pass)
 {
     uint64_t max = refcount_array_max(pass->header.refcount_order);
@@ -217,7 +219,7 @@ static int write_table(struct rebuild *r, uint8_t *cluster)
     return ret;
 }
 
-// Writes the structure, and makes the header name it when it is there.
+// Writes the structure, and then makes the header name it.
 static int write_all(struct rebuild *r)
 {
     struct check_pass *pass = r->pass;

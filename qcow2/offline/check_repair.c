@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// check_repair.c: puts right what a pass has found.
+// check_repair.c: repairs the findings of a pass.
 //
-// What is true is what the L1 and L2 tables say, and repair changes nothing in what they map; it
-// only moves refcounts and flags towards the counts. A power cut at any point:
+// The L1 and L2 tables are the truth. Repair changes nothing in the mapping; it only moves
+// refcounts and flags towards the counts. A power cut at any point:
 //  1. Every refcount is its old value or the true one, each in one write that a disk does not tear.
-//     A true one is never worse than a false one.
+//     A true refcount is never worse than a false one.
 //  2. Flags follow behind a barrier. COPIED is cleared where a cluster is shared only when its
-//     refcount says so, or a copy on write would free what others still use.
-//  3. A new refcount structure takes only clusters that nothing refers to, the old structure among
-//     what is referred to; the header names it behind a barrier, in one sector. Until then the old
-//     one is untouched.
+//     refcount says so, or a copy on write would free a cluster that others still use.
+//  3. A new refcount structure takes only clusters that no entry refers to; those of the old
+//     structure count as referred to. The header names it behind a barrier, in one sector. Until
+//     then the old structure is untouched.
 //  4. The dirty and the corrupt bit are cleared last, behind a barrier and after another pass has
-//     found nothing (check.c).
-//  5. Where a fault may hide references (an entry that is no valid one may be a damaged reference,
-//     to a table even), what seems unused is neither freed nor written: no refcount gets lower, no
+//     found no fault (check.c).
+//  5. Where a fault may hide references (an invalid entry may be a damaged reference, even to a
+//     table), a cluster that looks unused is neither freed nor written: no refcount gets lower, no
 //     COPIED flag is set, and a new refcount structure lies behind the end of the file.
-// So repair can be cut and started again as often as one likes.
+// So a repair can be interrupted and started again any number of times.
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@
 #include "qcow2/format/format.h"
 #include "qcow2/format/refcount_array.h"
 
-// Tables are changed in pieces of a page, or a cluster where that is smaller.
+// Tables are changed in pieces of a page, or of a cluster if that is smaller.
 #define PIECE_BYTES_MAX 4096u
 
 static uint64_t piece_bytes(const struct check_pass *pass)
@@ -49,8 +49,9 @@ static int barrier(struct check_pass *pass, struct error *err)
 
 // ---- Refcounts in place -------------------------------------------------------------------------
 
-// Puts the n refcounts of a piece right, those of clusters from cluster on. Returns whether any
-// changed. One behind the end of the file is no leak yet, but would be when the file has grown.
+// Corrects the n refcounts of a piece, which belong to the clusters from cluster on. Returns true
+// if one changed. A refcount behind the end of the file is no leak yet, but would become one when
+// the file grows.
 static bool correct_piece(const struct check_pass *pass, uint8_t *piece, uint64_t cluster,
                           uint64_t n)
 {
@@ -61,7 +62,7 @@ static bool correct_piece(const struct check_pass *pass, uint8_t *piece, uint64_
     for (uint64_t i = 0; i < n; i++) {
         bool beyond = cluster + i >= pass->clusters;
         if (beyond && pass->beyond_end > 0)
-            break; // something refers to what is not there
+            break; // a reference to a cluster beyond the end of the file
         uint64_t stored = refcount_array_get(piece, order, i);
         uint64_t counted = beyond ? 0 : counts_get(&pass->counted, cluster + i);
         bool repair =
@@ -75,7 +76,7 @@ static bool correct_piece(const struct check_pass *pass, uint8_t *piece, uint64_
     return changed;
 }
 
-// Corrects the refcount blocks where they are; writes the pieces that change.
+// Corrects the refcount blocks in place; writes the pieces that change.
 static int correct_blocks(struct check_pass *pass, struct error *err)
 {
     uint64_t size = piece_bytes(pass);
@@ -108,7 +109,7 @@ static int compare_fixes(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
-// Writes the fixes, piece by piece.
+// Writes the fixes piece by piece.
 static int write_fixes(struct check_pass *pass, struct error *err)
 {
     uint64_t size = piece_bytes(pass);
@@ -132,7 +133,8 @@ static int write_fixes(struct check_pass *pass, struct error *err)
     return 0;
 }
 
-// Whether the tables of the disk are where nothing else is, so that their entries may be written.
+// Returns true when the tables of the disk overlap nothing else, so that their entries may be
+// written.
 static bool tables_alone(const struct check_pass *pass)
 {
     for (uint64_t i = counts_next(&pass->l2_tables, 0); i < pass->clusters;
@@ -197,7 +199,7 @@ int check_repair(struct check_pass *pass, struct error *err)
     if (all && (pass->structure_broken || pass->block_missing))
         ret = check_rebuild(pass, err);
     else if (pass->structure_broken)
-        return 0; // a block may lie over something else; -r all makes new ones
+        return 0; // a block may overlap something else; -r all makes new blocks
     else
         ret = correct_blocks(pass, err);
     if (ret == 0)

@@ -13,14 +13,14 @@
 // Tables are written in steps of this many bytes: few calls, little memory.
 #define WRITE_STEP (1u << 20)
 
-// What a disk writes whole or not at all.
+// Bytes that a disk writes whole or not at all.
 #define SECTOR_BYTES 512u
 
-// Space is reserved and zeroed in steps of this many bytes, so that progress can be shown.
+// Bytes of one reservation or zeroing, so that progress can be shown.
 #define SPACE_STEP (64ull << 20)
 
-// Where everything lies, in clusters from the start of the file. Tables first, data last and in one
-// piece:
+// The place of everything, in clusters from the start of the file. Tables come first, data last and
+// in one piece:
 //   header · refcount table · refcount blocks · L1 table · L2 tables · data
 struct layout {
     uint64_t table_clusters; // of the refcount table
@@ -49,7 +49,7 @@ static struct layout layout_of(const struct create_options *o)
         l.l2_tables = l.l1_entries;
         l.data_clusters = divide_up(o->size, cluster_size);
     }
-    // Blocks and table count themselves; each round adds what the last one lacked.
+    // Blocks and the table count themselves; each round adds the blocks that the last round lacked.
     for (;;) {
         l.total_clusters =
             1 + l.table_clusters + l.blocks + l.l1_clusters + l.l2_tables + l.data_clusters;
@@ -80,7 +80,7 @@ static struct header header_of(const struct create_options *o, const struct layo
         .compression_type = o->compression_type,
     };
 
-    // create_check has made sure that they fit.
+    // create_check has made sure that the names fit.
     if (o->backing_name != NULL)
         strncpy(h.backing_name, o->backing_name, sizeof(h.backing_name) - 1);
     if (o->backing_format != NULL)
@@ -88,8 +88,8 @@ static struct header header_of(const struct create_options *o, const struct layo
     return h;
 }
 
-// The header's cluster, to be freed by the caller; NULL without memory, or, with *fits false, where
-// the names are too long for it.
+// Encodes the header's cluster, which the caller frees. Returns NULL without memory or, with *fits
+// false, when the names are too long.
 static uint8_t *encode_header(const struct create_options *o, const struct layout *l, bool *fits)
 {
     struct header h = header_of(o, l);
@@ -222,7 +222,8 @@ static int write_tables(struct file *file, const struct create_options *o, const
         ret = write_entries(file, buf, l1, l->l2_tables, l2, cluster_size, FORMAT_COPIED);
     if (ret == 0)
         ret = write_entries(file, buf, l2, l->data_clusters, data, cluster_size, FORMAT_COPIED);
-    if (ret == 0) // the last tables may end in entries that are zero, and data has no bytes yet
+    // The last tables may end in zero entries, and the data clusters have no bytes yet.
+    if (ret == 0)
         ret = file_do_blocking(file, FILE_TRUNCATE, l->total_clusters << bits, 0);
     return ret;
 }
@@ -256,7 +257,7 @@ static int fill_data(struct file *file, const struct create_options *o, const st
         int ret = -EOPNOTSUPP;
         if (!zeros)
             ret = file_do_blocking(file, FILE_ALLOCATE, pos, n);
-        if (ret == -EOPNOTSUPP) // or a host that cannot reserve but by writing
+        if (ret == -EOPNOTSUPP) // a host that can reserve space only by writing
             ret = zero_range(file, buf, pos, n);
         if (ret < 0)
             return ret;
@@ -267,8 +268,8 @@ static int fill_data(struct file *file, const struct create_options *o, const st
     return 0;
 }
 
-// A block device keeps its size and so what was in it, which would be taken for table entries and
-// data. First of all the header goes, so that nothing of it is an image any more.
+// Erases a block device: it keeps its size and so its old content, which would be taken for table
+// entries and data. The old header goes first, so that no part of the old image counts as one.
 static int erase_device(struct file *file, const struct create_options *o, const struct layout *l,
                         uint8_t *buf)
 {
@@ -303,8 +304,8 @@ int create_image(struct file *file, const struct create_options *o, struct error
         return error_set(err, ENOMEM, "'%s': no memory to create it", file->name);
     }
 
-    // What was there is gone before the first new byte can be. The first sector makes it an image,
-    // in one piece, once everything that it points at is there.
+    // The old content is durably gone before the first new byte is written. The first sector,
+    // written in one piece once everything that it points at is durable, makes the file an image.
     size_t cluster_size = (size_t)1 << o->cluster_bits;
     ret = file_do_blocking(file, FILE_TRUNCATE, 0, 0);
     if (ret == 0 && !file->fresh_is_zero)

@@ -6,7 +6,7 @@
 
 #include "qcow2/base/container.h"
 
-// For files that are read past the host's page cache.
+// Alignment in bytes of buffers for files that bypass the host's page cache.
 #define BUFFER_ALIGNMENT 4096u
 
 static void slot_done(struct file_io *io);
@@ -15,7 +15,7 @@ static void go_on(struct task *task);
 
 enum place { PLACE_DATA, PLACE_HOLE, PLACE_UNKNOWN };
 
-// Where the range lies, as far as the last answer tells.
+// Tells where the range lies, as far as the last answer covers it.
 static enum place place_of(const struct scan *scan, const struct scan_range *range)
 {
     uint64_t begin = scan->ask.offset;
@@ -40,7 +40,7 @@ static void answered(struct file_io *io)
 
     scan->asking = false;
     scan->all_data = io->result < 0;
-    // A turn that is due goes on with what is known now.
+    // A turn that is posted already will use the answer.
     if (!scan->task.queued)
         go_on(&scan->task);
 }
@@ -81,9 +81,9 @@ static void fail(struct scan *scan, int result)
     scan->ended = true;
 }
 
-// Submits reads until all slots are in use, there is nothing more to read, it is not known if there
-// is, or it is the turn of others. The end of what is in flight goes on here; where nothing is a task
-// does.
+// Submits reads until all slots are in use, the end is reached, the next range's place is unknown,
+// or other tasks need their turn. The scan continues when a read ends; with none in flight a task
+// is posted.
 static void fill(struct scan *scan)
 {
     unsigned holes = 0;
@@ -120,7 +120,7 @@ static void fill(struct scan *scan)
     }
 }
 
-// Hands over what has arrived, one range a turn, refills, and finishes when all is done.
+// Hands over one range that has arrived, in order, refills, and finishes when all is done.
 static void pump(struct scan *scan)
 {
     if (scan->count > 0 && scan->slots[scan->first].ready) {
@@ -151,7 +151,7 @@ static void slot_done(struct file_io *io)
     struct scan_slot *slot = container_of(io, struct scan_slot, io);
 
     slot->ready = true;
-    // A turn that is due goes on with this one as well.
+    // A turn that is posted already handles this range, too.
     if (!slot->scan->task.queued)
         pump(slot->scan);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // scan.h: reads many ranges of a file with several requests in flight and hands them over in order,
-// for passes over all the tables of an image. Holes of the file are left out.
+// for passes over all tables of an image. Skips holes of the file.
 #ifndef LAZYCOW_QCOW2_WALK_SCAN_H
 #define LAZYCOW_QCOW2_WALK_SCAN_H
 
@@ -11,15 +11,15 @@
 
 #include "qcow2/base/file.h"
 
-// Largest range, in bytes: long enough for a disk to stream, short enough to handle between two
+// Largest range in bytes: long enough for a disk to stream, short enough to be handled between two
 // requests of a client.
 #define SCAN_RANGE_MAX (256u << 10)
-// Ranges in flight: what a solid-state disk wants, and 4 MiB of buffers.
+// Ranges in flight: a solid-state disk needs so many, and their buffers take 4 MiB.
 #define SCAN_SLOTS 16
-// Holes passed over in one turn of the run queue: an image may consist of millions.
+// Holes that are skipped in one turn: an image may have millions.
 #define SCAN_HOLES_A_TURN 64
 // Extents of the file that are asked for at a time. Tables lie together, or far apart with data in
-// between, of whose holes nobody wants to know.
+// between whose holes are of no interest.
 #define SCAN_EXTENTS 4
 
 struct scan_range {
@@ -36,20 +36,21 @@ struct scan_slot {
     struct file_io io;
     struct iovec iov;
     uint8_t *buf;
-    bool ready; // read, and waiting for those before it
+    bool ready; // read; waits for the ranges before it
 };
 
-// Caller-owned; lives until done runs.
+// Owned by the caller; lives until done runs.
 struct scan {
     // Set by the caller.
     struct file *file;
     void *context;
-    // Names the next range; false at the end.
+    // Sets the next range. Returns false at the end.
     bool (*next)(void *context, struct scan_range *range);
-    // Takes the bytes of a range, in the order of next. A range that lies in a hole of the file is
-    // all zeros and is not handed over. Returns 0, or a negative errno that ends the scan.
+    // Takes the bytes of a range, in the order of next. Not called for a range in a hole of the
+    // file, which is all zeros. Returns 0, or a negative errno that ends the scan.
     int (*take)(void *context, const struct scan_range *range, const uint8_t *bytes);
-    // Runs from the run queue when nothing is in flight any more; result is 0 or a negative errno.
+    // Runs from the run queue when no request is in flight any more. result is 0 or a negative
+    // errno.
     void (*done)(void *context, int result);
 
     // Private.
@@ -61,13 +62,13 @@ struct scan {
     bool held;               // it is there
     bool asking;             // if it lies in a hole
     bool all_data;           // the host cannot tell
-    struct file_io ask;      // the last question, and its answer
+    struct file_io ask;      // the last question to the host, and its answer
     struct file_extent extents[SCAN_EXTENTS];
-    bool ended; // next has nothing more, or there was an error
+    bool ended; // next has returned false, or there was an error
     int result;
 };
 
-// Starts; done never runs inside.
+// Starts the scan. done never runs inside this call.
 void scan_start(struct scan *scan);
 
 #endif

@@ -10,17 +10,17 @@
 #include "qcow2/walk/walk_l1.h"
 #include "qcow2/walk/walk_l2.h"
 
-// A part of the walk: ranges to read and what to do with them.
+// A phase of the walk: the ranges to read, and how they are handled.
 struct walk_phase {
     void (*begin)(struct walk *walk); // may be NULL
     bool (*next)(void *context, struct scan_range *range);
     int (*take)(void *context, const struct scan_range *range, const uint8_t *bytes);
     int (*end)(struct walk *walk); // may be NULL
-    // The phase to go on with; NULL: the walk is done.
+    // The next phase; NULL: the walk is done.
     const struct walk_phase *(*after)(struct walk *walk);
 };
 
-// How far a reference may reach.
+// Returns one past the last cluster that a reference may name.
 static uint64_t limit_of(const struct walk *walk, enum walk_kind kind)
 {
     if (walk->parts & WALK_ABSURD)
@@ -57,7 +57,7 @@ int walk_report(struct walk *walk, const struct walk_problem *problem)
     return walk->visitor->problem(walk->context, problem);
 }
 
-// Visits the clusters of a structure that belongs to the disk.
+// Visits the clusters of a structure of the disk itself.
 static int visit_structure(struct walk *walk, enum walk_kind kind, uint64_t offset, uint64_t bytes)
 {
     unsigned bits = walk->header->cluster_bits;
@@ -114,7 +114,7 @@ static int visit_header(struct walk *walk)
 
 // ---- L1 tables ----------------------------------------------------------------------------------
 
-// Names the next part of a table of entries; moves on to the next table at its end.
+// Sets the next range of a table of entries; moves on to the next table at its end.
 static bool next_part(struct walk *walk, uint64_t table_offset, uint64_t table_bytes,
                       struct scan_range *range)
 {

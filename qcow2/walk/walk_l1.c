@@ -31,8 +31,8 @@ static uint64_t source_end(const struct walk_l1_source *source)
     return source->offset + (uint64_t)source->entries * FORMAT_ENTRY_BYTES;
 }
 
-// Leaves out the L1 tables of snapshots that are behind the end of the file, or overlap one before
-// them or the disk's.
+// Drops snapshots' L1 tables that lie behind the end of the file, or overlap the disk's table or
+// one before them.
 static int drop_absurd_tables(struct walk *walk)
 {
     struct walk_l1_source *sources = walk->l1_sources;

@@ -41,7 +41,7 @@ static uint32_t add_saturating(uint32_t a, uint32_t b)
     return __builtin_add_overflow(a, b, &sum) ? UINT32_MAX : sum;
 }
 
-// Sorts the list by offset and makes one of equal tables.
+// Sorts the list by offset and merges equal tables.
 static void merge_list(struct walk *walk)
 {
     struct walk_l2_table *tables = walk->l2_tables;
@@ -71,7 +71,7 @@ bool walk_l2_full(struct walk *walk)
     if (walk->l2_count < WALK_L2_LIST_MAX)
         return false;
     merge_list(walk);
-    // Merging again for every few tables would cost more than reading some of them twice.
+    // Reading some tables twice costs less than merging again for every few tables.
     return walk->l2_count >= WALK_L2_LIST_MAX / 2;
 }
 
@@ -114,7 +114,7 @@ bool walk_l2_next(void *context, struct scan_range *range)
     return true;
 }
 
-// Data clusters of the disk in a row, for the statistics.
+// Updates the statistics with data clusters of the disk that are contiguous in the file.
 static void note_data(struct walk *walk, uint64_t offset, uint64_t clusters, uint32_t active)
 {
     if (walk->contiguous != 0 && offset != walk->contiguous)
@@ -123,7 +123,7 @@ static void note_data(struct walk *walk, uint64_t offset, uint64_t clusters, uin
     walk->allocated_clusters += clusters * active;
 }
 
-// Visits the run of data clusters that is open, if any.
+// Visits the open run of data clusters, if there is one.
 static int end_run(struct walk *walk)
 {
     struct walk_reference run = walk->run;
@@ -135,7 +135,7 @@ static int end_run(struct walk *walk)
     return walk_visit(walk, &run);
 }
 
-// The clusters that bytes from offset on touch.
+// Sets the clusters that the bytes from offset on touch.
 static void set_clusters(const struct walk *walk, struct walk_reference *ref, uint64_t offset,
                          uint64_t bytes)
 {
@@ -168,7 +168,7 @@ static int compressed_entry(struct walk *walk, uint64_t value, struct walk_refer
     return walk_visit(walk, ref);
 }
 
-// Any entry but zero and those that extend the run.
+// Handles an entry that is not zero and does not extend the run.
 static int other_entry(struct walk *walk, uint64_t value, struct walk_reference *ref)
 {
     struct walk_problem problem = {.kind = WALK_DATA,
@@ -208,7 +208,8 @@ static int other_entry(struct walk *walk, uint64_t value, struct walk_reference 
     ref->kind = WALK_DATA;
     ref->copied = (value & FORMAT_COPIED) != 0;
     set_clusters(walk, ref, offset, header_cluster_size(walk->header));
-    if (!sound) { // every one of them is to be reported: no run
+    // Each unsound entry is reported on its own, so none joins a run.
+    if (!sound) {
         note_data(walk, offset, 1, ref->active);
         return walk_visit(walk, ref);
     }
@@ -217,7 +218,7 @@ static int other_entry(struct walk *walk, uint64_t value, struct walk_reference 
     return 0;
 }
 
-// Entries of one table, from index on.
+// Handles the entries of one table from index on.
 static int take_entries(struct walk *walk, const struct walk_l2_table *table, uint64_t index,
                         const uint8_t *bytes, size_t count)
 {
@@ -265,7 +266,8 @@ int walk_l2_take(void *context, const struct scan_range *range, const uint8_t *b
         if (length > cluster_size - within)
             length = (size_t)(cluster_size - within);
 
-        // A hole of the file may have swallowed the beginning of this table or whole ones before.
+        // The beginning of this table, or whole tables before it, may have been in a hole and
+        // skipped.
         if (walk->l2_taken != at) {
             int ret = end_run(walk);
             if (ret < 0)

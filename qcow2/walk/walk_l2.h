@@ -10,27 +10,29 @@
 #include "qcow2/walk/walk.h"
 
 struct walk_l2_table {
-    uint64_t offset;   // host bytes
-    uint32_t l1_index; // of an L1 entry that refers to it, of the disk's if there is one
-    uint32_t count;    // as in walk_reference
+    uint64_t offset; // host bytes
+    // Index of an L1 entry that refers to the table, if possible of the disk's L1 table.
+    uint32_t l1_index;
+    uint32_t count; // as in walk_reference
     uint32_t active;
 };
 
-// So many tables are listed before they are read; 24 bytes each. They map 256 TiB in clusters of
-// 64 KiB, so that almost every image is read in one go, in the order of the file.
+// Most tables that are listed before they are read, 24 bytes each. They map 256 TiB in clusters of
+// 64 KiB, so that almost every image is read in one pass, in the order of the file.
 #define WALK_L2_LIST_MAX (512u << 10)
 
 // Visits a reference or reports a problem.
 int walk_visit(struct walk *walk, const struct walk_reference *reference);
 int walk_report(struct walk *walk, const struct walk_problem *problem);
 
-// Lists a table. Returns 0 or -ENOMEM.
+// Adds a table to the list. Returns 0 or -ENOMEM.
 int walk_l2_add(struct walk *walk, const struct walk_l2_table *table);
 
-// Whether to read what is listed before more is added. Merges what is listed first.
+// Returns true when the listed tables should be read before more are added. Merges the list first.
 bool walk_l2_full(struct walk *walk);
 
-// The phase: begin, what to read, its entries, the end.
+// The functions of the phase: its beginning, the next range to read, the entries in a range, its
+// end.
 void walk_l2_begin(struct walk *walk);
 bool walk_l2_next(void *context, struct scan_range *range);
 int walk_l2_take(void *context, const struct scan_range *range, const uint8_t *bytes);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cursor.h: reading fields from an option's data without ever passing its end.
+// cursor.h: reads fields from an option's data without ever passing its end.
 #ifndef LAZYCOW_PROTOCOL_CURSOR_H
 #define LAZYCOW_PROTOCOL_CURSOR_H
 
@@ -14,7 +14,7 @@ struct cursor {
     size_t left; // bytes
 };
 
-// All return false, and move nothing, where fewer bytes are left than asked for.
+// Each function returns false, and moves nothing, when fewer bytes are left than it needs.
 static inline bool cursor_u16(struct cursor *c, uint16_t *value)
 {
     if (c->left < sizeof(*value))
@@ -48,7 +48,7 @@ static inline bool cursor_u64(struct cursor *c, uint64_t *value)
     return true;
 }
 
-// *bytes points into the data that the cursor runs over.
+// Sets *bytes to a pointer into the data of the cursor.
 static inline bool cursor_bytes(struct cursor *c, size_t length, const uint8_t **bytes)
 {
     if (c->left < length)

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// input.c: bytes received and not yet understood.
 #include "protocol/input.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-// Under AddressSanitizer everything outside of [start, end) of the buffer is off limits to the
-// parsers, so that each test and each fuzzer run notices a read of a single byte too many.
+// Under AddressSanitizer the bytes of the buffer outside of [start, end) are poisoned, so that each
+// test and each fuzzer run notices a parser that reads a single byte too many.
 #if defined(__SANITIZE_ADDRESS__)
 #define INPUT_GUARD 1
 #elif defined(__has_feature)
@@ -62,7 +61,7 @@ void input_free(struct input *in)
 size_t input_space(struct input *in, uint8_t **space)
 {
     unguard(in);
-    // What waits here is a header or an option in part, seldom more than a few bytes.
+    // The waiting bytes are a part of a header or option, seldom more than a few bytes.
     if (in->start > 0) {
         memmove(in->buffer, in->buffer + in->start, in->end - in->start);
         in->end -= in->start;

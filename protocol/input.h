@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// input.h: bytes received and not yet understood.
+// input.h: buffers bytes that were received and not parsed yet.
 #ifndef LAZYCOW_PROTOCOL_INPUT_H
 #define LAZYCOW_PROTOCOL_INPUT_H
 
@@ -7,9 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Bytes of the buffer. 32 writes of 4 KiB with their headers, a usual queue depth, come in one
-// receive call and still leave most of a level-2 cache to their payload buffers. It must hold the
-// largest option (OPTION_DATA_MAX) with its header.
+// Size of the buffer in bytes. 32 writes of 4 KiB with their headers, a usual queue depth, arrive
+// in one receive call and still leave most of a level-2 cache to their payload buffers. The largest
+// option (OPTION_DATA_MAX) fits with its header.
 #define INPUT_SIZE (132u << 10)
 
 struct input {
@@ -19,7 +19,7 @@ struct input {
     size_t end;
 };
 
-// False when there is no memory.
+// Returns false without memory.
 bool input_init(struct input *in);
 void input_free(struct input *in);
 
@@ -28,7 +28,7 @@ static inline size_t input_length(const struct input *in)
     return in->end - in->start;
 }
 
-// The waiting bytes, input_length() of them.
+// Returns the waiting bytes, input_length() of them.
 static inline const uint8_t *input_data(const struct input *in)
 {
     return in->buffer + in->start;
@@ -39,11 +39,11 @@ static inline void input_consume(struct input *in, size_t bytes)
     in->start += bytes;
 }
 
-// Room for what comes next; returns how many bytes, 0 when the buffer is full. Moves the waiting
-// bytes: pointers from input_data() end here.
+// Sets *space to the room for the next bytes and returns its size, 0 when the buffer is full. Moves
+// the waiting bytes, which invalidates pointers from input_data().
 size_t input_space(struct input *in, uint8_t **space);
 
-// bytes of that room were filled.
+// The first bytes bytes of the room from input_space() were filled.
 void input_received(struct input *in, size_t bytes);
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// meta_context.c: metadata contexts, listed and selected ("NBD_OPT_LIST_META_CONTEXT",
+// meta_context.c: lists and selects metadata contexts ("NBD_OPT_LIST_META_CONTEXT",
 // "NBD_OPT_SET_META_CONTEXT").
 #include "protocol/meta_context.h"
 
@@ -10,10 +10,12 @@
 #include "protocol/options.h"
 
 static const struct meta_context {
-    unsigned context;  // SESSION_CONTEXT_*
-    uint32_t id;       // on the wire; a listing has none
-    const char *space; // with its colon; a query of this alone asks for all of it in a listing
-    const char *name;  // of the whole context
+    unsigned context; // SESSION_CONTEXT_*
+    uint32_t id;      // on the wire; 0 in a listing's reply
+    // The namespace with its colon. A listing's query of the namespace alone asks for all its
+    // contexts.
+    const char *space;
+    const char *name; // the whole name of the context
 } meta_contexts[META_CONTEXT_COUNT] = {
     {SESSION_CONTEXT_BASE_ALLOCATION, 1, "base:", "base:allocation"},
     {SESSION_CONTEXT_ALLOCATION_DEPTH, 2, "qemu:", "qemu:allocation-depth"},
@@ -65,7 +67,7 @@ static unsigned all_contexts(void)
     return contexts;
 }
 
-// Reads the queries up to the end of the data. False where a length does not fit. Queries of
+// Reads the queries up to the end of the data. Returns false when a length does not fit. Queries of
 // unknown namespaces match nothing.
 static bool read_queries(struct cursor data, bool listing, unsigned *contexts)
 {

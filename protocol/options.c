@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// options.c: option haggling ("Option types"): what each option's data may be, and its answer.
+// options.c: option haggling ("Option types"): the limits of each option's data, and its answer.
 #include "protocol/options.h"
 
 #include <endian.h>
@@ -41,7 +41,7 @@ void option_error(struct session *s, uint32_t option, uint32_t type, const char 
         memcpy(data, message, length);
 }
 
-// Remembers why the client does not get an export.
+// Remembers why the client is refused an export.
 static void set_obstacle(struct session *s, const char *obstacle, const uint8_t *name,
                          size_t length)
 {
@@ -70,8 +70,9 @@ const struct session_export *option_find_export(const struct session *s, const u
         if (strlen(export->name) == length && memcmp(export->name, name, length) == 0)
             return export;
     }
-    // The empty name stands for the first export, unless one is called so, seen by this client or
-    // not: who may not use that one does not expect another disk instead.
+    // The empty name stands for the first export, unless an export has the empty name, visible to
+    // this client or not: a client that may not use that export does not expect another disk
+    // instead.
     if (length == 0 && count > 0 && !s->host->empty_name_hidden)
         return s->host->export_at(s->host->context, 0);
     return NULL;
@@ -86,7 +87,7 @@ const char *option_why_unknown(const struct session *s, const uint8_t *name, siz
     return why != NULL ? why : "no export of this name";
 }
 
-// NULL: the export may be used.
+// Returns why the client may not use the export; NULL when it may.
 static const char *why_refused(const struct session *s, const struct session_export *export)
 {
     return s->host->why_refused != NULL ? s->host->why_refused(s->host->context, export) : NULL;
@@ -105,7 +106,7 @@ static uint16_t transmission_flags(const struct session *s, const struct session
 static enum step begin_transmission(struct session *s, const struct session_export *export,
                                     enum session_event *event)
 {
-    // "NBD_OPT_SET_META_CONTEXT": contexts count for the export they were set for, and no other.
+    // "NBD_OPT_SET_META_CONTEXT": contexts are valid only for the export that they were set for.
     if (s->contexts_export != export)
         s->contexts = 0;
     s->chosen = export;
@@ -215,7 +216,7 @@ static void info_block_size(struct session *s, uint32_t option, const struct ses
         memcpy(out, &info, sizeof(info));
 }
 
-// What INFO and GO ask for: an export's name, and a list of information types.
+// The data of NBD_OPT_INFO and NBD_OPT_GO: an export's name, and a list of information types.
 struct info_request {
     const uint8_t *name;
     uint32_t name_length;
@@ -254,7 +255,7 @@ static enum step take_info_or_go(struct session *s, uint32_t option, struct curs
                      option_why_unknown(s, request.name, request.name_length));
         return STEP_AGAIN;
     }
-    // Anybody may ask for information.
+    // Every client may ask for information.
     const char *refusal = option == NBD_OPT_GO ? why_refused(s, export) : NULL;
     if (refusal != NULL) {
         set_obstacle(s, OBSTACLE_REFUSED, request.name, request.name_length);
@@ -262,7 +263,7 @@ static enum step take_info_or_go(struct session *s, uint32_t option, struct curs
         return STEP_AGAIN;
     }
     info_export(s, option, export);
-    // Asked for or not: a client that knows the sizes works better, none is refused without them.
+    // Sent unasked: a client that knows the sizes works better, and none is refused without them.
     info_block_size(s, option, export);
     if (request.wants_name)
         info_string(s, option, NBD_INFO_NAME, export->name);
@@ -316,7 +317,7 @@ static enum step take_starttls(struct session *s, uint32_t option, struct cursor
         option_error(s, option, NBD_REP_ERR_INVALID, "TLS was started before");
         return STEP_AGAIN;
     }
-    // Whoever sent these could be anyone between us and the client (CVE-2021-3716).
+    // Anybody between client and server could have sent these bytes (CVE-2021-3716).
     if (input_length(&s->input) > 0)
         return session_end(s, SESSION_BAD, "bytes behind STARTTLS, before TLS began");
     option_ack(s, option);
@@ -339,7 +340,8 @@ static const struct option_type {
     uint32_t option;
     enum step (*take)(struct session *s, uint32_t option, struct cursor data,
                       enum session_event *event);
-    uint32_t min; // bytes of data; outside of min and max the handler is not called
+    // Fewest bytes of data. The handler is not called outside of min and max.
+    uint32_t min;
     uint32_t max;
 } option_types[] = {
     {NBD_OPT_EXPORT_NAME, take_export_name, 0, SESSION_STRING_MAX},
@@ -362,7 +364,7 @@ static const struct option_type *find_option(uint32_t option)
     return NULL;
 }
 
-// Refuses an option as that is done for this one: EXPORT_NAME has no error reply.
+// Refuses an option in the way that it provides: EXPORT_NAME has no error reply.
 static enum step refuse(struct session *s, uint32_t option, uint32_t type, const char *message)
 {
     if (option == NBD_OPT_EXPORT_NAME)
@@ -373,7 +375,8 @@ static enum step refuse(struct session *s, uint32_t option, uint32_t type, const
     return STEP_AGAIN;
 }
 
-// length is the one that the option had; data holds all of it, or nothing if it was thrown away.
+// Calls the handler of an option. length: bytes of the option's data on the wire. data has all of
+// them, or none if they were thrown away.
 static enum step dispatch(struct session *s, uint32_t option, uint32_t length, struct cursor data,
                           enum session_event *event)
 {
@@ -406,7 +409,7 @@ enum step option_take(struct session *s, enum session_event *event)
     uint32_t length = be32toh(header.length);
     if (be64toh(header.magic) != NBD_IHAVEOPT)
         return session_end(s, SESSION_BAD, "an option without its magic");
-    // "Fixed newstyle": other options have answers that this client does not understand.
+    // "Fixed newstyle": this client does not understand the answers to other options.
     if (!s->fixed_newstyle && option != NBD_OPT_EXPORT_NAME)
         return session_end(s, SESSION_BAD, "an option that needs fixed newstyle");
     if (option == NBD_OPT_EXPORT_NAME && length > SESSION_STRING_MAX)
@@ -428,7 +431,8 @@ enum step option_take(struct session *s, enum session_event *event)
 
 enum step option_skipped(struct session *s)
 {
-    enum session_event event; // no option with so much data leads to one
+    // An option whose data is thrown away never causes an event.
+    enum session_event event;
     s->phase = PHASE_OPTION;
     return dispatch(s, s->option, s->option_length, (struct cursor){0}, &event);
 }

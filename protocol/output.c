@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// output.c: what is to be sent, in order.
+// output.c: the queue of output.
 //
-// The ring of pieces is the stream. Copied bytes lie in blocks that are filled in the order of the
-// stream, so they are also emptied in that order: a block is free again when as much of it was sent
-// as was carved from it, and no piece has to know its block.
+// The ring of pieces is the stream. Copied bytes lie in blocks that are filled, and so emptied, in
+// the order of the stream. A block is free again when all bytes that were carved from it are sent;
+// no piece has to know its block.
 #include "protocol/output.h"
 
 #include <assert.h>
 #include <stdlib.h>
 
-// Bytes of an arena block: 800 headers of structured replies. More is taken for a larger reply.
+// Size of an arena block in bytes: 800 headers of structured replies. A larger reply gets a larger
+// block.
 #define OUTPUT_BLOCK_SIZE (16u << 10)
-// Pieces to begin with: 32 read replies of a header and a payload.
+// Initial capacity of the ring: 32 read replies of a header and a payload.
 #define OUTPUT_PIECES_MIN 64u
 
 struct output_block {
@@ -227,8 +228,9 @@ void output_sent(struct output *out, size_t bytes)
         struct output_piece *piece = &out->pieces[out->head];
         size_t n = bytes < piece->length ? bytes : piece->length;
         struct session_payload_ref *ref = piece->ref;
+        // A reference that is held without payload has no data.
         if (n > 0)
-            piece->data += n; // a held reference has no data
+            piece->data += n;
         piece->length -= n;
         bytes -= n;
         bool whole = piece->length == 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // reply.c: simple replies and reply chunks ("Simple reply message", "Structured reply chunk
-// message", "Extended reply chunk message"). The mode of the session is looked at in two places:
-// reply_chunk_header() and session_reply().
+// message", "Extended reply chunk message"). Only reply_chunk_header() and session_reply() look at
+// the session's reply mode.
 #include "protocol/reply.h"
 
 #include <assert.h>
@@ -12,7 +12,7 @@
 #include "protocol/session_reply.h"
 #include "protocol/wire.h"
 
-// Longest message of an error chunk, in bytes. The protocol admits 4096; a line is enough.
+// Longest message of an error chunk in bytes. The protocol allows 4096; one line is enough.
 #define REPLY_MESSAGE_MAX 255u
 
 // ---- Errors -------------------------------------------------------------------------------------
@@ -42,11 +42,12 @@ static const struct {
 
 uint32_t reply_wire_error(const struct session_request *request, int error)
 {
-    uint32_t wire = NBD_EIO; // whatever else the host says: this request failed
+    // For every other error of the host: this request failed.
+    uint32_t wire = NBD_EIO;
     for (size_t i = 0; i < sizeof(error_map) / sizeof(error_map[0]); i++)
         if (error_map[i].host == error)
             wire = error_map[i].wire;
-    // "NBD_CMD_WRITE_ZEROES": only its flag FAST_ZERO may be answered so.
+    // "NBD_CMD_WRITE_ZEROES": only a request with the flag FAST_ZERO may be answered with ENOTSUP.
     bool fast_zero =
         request->type == NBD_CMD_WRITE_ZEROES && (request->flags & NBD_CMD_FLAG_FAST_ZERO) != 0;
     if (wire == NBD_ENOTSUP && !fast_zero)
@@ -170,7 +171,7 @@ void session_reply(struct session *s, const struct session_request *request, int
     else if (error != 0)
         reply_error_chunk(s, request, wire, message != NULL ? message : error_text(wire));
     else if (s->mode == REPLY_EXTENDED || request->type == NBD_CMD_READ)
-        reply_none(s, request); // a simple reply must not answer these
+        reply_none(s, request); // must not be answered with a simple reply
     else
         reply_simple(s, request, 0);
 }
@@ -182,7 +183,7 @@ bool session_read_holes(const struct session *s, const struct session_request *r
     return s->mode != REPLY_SIMPLE && (request->flags & NBD_CMD_FLAG_DF) == 0;
 }
 
-// Queues the data of parts, which begin so many bytes into the request; neighbours in memory are one
+// Queues the data of parts, which begin at bytes into the request. Neighbours in memory become one
 // piece.
 static void queue_data(struct session *s, const void *data, uint64_t at,
                        const struct session_read_part *parts, size_t count,
@@ -217,7 +218,7 @@ static void read_simple(struct session *s, const struct session_request *request
     queue_data(s, data, 0, parts, count, ref);
 }
 
-// The run of parts of one kind that begins at *next; moves *next behind it.
+// Returns the run of parts of one kind that begins at *next, and moves *next behind it.
 static struct session_read_part run_of_parts(const struct session_read_part *parts, size_t count,
                                              size_t *next)
 {
@@ -233,7 +234,8 @@ static size_t chunk_fixed_size(const struct session *s, bool hole)
            (hole ? sizeof(struct nbd_chunk_offset_hole) : sizeof(struct nbd_chunk_offset_data));
 }
 
-// Writes the header and the fixed payload of a content chunk. Returns out behind it.
+// Writes the header and the fixed payload of a content chunk at out. Returns the end of what it
+// wrote.
 static uint8_t *write_content(const struct session *s, const struct session_request *request,
                               const struct session_read_part *run, uint64_t offset, uint16_t flags,
                               uint8_t *out)
@@ -278,7 +280,8 @@ static void read_chunks(struct session *s, const struct session_request *request
     for (size_t next = 0; next < count;) {
         size_t first = next;
         struct session_read_part run = run_of_parts(parts, count, &next);
-        // The data is all there: nothing can fail any more, so the last content chunk may end it.
+        // All data is there and nothing can fail any more, so the last content chunk may end the
+        // reply.
         uint16_t flags = next == count ? NBD_REPLY_FLAG_DONE : 0;
         uint8_t *end = write_content(s, request, &run, request->offset + done, flags, out);
         output_copied(&s->output, out, (size_t)(end - out));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// reply_status.c: answers to BLOCK_STATUS ("NBD_REPLY_TYPE_BLOCK_STATUS" and its _EXT): for each
-// context that was asked for a chunk of descriptors.
+// reply_status.c: answers BLOCK_STATUS ("NBD_REPLY_TYPE_BLOCK_STATUS" and its _EXT) with a chunk of
+// descriptors for each context that was asked for.
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
@@ -11,15 +11,15 @@
 #include "protocol/session_reply.h"
 #include "protocol/wire.h"
 
-// Most descriptors of one chunk: the protocol's advice is to stay below 2^20; 2^16 of them are a
-// megabyte, and a client that wants more asks again from where the answer ends.
+// Most descriptors of one chunk. The protocol advises to stay below 2^20; 2^16 take at most
+// 1 MiB, and a client that wants more asks again from the end of the answer.
 #define STATUS_DESCRIPTORS_MAX (1u << 16)
 
-// Longest descriptor of 32 bits, in bytes: a multiple of every minimum block size that the protocol
-// admits (65 536), so that the next question is aligned, too.
+// Longest 32-bit descriptor in bytes: a multiple of every minimum block size that the protocol
+// allows (65 536), so that the client's next question is aligned, too.
 #define STATUS_LENGTH_MAX (UINT32_MAX - 65535u)
 
-// What a context says of an extent.
+// Returns the value of an extent in a context.
 static uint32_t value_of(unsigned context, const struct session_status_extent *extent)
 {
     return context == SESSION_CONTEXT_ALLOCATION_DEPTH ? extent->depth : extent->flags;
@@ -30,8 +30,8 @@ struct descriptor {
     uint32_t value;
 };
 
-// The run of extents of one value that begins at *next, moves *next behind it. Empty ones count for
-// nothing.
+// Returns the run of extents of one value that begins at *next, and moves *next behind it. Empty
+// extents are skipped.
 static struct descriptor run_of_extents(unsigned context,
                                         const struct session_status_extent *extents, size_t count,
                                         size_t *next)
@@ -76,8 +76,8 @@ static void write_descriptor(const struct session *s, const struct descriptor *d
     }
 }
 
-// Writes a context's descriptors at out, or only counts them where out is NULL. Returns how many
-// there are.
+// Writes a context's descriptors at out, or only counts them when out is NULL. Returns their
+// number.
 static size_t write_descriptors(const struct session *s, const struct session_request *request,
                                 unsigned context, const struct session_status_extent *extents,
                                 size_t count, uint8_t *out)
@@ -91,8 +91,8 @@ static size_t write_descriptors(const struct session *s, const struct session_re
             continue;
         if (run.length > left)
             run.length = left;
-        // A descriptor that does not hold all of its run is the last one: equal neighbours stay
-        // merged.
+        // A descriptor that does not hold all of its run is the last one, because adjacent
+        // descriptors must differ.
         bool cut = s->mode != REPLY_EXTENDED && run.length > STATUS_LENGTH_MAX;
         if (cut)
             run.length = STATUS_LENGTH_MAX;
@@ -106,20 +106,21 @@ static size_t write_descriptors(const struct session *s, const struct session_re
     return written;
 }
 
-// Bytes of a chunk's payload before the descriptors.
+// Returns the bytes of a chunk's payload before the descriptors.
 static size_t fixed_size(const struct session *s)
 {
     return s->mode == REPLY_EXTENDED ? sizeof(struct nbd_chunk_block_status_ext)
                                      : sizeof(struct nbd_chunk_block_status);
 }
 
-// Writes a chunk's header and the fixed part of its payload. Returns out behind it.
+// Writes a chunk's header and the fixed part of its payload at out. Returns the end of what it
+// wrote.
 static uint8_t *write_fixed(const struct session *s, const struct session_request *request,
                             unsigned context, size_t descriptors, uint16_t flags, uint8_t *out)
 {
     bool extended = s->mode == REPLY_EXTENDED;
     uint16_t type = extended ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT : NBD_REPLY_TYPE_BLOCK_STATUS;
-    // Its first field is all that the shorter form has.
+    // The compact payload consists of the first field only.
     struct nbd_chunk_block_status_ext status = {
         .context = htobe32(meta_context_id(context)),
         .count = htobe32((uint32_t)descriptors),
@@ -130,7 +131,7 @@ static uint8_t *write_fixed(const struct session *s, const struct session_reques
     return out + fixed_size(s);
 }
 
-// The contexts of a set, the lowest bit first.
+// Returns the context with the lowest bit in a set.
 static unsigned first_of(unsigned contexts)
 {
     return contexts & -contexts;

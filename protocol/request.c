@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// request.c: requests decoded and checked ("Request message", "Request types"). What passes here is
-// not checked again anywhere.
+// request.c: decodes and checks requests ("Request message", "Request types"). A request that
+// passes is not checked again anywhere.
 #include "protocol/request.h"
 
 #include <endian.h>
@@ -13,24 +13,26 @@
 #include "protocol/session_reply.h"
 #include "protocol/wire.h"
 
-// Payload that is refused is taken in and thrown away up to this many bytes, so that the connection
-// lives on. A request that announces more is taken for a stream out of step: eight times the
-// largest payload is more than any client sends.
+// Most bytes of a refused payload that are received and thrown away, so that the connection lives
+// on. A request that announces more shows that the stream is out of step: eight times the largest
+// payload is more than any client sends.
 #define REQUEST_SKIP_MAX (8ull * SESSION_PAYLOAD_MAX)
 
 // ---- Checks -------------------------------------------------------------------------------------
 
 struct command {
     bool known;
-    bool writes;      // fails on a read-only export
-    bool data;        // its length is that of a payload, in one direction or the other
-    bool ranged;      // offset and length mean something
-    uint16_t needs;   // transmission flags without which it was not offered
-    uint16_t flags;   // command flags that go with it, beside FUA
+    bool writes; // fails on a read-only export
+    // The length is that of a payload, received or sent.
+    bool data;
+    bool ranged; // offset and length mean something
+    // Transmission flags that offer the command.
+    uint16_t needs;
+    uint16_t flags;   // command flags that are valid, beside FUA
     int beyond_error; // for a range that does not end inside the export
 };
 
-// By NBD_CMD_*.
+// Indexed by NBD_CMD_*.
 static const struct command commands[] = {
     [NBD_CMD_READ] = {.known = true,
                       .data = true,
@@ -61,7 +63,7 @@ static const struct command commands[] = {
                               .beyond_error = EINVAL},
 };
 
-// Command flags that mean something only where a transmission flag offered them.
+// Command flags that are valid only where a transmission flag offers them.
 static const struct {
     uint16_t command_flag;
     uint16_t transmission_flag;
@@ -84,14 +86,14 @@ static bool flags_valid(const struct session *s, const struct command *command, 
     return true;
 }
 
-// Largest payload of a request, in bytes.
+// Returns the largest payload of a request in bytes.
 static uint64_t payload_max(const struct session *s)
 {
     uint32_t max = s->chosen->block_max;
     return max > 0 && max < SESSION_PAYLOAD_MAX ? max : SESSION_PAYLOAD_MAX;
 }
 
-// Returns 0, or the errno to answer with and *message.
+// Returns 0, or the errno of the answer with its *message.
 static int check(const struct session *s, const struct session_request *request,
                  const char **message)
 {
@@ -120,8 +122,8 @@ static int check(const struct session *s, const struct session_request *request,
                                     : "not a list of metadata contexts that were negotiated";
         return EINVAL;
     }
-    // "Request types" leave a length of zero open. A block status of nothing would need at least one
-    // extent of at least one byte.
+    // "Request types" leave a length of zero open. A block status of nothing would need at least
+    // one extent of at least one byte.
     if (request->type == NBD_CMD_BLOCK_STATUS && request->length == 0) {
         *message = "length is zero";
         return EINVAL;
@@ -187,7 +189,7 @@ static bool decode_extended(const uint8_t *data, struct session_request *request
     return be32toh(wire.magic) == NBD_EXTENDED_REQUEST_MAGIC;
 }
 
-// Whether the payload of a BLOCK_STATUS may be a list of contexts, by its length.
+// Returns true when the length of a BLOCK_STATUS payload fits a list of contexts.
 static bool lists_contexts(const struct session *s, const struct session_request *request)
 {
     return request->type == NBD_CMD_BLOCK_STATUS &&
@@ -196,8 +198,8 @@ static bool lists_contexts(const struct session *s, const struct session_request
            request->length % sizeof(uint32_t) == 0;
 }
 
-// Reads that list ("NBD_CMD_BLOCK_STATUS" of the extension): the length of the range, then ids. The
-// contexts are none where an id is unknown or comes twice.
+// Reads the list of contexts ("NBD_CMD_BLOCK_STATUS" of the extension): the length of the range,
+// then ids. Selects no context when an id is unknown or comes twice.
 static void read_contexts(const struct session *s, struct cursor data,
                           struct session_request *request)
 {
@@ -214,9 +216,9 @@ static void read_contexts(const struct session *s, struct cursor data,
     }
 }
 
-// Takes what goes with an extended header: says in *payload_length how many bytes of payload follow
-// that are still to come. PAYLOAD_LEN is taken from the flags where it is in its place, and refused
-// with them where it is not.
+// Takes the extended part of a header: sets *payload_length to the bytes of payload that still
+// follow. Takes the list of contexts of a BLOCK_STATUS along and removes PAYLOAD_LEN from its
+// flags; request_take() handles that flag of every other command.
 static enum step take_extended(struct session *s, struct session_request *request,
                                uint64_t *payload_length)
 {
@@ -243,7 +245,7 @@ static enum step take_extended(struct session *s, struct session_request *reques
     return STEP_EVENT;
 }
 
-// Takes the header from the input, once all of it is there.
+// Takes the header from the input, once all of it has arrived.
 static enum step take_header(struct session *s, struct session_request *request,
                              uint64_t *payload_length)
 {
@@ -284,11 +286,12 @@ enum step request_take(struct session *s, struct session_request *request,
     if (error != 0)
         return refuse(s, request, payload_length, error, message);
     if (request->type == NBD_CMD_FLUSH) {
-        // Reserved fields; some clients leave something there.
+        // These fields are reserved; some clients leave a value there.
         request->offset = 0;
         request->length = 0;
     } else if (request->length == 0) {
-        // Unspecified by the protocol: nothing is done, successfully, as QEMU and nbdkit have it.
+        // The protocol leaves a length of zero open. Like QEMU and nbdkit lazycow does nothing and
+        // succeeds.
         session_reply(s, request, 0, NULL);
         return STEP_AGAIN;
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// request.h: the client's side of the transmission phase, decoded and checked once.
+// request.h: takes the client's requests of the transmission phase, decoded and checked once.
 #ifndef LAZYCOW_PROTOCOL_REQUEST_H
 #define LAZYCOW_PROTOCOL_REQUEST_H
 
 #include "protocol/state.h"
 
-// Takes one request's header. Answers what is refused itself; *request and *event are set for what
-// the owner has to do.
+// Takes one request's header. Answers a refused request itself; else sets *request and *event for
+// the owner.
 enum step request_take(struct session *s, struct session_request *request,
                        enum session_event *event);
 

@@ -6,7 +6,8 @@
 //                    v   |
 //                 OPTION_SKIP, TLS            any --> END
 //
-// A step function a phase: it takes in what it can, queues answers, says whether there is an event.
+// Each phase has a step function, which takes complete input, queues answers, and tells whether the
+// owner has an event to handle.
 #include "protocol/session.h"
 
 #include <assert.h>
@@ -21,9 +22,10 @@
 #include "protocol/state.h"
 #include "protocol/wire.h"
 
-// Where at least this much of a payload is missing, it is received straight into its place and only
-// INPUT_BEHIND_PAYLOAD bytes behind it go to the input buffer: the head of the next request, so
-// that the next payload is not copied out of there. Smaller ones are better taken in bulk.
+// A payload of which at least INPUT_DIRECT_MIN bytes are missing is received straight into its
+// buffer. Only INPUT_BEHIND_PAYLOAD bytes behind it go to the input buffer: they hold the next
+// request's header, but little of its payload, which would have to be copied. A smaller payload is
+// received in bulk with its neighbours.
 #define INPUT_DIRECT_MIN (32u << 10)
 #define INPUT_BEHIND_PAYLOAD 512u
 
@@ -154,7 +156,7 @@ static enum step take_client_flags(struct session *s)
     return STEP_AGAIN;
 }
 
-// Throws bytes away; true when the last one has come.
+// Throws waiting bytes away. Returns true when the last one has come.
 static bool skipped(struct session *s)
 {
     size_t n = input_length(&s->input);
@@ -189,7 +191,7 @@ static enum step take(struct session *s, struct session_request *request, enum s
         return request_take(s, request, event);
     case PHASE_TLS:
     case PHASE_PAYLOAD_WANTED:
-        return STEP_MORE; // the owner's turn
+        return STEP_MORE; // the owner has to act first
     case PHASE_PAYLOAD:
         return take_payload(s, request, event);
     case PHASE_PAYLOAD_SKIP:
@@ -229,8 +231,8 @@ enum session_event session_next(struct session *s, struct session_request *reque
 void session_tls_started(struct session *s)
 {
     assert(s->phase == PHASE_TLS && s->output.bytes == 0 && input_length(&s->input) == 0);
-    // "NBD_OPT_STARTTLS": what an eavesdropper could have put there is gone. Client flags stay,
-    // they are not said again.
+    // "NBD_OPT_STARTTLS": state that an eavesdropper could have influenced is dropped. The client
+    // flags stay, because the client does not send them again.
     s->mode = REPLY_SIMPLE;
     meta_context_forget(s);
     s->tls = true;

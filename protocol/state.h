@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// state.h: what a session knows. Only the modules of protocol/ look inside.
+// state.h: the state of a session, for the modules of protocol/ only.
 #ifndef LAZYCOW_PROTOCOL_STATE_H
 #define LAZYCOW_PROTOCOL_STATE_H
 
@@ -10,67 +10,74 @@
 #include "protocol/output.h"
 #include "protocol/session_types.h"
 
-// Copied output (headers, option replies, status replies; not read payload) that may wait while the
-// session takes more in, in bytes. 10 000 small replies: more than any client has outstanding, so
-// that only one that does not read its replies is ever held up.
+// Most bytes of copied output (headers, option replies, status replies; not read payload) that may
+// wait while the session takes more input. 10 000 small replies are more than any client has
+// outstanding, so only a client that does not read its replies is held up.
 #define OUTPUT_HELD_MAX (256u << 10)
 
-// Where in the conversation the next bytes belong.
+// The place of the next bytes in the conversation.
 enum phase {
-    PHASE_CLIENT_FLAGS,   // the greeting was sent, client flags are expected
-    PHASE_OPTION,         // an option's header or data
-    PHASE_TLS,            // STARTTLS was answered, the handshake is the owner's
-    PHASE_OPTION_SKIP,    // data of an option too large to be kept
-    PHASE_REQUEST,        // a request's header
-    PHASE_PAYLOAD_WANTED, // a WRITE was announced, its buffer is not there yet
-    PHASE_PAYLOAD,        // into that buffer
-    PHASE_PAYLOAD_SKIP,   // payload of a request that is refused
-    PHASE_END,            // ended; state.end says how
+    // The greeting was sent, client flags are expected.
+    PHASE_CLIENT_FLAGS,
+    PHASE_OPTION, // an option's header or data
+    // STARTTLS was answered, and the owner does the handshake.
+    PHASE_TLS,
+    PHASE_OPTION_SKIP, // data of an option too large to be kept
+    PHASE_REQUEST,     // a request's header
+    // A WRITE was announced, and its buffer was not given yet.
+    PHASE_PAYLOAD_WANTED,
+    PHASE_PAYLOAD,      // a WRITE's payload, into its buffer
+    PHASE_PAYLOAD_SKIP, // payload of a refused request
+    PHASE_END,          // ended; end tells how
 };
 
-// How the transmission phase answers.
+// Form of the answers in the transmission phase.
 enum reply_mode { REPLY_SIMPLE, REPLY_STRUCTURED, REPLY_EXTENDED };
 
 struct session {
     const struct session_host *host;
     enum phase phase;
-    enum session_event end; // PHASE_END: what session_next() says
+    // PHASE_END: the event that session_next() returns.
+    enum session_event end;
     const char *reason;
     struct input input;
     struct output output;
 
-    // Negotiated.
+    // Results of the negotiation.
     bool fixed_newstyle; // client flags
     bool no_zeroes;
-    bool tls; // everything below was negotiated inside of TLS
+    // Everything below was negotiated inside TLS.
+    bool tls;
     enum reply_mode mode;
     unsigned contexts;                            // SESSION_CONTEXT_*
-    const struct session_export *contexts_export; // the one they were set for
-    const struct session_export *chosen;          // transmission phase
+    const struct session_export *contexts_export; // the export that contexts were set for
+    const struct session_export *chosen;          // the export of the transmission phase
     uint16_t flags;                               // transmission flags that were sent
 
-    // For the log: why GO or EXPORT_NAME was last refused, and the start of the name asked for.
+    // For the log: why GO or EXPORT_NAME was last refused, and the start of the requested name.
     const char *obstacle; // a constant, or NULL
     char obstacle_name[SESSION_OBSTACLE_NAME_MAX + 1];
 
     // PHASE_OPTION_SKIP: the option whose data is thrown away.
     uint32_t option;
     uint32_t option_length;
-    // PHASE_OPTION_SKIP, PHASE_PAYLOAD_SKIP: bytes still to come.
+    // PHASE_OPTION_SKIP, PHASE_PAYLOAD_SKIP: bytes that are still to come.
     uint64_t skip;
 
     // PHASE_PAYLOAD*: the request whose payload is coming.
     struct session_request request;
-    const char *refusal; // PHASE_PAYLOAD_SKIP: the message that goes with
-    int error;           // this errno
-    uint8_t *payload;    // PHASE_PAYLOAD: where the next byte goes
+    // PHASE_PAYLOAD_SKIP: the message of the error reply.
+    const char *refusal;
+    int error; // PHASE_PAYLOAD_SKIP: a positive errno
+    // PHASE_PAYLOAD: the place of the next byte.
+    uint8_t *payload;
     uint64_t payload_left;
 };
 
-// What became of a step of the conversation.
+// Result of a step of the conversation.
 enum step {
-    STEP_AGAIN, // something was taken in, go on
-    STEP_MORE,  // bytes, or room for output, are missing
+    STEP_AGAIN, // some input was taken, continue
+    STEP_MORE,  // input, or room for output, is missing
     STEP_EVENT, // *event is for the owner
 };
 
@@ -79,7 +86,7 @@ static inline bool session_output_full(const struct session *s)
     return s->output.copied > OUTPUT_HELD_MAX;
 }
 
-// Ends the conversation. reason is a constant.
+// Ends the conversation with an event. reason is a constant.
 static inline enum step session_end(struct session *s, enum session_event event, const char *reason)
 {
     s->phase = PHASE_END;

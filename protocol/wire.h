@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// wire.h: the NBD protocol as it stands on the wire. Names are those of doc/proto.md
-// (NetworkBlockDevice/nbd), those of extended headers from its branch extension-ext-header;
-// everything is big-endian. Structs are packed and hold the wire's bytes:
-// convert with <endian.h> when reading or writing a field, never in place.
+// wire.h: the NBD protocol's numbers and structs on the wire. Names are those of doc/proto.md
+// (NetworkBlockDevice/nbd), those of extended headers from its branch extension-ext-header.
+// Everything is big-endian. Structs are packed and hold the wire's bytes: convert with <endian.h>
+// when reading or writing a field, never in place.
 #ifndef LAZYCOW_PROTOCOL_WIRE_H
 #define LAZYCOW_PROTOCOL_WIRE_H
 
@@ -14,11 +14,11 @@
 #define NBD_IHAVEOPT 0x49484156454f5054ull // "IHAVEOPT"
 #define NBD_OPTION_REPLY_MAGIC 0x3e889045565a9ull
 
-// Handshake flags (server) and client flags: the same bits mean the same.
+// Handshake flags (server) and client flags have equal bits.
 #define NBD_FLAG_FIXED_NEWSTYLE (1u << 0)
 #define NBD_FLAG_NO_ZEROES (1u << 1)
 
-// Zeros behind the answer to EXPORT_NAME where NO_ZEROES was not negotiated, in bytes.
+// Bytes of zeros behind the answer to EXPORT_NAME when NO_ZEROES was not negotiated.
 #define NBD_EXPORT_NAME_PADDING 124
 
 enum {
@@ -52,7 +52,7 @@ enum {
 #define NBD_REP_ERR_TOO_BIG (NBD_REP_ERROR_BIT + 9)
 #define NBD_REP_ERR_EXT_HEADER_REQD (NBD_REP_ERROR_BIT + 10)
 
-// Information types of INFO and GO.
+// Information types of NBD_OPT_INFO and NBD_OPT_GO.
 enum {
     NBD_INFO_EXPORT = 0,
     NBD_INFO_NAME = 1,
@@ -79,7 +79,7 @@ struct nbd_option_reply {
     uint32_t length; // bytes of data that follow
 } __attribute__((packed));
 
-// The answer to EXPORT_NAME, without the padding.
+// The answer to EXPORT_NAME without the padding.
 struct nbd_export_name_reply {
     uint64_t size;  // bytes
     uint16_t flags; // transmission flags
@@ -163,7 +163,7 @@ enum {
 #define NBD_STATE_HOLE (1u << 0)
 #define NBD_STATE_ZERO (1u << 1)
 
-// Error values. They are Linux's numbers, but the wire's meaning wins over the host's.
+// Error values. They are Linux's numbers, but the protocol's meaning wins over the host's.
 enum {
     NBD_EPERM = 1,
     NBD_EIO = 5,
@@ -190,7 +190,8 @@ struct nbd_extended_request {
     uint16_t type;  // NBD_CMD_*
     uint64_t cookie;
     uint64_t offset; // bytes
-    uint64_t length; // bytes: of the payload with PAYLOAD_LEN, of the range without
+    // Bytes: of the payload with PAYLOAD_LEN, else of the range.
+    uint64_t length;
 } __attribute__((packed));
 
 struct nbd_simple_reply {

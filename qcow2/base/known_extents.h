@@ -13,7 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// What the host says of a range of a file. A hole reads as zeros; data may read as anything.
+// Kind of a range of a file, as the host tells it. A hole reads as zeros; data may read as
+// anything.
 enum file_extent_kind { FILE_EXTENT_DATA, FILE_EXTENT_HOLE };
 
 struct file_extent {

@@ -19,7 +19,7 @@ enum dirty_bit {
     // It is being written, or is written and not durable yet.
     DIRTY_BIT_SETTING,
     DIRTY_BIT_SET,      // durable
-    DIRTY_BIT_CLEARING, // the same for clearing it
+    DIRTY_BIT_CLEARING, // being cleared, or cleared and not durable yet
     // Writing it failed: the bit on disk is unknown.
     DIRTY_BIT_UNSURE,
 };

@@ -12,7 +12,7 @@
 //     then the old structure is untouched.
 //  4. The dirty and the corrupt bit are cleared last, behind a barrier and after another pass has
 //     found no fault (check.c).
-//  5. Where a fault may hide references (an invalid entry may be a damaged reference, even to a
+//  5. If a fault may hide references (an invalid entry may be a damaged reference, even to a
 //     table), a cluster that looks unused is neither freed nor written: no refcount gets lower, no
 //     COPIED flag is set, and a new refcount structure lies behind the end of the file.
 // So a repair can be interrupted and started again any number of times.

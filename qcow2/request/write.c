@@ -89,7 +89,7 @@ static int find_stretch(struct op *op, const struct mapping *m, struct stretch *
     for (;;) {
         uint64_t length = next.length;
 
-        // Where the backing image ends inside a run, zeros begin.
+        // Zeros begin at the end of the backing image, which may lie inside the run.
         if (next.kind == ENTRY_UNALLOCATED && image->backing && s->end < image->backing->size &&
             image->backing->size - s->end < length)
             length =

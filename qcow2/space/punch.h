@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // punch.h: gives free clusters back to the host, unless they are taken again soon: a guest that
-// writes and trims in turn gets the blocks it had, and no hole is punched under it. A cluster is
-// due when two syncs have passed since it became free, at a tick of the host's clock, or at a clean
-// point.
+// writes and trims alternately gets the blocks it had, and no hole is punched under it. A cluster
+// is due when two syncs have passed since it became free, at a tick of the host's clock, or at a
+// clean point.
 #ifndef LAZYCOW_QCOW2_SPACE_PUNCH_H
 #define LAZYCOW_QCOW2_SPACE_PUNCH_H
 
@@ -24,8 +24,8 @@ struct image;
 // Most clusters of one punch, because they are marked one by one: a fraction of a millisecond where
 // clusters are small.
 #define PUNCH_CLUSTERS_MAX 8192
-// Extents that are looked at in one turn. Where a guest writes and trims in turn, most of them were
-// taken again.
+// Extents that are looked at in one turn. Most of them were taken again if the guest writes and
+// trims alternately.
 #define PUNCH_EXTENTS_A_TURN 1024
 
 struct punch_extent {

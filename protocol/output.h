@@ -30,7 +30,7 @@ struct output {
     struct output_block *first;
     struct output_block *last;
     struct output_block *spare;
-    size_t bytes; // copied and payload bytes that are not sent yet
+    size_t bytes;  // copied and payload bytes that are not sent yet
     size_t copied; // those of bytes that are in the arena
     // References that could not be queued without memory.
     struct session_payload_ref *orphans;
@@ -61,7 +61,7 @@ void output_payload(struct output *out, const void *data, size_t length,
 void output_orphan(struct output *out, struct session_payload_ref *ref);
 
 int output_iovecs(const struct output *out, struct iovec *iov, int max);
-// As session_settle().
+// Does the work of session_settle().
 bool output_settle(struct output *out);
 // bytes (at most out->bytes) were sent from the front. Runs release functions, which may queue
 // output.

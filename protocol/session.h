@@ -49,7 +49,7 @@ void session_tls_started(struct session *s);
 bool session_in_transmission(const struct session *s); // negotiated, and not ended yet
 // Returns the export that was negotiated; NULL before.
 const struct session_export *session_chosen(const struct session *s);
-bool session_structured(const struct session *s); // replies are structured, or extended
+bool session_structured(const struct session *s);   // replies are structured, or extended
 bool session_extended(const struct session *s);     // extended headers
 bool session_tls(const struct session *s);          // inside TLS
 unsigned session_contexts(const struct session *s); // SESSION_CONTEXT_* negotiated
@@ -68,7 +68,7 @@ bool session_failed(const struct session *s);
 size_t session_output_bytes(const struct session *s);
 // Fills at most max iovecs with queued output. Returns how many.
 int session_output(struct session *s, struct iovec *iov, int max);
-// Settles all queued payload. Returns false when some of it cannot be had any more.
+// Settles all queued payload. Returns false when some of it cannot be read any more.
 bool session_settle(struct session *s);
 // bytes of output were sent, from its front. Runs release functions, which may reply.
 void session_sent(struct session *s, size_t bytes);

@@ -104,15 +104,15 @@ enum session_event {
     SESSION_BAD,
 };
 
-// Payload that is sent by reference. Embedded in the owner's request. The bytes and the reference must
+// Payload that is sent by reference. Embedded in the owner's request. The bytes and the reference
 // stay valid until release.
 struct session_payload_ref {
-    // Runs once, from session_sent() when the last byte was sent, or from session_free(); never inside
-    // a reply function.
+    // Runs once: from session_sent() when the last byte of the payload was sent, or from
+    // session_free(); never inside a reply function.
     void (*release)(struct session_payload_ref *ref);
-    // Runs from session_settle(), for each piece of the payload that was not sent: has length bytes, which
-    // are at data, in memory that nobody else changes or takes away. Returns where they are now, or NULL
-    // when they cannot be had any more.
+    // Runs from session_settle() for each piece of the payload that was not sent: makes sure that
+    // its length bytes, which are at data, are in memory that nobody else changes or takes away.
+    // Returns their new address, or NULL when they cannot be read any more.
     const void *(*settle)(struct session_payload_ref *ref, const void *data, size_t length);
     uint32_t pieces; // private, both
     struct session_payload_ref *next;
@@ -120,7 +120,7 @@ struct session_payload_ref {
 
 // A part of a read's data. Parts are in order from the request's offset.
 struct session_read_part {
-    uint64_t length;  // bytes, > 0
+    uint64_t length; // bytes, > 0
     // Reads as zeros; its bytes of the buffer are not used.
     bool hole;
     // Address of its bytes; NULL: in the buffer, at their place.

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// file.h: what the engine asks of the file under an image. Implementations live elsewhere
+// file.h: the file under an image, as the engine sees it. Implementations live elsewhere
 // (server/file_*.c, tests/sim/file_sim.c); the engine never sees a descriptor.
 //
 // The contract of every implementation:
-//  1. done never runs inside file_submit: a completed request is posted to file->runq, which calls
-//  it.
-//  2. All or an error: a short read or write is resumed below; a read past the end of the file is
-//     filled with zeros and is no error.
+//  1. done never runs inside file_submit. A completed request is posted to file->runq, which calls
+//     done.
+//  2. A request succeeds as a whole or fails. The implementation resumes a short read or write. A
+//     read past the end of the file is filled with zeros and succeeds.
 //  3. Buffers and the file_io belong to the file from file_submit until done runs.
-//  4. A FILE_DATASYNC covers exactly the requests whose done ran before it was submitted.
-//     Everything else is unordered. It covers the size of the file and its allocation too.
+//  4. A FILE_DATASYNC covers exactly the requests whose done ran before it was submitted, with the
+//     size of the file and its allocation. All other requests are unordered.
 //  5. Requests have any byte alignment; an implementation on O_DIRECT hides that.
-//  6. A loan of a FILE_READ shows the file as it is at any time until it is returned, whatever is
-//     written there meanwhile, and stays readable; but see loan_copy.
+//  6. The bytes of a loan stay readable until loan_return. They show the content of the file at any
+//     moment, so a later write to the range may show. loan_copy tells how they may become
+//     unreadable.
 #ifndef LAZYCOW_QCOW2_BASE_FILE_H
 #define LAZYCOW_QCOW2_BASE_FILE_H
 
@@ -59,7 +60,8 @@ struct file_io {
     // Reads and writes: at most FILE_IOV_MAX iovecs. Owned by the caller, kept until done.
     const struct iovec *iov;
     int iovcnt;
-    bool loan_wanted;            // FILE_READ: the bytes may be left where they are, see loan
+    // FILE_READ: the bytes may be lent instead of copied to iov, see loan.
+    bool loan_wanted;
     // FILE_EXTENTS: room for extent_max extents. Owned by the caller.
     struct file_extent *extents;
     size_t extent_max;
@@ -75,8 +77,8 @@ struct file_io {
     // some moment since file_submit. The file may tell more extents than were asked for where that
     // costs little. The space behind the end of the file counts as a hole.
     size_t extent_count;
-    // The read's bytes are here instead of in iov, and loan_return (file_ops) is due; or NULL. Only
-    // where loan_wanted was set and result is 0.
+    // Address of the bytes of a read that were lent instead of copied to iov; the owner ends the
+    // loan with loan_return of file_ops. NULL: no loan. Set only with loan_wanted and result 0.
     const void *loan;
 
     // Private to the file.
@@ -86,7 +88,7 @@ struct file_io {
     uint64_t progress;
     // The result found on another thread, until the loop's thread stores it in result.
     int outcome;
-    uint64_t submitted_ns; // when, by a clock of the file
+    uint64_t submitted_ns; // time of the submit, by a clock of the file
 };
 
 struct file_extents;
@@ -100,14 +102,14 @@ struct file_ops {
     void (*wait)(struct file *file);
     // Returns the size in bytes, or a negative errno.
     int64_t (*size)(struct file *file);
-    // The bytes are not used any more; length as the read's. This one and the next may be NULL where
-    // there is never a loan.
+    // Ends a loan. length is that of the read. loan_return and loan_copy may be NULL in a file that
+    // never lends.
     void (*loan_return)(struct file *file, const void *bytes, uint64_t length);
-    // Copies some bytes of a loan. Returns false when they cannot be had any more: the disk fails.
-    // Another way of looking at them must expect that, or that the file was cut, as SIGBUS or EFAULT
-    // of a system call. May block.
+    // Copies a part of a loan. Returns false when the bytes cannot be read any more, because the
+    // disk fails or the file was cut. Code that reads them without loan_copy must then expect
+    // SIGBUS, or EFAULT of a system call. May block.
     bool (*loan_copy)(struct file *file, void *to, const void *bytes, size_t length);
-    // Frees it. No request may be outstanding, and no loan.
+    // Frees the file. No request may be outstanding, and no loan.
     void (*close)(struct file *file);
 };
 

@@ -8,7 +8,7 @@
 void loan_take(struct loan *loan, struct file *file, struct epochs *holders, uint64_t epoch)
 {
     assert(!loan->file || loan->file == file);
-    // The first epoch of the op's is the oldest, and keeps the later clusters, too.
+    // The op's first epoch is its oldest. It also protects the clusters of later reads of the op.
     if (loan->file)
         return;
     loan->file = file;

@@ -35,13 +35,13 @@ enum op_kind {
 };
 
 // Flags of an op. OP_FUA goes with OP_WRITE, OP_WRITE_ZEROES and OP_DISCARD.
-#define OP_FUA (1u << 0) // done runs when the effect is durable
+#define OP_FUA (1u << 0)     // done runs when the effect is durable
 #define OP_NO_HOLE (1u << 1) // OP_WRITE_ZEROES: later writes to the range need no new space
 // OP_WRITE_ZEROES: ends with -ENOTSUP at once where data would have to be written.
 #define OP_FAST_ZERO (1u << 2)
-// READ: extents tell which parts are zeros; their buffer is not filled.
+// OP_READ: extents tell which parts are zeros; the buffer is not filled there.
 #define OP_REPORT_HOLES (1u << 3)
-// READ: bytes may be left where they are, as a loan; extents tell where.
+// OP_READ: bytes may be lent instead of copied; extents tell where.
 #define OP_LOAN (1u << 4)
 
 // Most extents of one op. More would only fill a reply that no client wants.
@@ -66,7 +66,7 @@ struct op_machine {
 struct op_descent {
     // The layer to continue with; NULL: start from the top.
     struct image *layer;
-    unsigned depth;      // of that layer
+    unsigned depth; // of that layer
     // The image's mapping_changes when the lookup was suspended.
     uint64_t changes;
     // First guest byte of a range that the image itself does not map.
@@ -94,7 +94,8 @@ struct op {
     void *buf;
     // Runs from the run queue, never inside op_start. The op may be reused or freed there.
     op_done *done;
-    struct extent *extents; // OP_BLOCK_STATUS, OP_REPORT_HOLES, OP_LOAN: room for max_extents
+    // OP_BLOCK_STATUS, OP_REPORT_HOLES, OP_LOAN: room for max_extents.
+    struct extent *extents;
     size_t max_extents;
 
     // Set when done runs.
@@ -102,7 +103,8 @@ struct op {
     int result;
     // OP_READ: the extents cover the whole range. OP_BLOCK_STATUS: they may end early.
     size_t extent_count;
-    // OP_LOAN: while it has a file the op must be left alone; loan_settle() or loan_return() is due.
+    // OP_LOAN: while it has a file the owner keeps the op, and ends the loan with loan_settle() or
+    // loan_return().
     struct loan loan;
 
     // Private to the engine.
@@ -114,8 +116,8 @@ struct op {
     struct waiter wait;
     // Takes the op's turns until it is finished.
     const struct op_machine *machine;
-    int state; // one of the machine's states
-    uint64_t pos; // guest bytes [offset, pos) are done
+    int state;            // one of the machine's states
+    uint64_t pos;         // guest bytes [offset, pos) are done
     uint64_t step_length; // bytes from pos that the I/O in flight covers
     // Inside while the op may use host clusters that it has looked up.
     struct epoch_member plan;

@@ -42,8 +42,9 @@ struct image_host {
     // Runs the job's work on another thread, then posts its task to the run queue. May be NULL: the
     // engine then does the work itself.
     void (*offload)(void *context, struct offload_job *job);
-    // Called when freed clusters cannot be reused because replies still point at them: these are to be
-    // settled soon (grace.h). May be NULL where every read fills its buffer.
+    // Called when freed clusters cannot be reused because replies still point at them. The owners
+    // settle these replies soon, but not from inside this call (grace.h). May be NULL where every
+    // read fills its buffer.
     void (*settle)(void *context);
 };
 

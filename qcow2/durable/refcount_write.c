@@ -293,7 +293,7 @@ static void reset(struct refcount_write *rw)
     rw->table_clusters = 0;
 }
 
-// After an error. A new table that the header may name is kept for the next time.
+// Ends a write after an error. Keeps a new table that the header may name for the next time.
 static void give_up(struct image *image, struct refcount_write *rw)
 {
     if (rw->named) {

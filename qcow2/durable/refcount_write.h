@@ -27,7 +27,8 @@ enum refcount_write_state {
 struct refcount_write {
     enum refcount_write_state state;
     bool moving;
-    // The header may name the new table: its pointer was submitted, and has not ended well.
+    // The header may name the new table: the write of its pointer was submitted and has not
+    // succeeded.
     bool named;
     uint64_t next_page;
     uint64_t table_first; // clusters of the new table

@@ -30,7 +30,7 @@ static const char *const state_names[] = {
     [READ_DATA] = "data",
 };
 
-// Notes a part for OP_REPORT_HOLES and OP_LOAN.
+// Notes an extent for OP_REPORT_HOLES and OP_LOAN.
 static void note_part(struct op *op, const struct extent *part)
 {
     struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
@@ -63,16 +63,16 @@ static void advance_zeros(struct op *op, uint64_t length)
     op->pos += length;
 }
 
-// data: where the bytes are; NULL: in the buffer.
+// data: address of the bytes; NULL: they are in the buffer.
 static void advance_data(struct op *op, uint64_t length, const void *data)
 {
     note_part(op, &(struct extent){.length = length, .data = data});
     op->pos += length;
 }
 
-// True when the file may leave its bytes where they are: there is room to note it, and the op has no
-// loan of another file. The last place is for data in the buffer, which all that follows can be joined
-// to.
+// Returns true when the file may lend its bytes: an extent is free to note the loan, and the op has
+// no loan of another file. The last extent is kept for data in the buffer, to which everything that
+// follows can be joined.
 static bool may_take_loan(const struct op *op, const struct file *file)
 {
     return (op->flags & OP_LOAN) && op->extent_count + 1 < op->max_extents &&

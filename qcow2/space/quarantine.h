@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// quarantine.h: references to host clusters that were given up. Their refcounts go down, and the
-// clusters may be used again, only when
+// quarantine.h: references to host clusters that were given up. Their refcounts are lowered, and
+// the clusters may be used again, only when
 //   1. a sync has made the unlinking durable (else a power cut brings the old entry back, and
 //      behind it somebody else's data), and
-//   2. its grace period is over (grace.h): every op that planned before the unlinking, and so may still
-//      read or write there, has ended or planned anew, and no reply points there any more.
-// Then punch.c may give them back to the host. A cluster's way to freedom, with what moves it:
+//   2. the grace period of the unlinking is over (grace.h): every op that planned before it, and so
+//      may still read or write there, has ended or planned anew, and no reply points there any
+//      more.
+// Then punch.c may give the clusters back to the host. The way of a cluster to freedom, with the
+// event behind each step:
 //
 //   in use ──quarantine_add──> pending ──quarantine_sync_begins──> syncing
 //          ──quarantine_sync_ended──> durable ──the releaser, when 2. is so──> refcount 0
 //
-// and from there on, free to be taken at any point (punch.h):
+// From refcount 0 on a cluster can be taken at any point (punch.h):
 //
 //   young ──a sync ends──> ripe ──a sync ends, or a tick──> due ──> punched (taken meanwhile) ──> free
 //
@@ -39,7 +41,7 @@ struct image;
 struct quarantined {
     uint64_t first; // host clusters
     uint64_t count;
-    uint64_t stamp; // its grace period is that of this stamp
+    uint64_t stamp; // stamp of its grace period
     TAILQ_ENTRY(quarantined) link;
 };
 
@@ -50,7 +52,8 @@ TAILQ_HEAD(quarantine_list, quarantined);
 enum releaser_state {
     RELEASER_IDLE,
     RELEASER_RUNNING, // posted, or loading refcounts
-    RELEASER_WAITING, // for the grace period of the first durable extent
+    // Waits for the end of the first durable extent's grace period.
+    RELEASER_WAITING,
 };
 
 struct quarantine {
@@ -78,7 +81,7 @@ bool quarantine_empty(const struct quarantine *q);
 // Parks the op until the next turn of a running releaser, and returns OP_PARKED. Returns 0 when no
 // releaser runs.
 int quarantine_wait_release(struct op *op);
-// True when holders alone are in the way of the next release. The releaser has asked them to leave.
+// Returns true when only holders delay the next release. The releaser has asked them to leave.
 bool quarantine_held(const struct image *image);
 
 // For sync.c. After a failed sync the references that it should have made durable are pending

@@ -62,7 +62,7 @@ static void compare_piece(struct comparison *c, uint64_t memory, uint64_t disk, 
     if (memory != 0)
         slice = cache_peek(c->image->cache, memory + at, g->piece_bits);
     // The disk has this table, and memory has no change of it.
-    if (memory == disk && (!slice || !slice->dirty))
+    if (memory == disk && (!slice || !slice_dirty(slice)))
         return;
     if (slice)
         memcpy(c->memory, slice->entries, g->piece_bytes);

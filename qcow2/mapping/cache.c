@@ -88,7 +88,7 @@ const struct slice *cache_peek(struct cache *cache, uint64_t offset, unsigned pi
 {
     const struct slice *slice = find(cache, offset, piece_bits);
 
-    return slice && !slice->loading ? slice : NULL;
+    return slice && slice->state != SLICE_LOADING ? slice : NULL;
 }
 
 bool cache_has(struct cache *cache, uint64_t offset, unsigned piece_bits)
@@ -104,7 +104,7 @@ static struct slice *evict(struct cache *cache)
         struct slice *slice = TAILQ_FIRST(&cache->clock);
 
         TAILQ_REMOVE(&cache->clock, slice, clock_link);
-        if (slice->loading || slice->dirty || slice->writing || slice->referenced) {
+        if (slice->state != SLICE_CLEAN || slice->referenced) {
             slice->referenced = false;
             TAILQ_INSERT_TAIL(&cache->clock, slice, clock_link);
             continue;
@@ -168,7 +168,7 @@ static void load_ended(struct file_io *io)
     struct slice *slice = container_of(io, struct slice, io);
     struct cache *cache = slice->image->cache;
 
-    slice->loading = false;
+    slice->state = SLICE_CLEAN;
     waitq_wake(&slice->waiters, io->result);
     waitq_wake(&cache->room, 0);
     if (io->result < 0) {
@@ -186,7 +186,7 @@ static void start_load(struct image *image, struct slice *slice, uint64_t offset
     struct cache *cache = image->cache;
 
     slice->offset = offset;
-    slice->loading = true;
+    slice->state = SLICE_LOADING;
     slice->referenced = true;
     LIST_INSERT_HEAD(bucket_of(cache, offset, image->geometry.piece_bits), slice, hash_link);
     TAILQ_INSERT_TAIL(&cache->clock, slice, clock_link);
@@ -207,7 +207,7 @@ int cache_get(struct op *op, struct image *image, uint64_t offset, struct slice 
     struct cache *cache = image->cache;
     struct slice *slice = find(cache, offset, image->geometry.piece_bits);
 
-    if (slice && !slice->loading) {
+    if (slice && slice->state != SLICE_LOADING) {
         slice->referenced = true;
         *out = slice;
         return 0;
@@ -231,7 +231,7 @@ int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out)
     struct cache *cache = op->image->cache;
     int result = cache_get(op, op->image, offset, out);
 
-    if (result != 0 || (*out)->dirty)
+    if (result != 0 || slice_dirty(*out))
         return result;
     if (cache->dirty_count + cache->writing_count < cache->dirty_max)
         return 0;
@@ -241,19 +241,18 @@ int cache_get_for_change(struct op *op, uint64_t offset, struct slice **out)
 
 void cache_mark_dirty(struct cache *cache, struct slice *slice)
 {
-    assert(!slice->loading);
-    if (slice->dirty)
+    assert(slice->state != SLICE_LOADING);
+    if (slice_dirty(slice))
         return;
-    slice->dirty = true;
+    slice->state = slice->state == SLICE_WRITING ? SLICE_WRITING_DIRTY : SLICE_DIRTY;
     cache->dirty_count++;
     TAILQ_INSERT_TAIL(&cache->dirty, slice, dirty_link);
 }
 
 void cache_write_begins(struct cache *cache, struct slice *slice)
 {
-    assert(slice->dirty && !slice->writing);
-    slice->dirty = false;
-    slice->writing = true;
+    assert(slice->state == SLICE_DIRTY);
+    slice->state = SLICE_WRITING;
     cache->dirty_count--;
     cache->writing_count++;
     TAILQ_REMOVE(&cache->dirty, slice, dirty_link);
@@ -261,9 +260,9 @@ void cache_write_begins(struct cache *cache, struct slice *slice)
 
 void cache_write_ended(struct cache *cache, struct slice *slice, bool failed)
 {
-    assert(slice->writing && cache->writing_count > 0);
-    slice->writing = false;
+    assert(slice->state >= SLICE_WRITING && cache->writing_count > 0);
     cache->writing_count--;
+    slice->state = slice->state == SLICE_WRITING ? SLICE_CLEAN : SLICE_DIRTY;
     if (failed)
         cache_mark_dirty(cache, slice);
 }

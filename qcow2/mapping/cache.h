@@ -21,14 +21,24 @@ struct op;
 // A change needs one slice to change and one to look at; with fewer the engine cannot progress.
 #define CACHE_SLICES_MIN 2
 
+//   LOADING ──> CLEAN ──a change──> DIRTY ──a sync begins──> WRITING ──> CLEAN, or DIRTY if it failed
+//                                     ^                         │
+//                                     │                      a change
+//                                     │                         v
+//                                     └──────────────── WRITING_DIRTY
+enum slice_state {
+    SLICE_LOADING,
+    SLICE_CLEAN,
+    SLICE_DIRTY,
+    SLICE_WRITING,       // a sync is writing a copy; the slice stays in memory until that is done
+    SLICE_WRITING_DIRTY, // and it was changed since the copy was taken
+};
+
 struct slice {
+    enum slice_state state;
     // In the file; a multiple of the piece size.
     uint64_t offset;
     uint64_t *entries; // big-endian, as on disk
-    bool loading;
-    bool dirty;
-    // A sync is writing a copy. The slice stays in memory until the write ends.
-    bool writing;
     // Looked at since the clock hand last passed.
     bool referenced;
     struct waitq waiters; // for loading to end
@@ -39,6 +49,11 @@ struct slice {
     TAILQ_ENTRY(slice) clock_link;
     TAILQ_ENTRY(slice) dirty_link;
 };
+
+static inline bool slice_dirty(const struct slice *slice)
+{
+    return slice->state == SLICE_DIRTY || slice->state == SLICE_WRITING_DIRTY;
+}
 
 // Bytes of the blocks from which slice contents are cut. A malloc of each aligned slice would take
 // twice the memory.

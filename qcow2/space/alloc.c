@@ -95,7 +95,8 @@ static int learn_page(struct op *op)
         // The next op continues from here.
         if (page >= rc->table_size || n == ALLOC_PAGES_A_TURN)
             return 0;
-        if (!rc->pages[page].ready && !rc->pages[page].failed) {
+        if (rc->pages[page].state == REFCOUNT_PAGE_UNKNOWN ||
+            rc->pages[page].state == REFCOUNT_PAGE_LOADING) {
             if (op->scanned)
                 return 0;
             op->scanned = true;

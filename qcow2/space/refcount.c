@@ -163,8 +163,8 @@ static void load_ended(struct file_io *io)
     if (result < 0)
         image_log(load->image, "cannot read the refcount block at offset %llu: error %d",
                   (unsigned long long)rc->table[load->page], -result);
-    page->loading = false;
-    page->failed = result < 0;
+    if (result < 0)
+        page->state = REFCOUNT_PAGE_FAILED;
     waitq_wake(&page->waiters, 0);
     free(load->block);
     free(load);
@@ -181,13 +181,13 @@ int refcounts_load(struct op *op, uint64_t cluster)
 
     uint64_t index = refcounts_page_index(rc, cluster);
     struct refcount_page *page = &rc->pages[index];
-    if (page->ready)
+    if (page->state == REFCOUNT_PAGE_KNOWN)
         return 0;
-    if (page->loading)
+    if (page->state == REFCOUNT_PAGE_LOADING)
         return op_park(op, &page->waiters);
-    if (page->failed) {
+    if (page->state == REFCOUNT_PAGE_FAILED) {
         // Only the first op sees the error; later ops load the block again.
-        page->failed = false;
+        page->state = REFCOUNT_PAGE_UNKNOWN;
         return -EIO;
     }
     if ((rc->table[index] & (rc->geometry.cluster_size - 1)) ||
@@ -213,7 +213,7 @@ int refcounts_load(struct op *op, uint64_t cluster)
                                 .iov = &load->iov,
                                 .iovcnt = 1,
                                 .done = load_ended};
-    page->loading = true;
+    page->state = REFCOUNT_PAGE_LOADING;
     file_submit(image->file, &load->io);
     return op_park(op, &page->waiters);
 }
@@ -254,7 +254,8 @@ bool refcounts_may_be_one(const struct refcounts *rc, uint64_t cluster)
 {
     uint64_t page = refcounts_page_index(rc, cluster);
 
-    return page >= rc->table_size || !rc->pages[page].ready || refcounts_get(rc, cluster) == 1;
+    return page >= rc->table_size || rc->pages[page].state != REFCOUNT_PAGE_KNOWN ||
+           refcounts_get(rc, cluster) == 1;
 }
 
 // Updates the page's dirty mark after a change of its pieces.
@@ -313,7 +314,7 @@ uint64_t refcounts_find_free(const struct refcounts *rc, uint64_t from, uint64_t
         uint64_t base = at - in_page(rc, at);
         uint64_t stop = base + page_size < end ? base + page_size : end;
 
-        if (!page->ready || page->free == 0) {
+        if (page->state != REFCOUNT_PAGE_KNOWN || page->free == 0) {
             at = stop;
             budget = budget > BITS_WORD ? budget - BITS_WORD : 0;
             continue;
@@ -348,7 +349,7 @@ uint64_t refcounts_end(const struct refcounts *rc, uint64_t end)
             continue;
         }
         const struct refcount_page *page = &rc->pages[index];
-        if (!page->ready)
+        if (page->state != REFCOUNT_PAGE_KNOWN)
             return end;
         if (page->free == refcount_page_size(&rc->geometry))
             end = index << rc->geometry.block_bits;
@@ -369,7 +370,8 @@ uint64_t refcounts_pieces(const struct refcounts *rc)
 
 bool refcounts_page_empty(const struct refcounts *rc, uint64_t page)
 {
-    return rc->pages[page].ready && rc->pages[page].free == refcount_page_size(&rc->geometry);
+    return rc->pages[page].state == REFCOUNT_PAGE_KNOWN &&
+           rc->pages[page].free == refcount_page_size(&rc->geometry);
 }
 
 uint64_t refcounts_next_dirty(const struct refcounts *rc, uint64_t page)

@@ -8,9 +8,10 @@
 #include "qcow2/base/bits.h"
 #include "qcow2/format/refcount_array.h"
 
-void refcount_page_init(struct refcount_page *page, const struct geometry *g, bool ready)
+void refcount_page_init(struct refcount_page *page, const struct geometry *g, bool known)
 {
-    *page = (struct refcount_page){.ready = ready, .free = refcount_page_size(g)};
+    *page = (struct refcount_page){.state = known ? REFCOUNT_PAGE_KNOWN : REFCOUNT_PAGE_UNKNOWN,
+                                   .free = refcount_page_size(g)};
     waitq_init(&page->waiters, "a refcount block to be read");
 }
 
@@ -46,7 +47,7 @@ int refcount_page_decode(struct refcount_page *page, const struct geometry *g, u
         page->counts = *block;
         *block = NULL;
     }
-    page->ready = true;
+    page->state = REFCOUNT_PAGE_KNOWN;
     return 0;
 }
 

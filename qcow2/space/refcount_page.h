@@ -12,7 +12,18 @@
 #include "qcow2/format/geometry.h"
 #include "qcow2/base/waitq.h"
 
+//   UNKNOWN ──a load begins──> LOADING ──> KNOWN, for good
+//      ^                          │
+//      └──one op is told── FAILED <┘
+enum refcount_page_state {
+    REFCOUNT_PAGE_UNKNOWN, // still to be loaded from the block
+    REFCOUNT_PAGE_LOADING,
+    REFCOUNT_PAGE_FAILED, // loading did, and no op was told yet
+    REFCOUNT_PAGE_KNOWN,
+};
+
 struct refcount_page {
+    enum refcount_page_state state;
     // Bit set: the refcount is not 0. NULL while not loaded, or while all are 0.
     uint64_t *used;
     // The refcounts in the format of the block. NULL while no refcount is above 1.
@@ -20,10 +31,6 @@ struct refcount_page {
     // Bit a piece of the block: memory differs from disk. NULL until a piece is dirty.
     uint64_t *dirty;
     uint64_t free; // refcounts that are 0
-    bool ready;    // the refcounts are known; false: the block is still to be loaded
-    bool loading;
-    // The last load failed, and no op has seen the error yet.
-    bool failed;
     bool any_dirty;
     struct waitq waiters; // for the loading
 };
@@ -33,8 +40,8 @@ static inline uint64_t refcount_page_size(const struct geometry *g)
     return 1ull << g->block_bits;
 }
 
-// Prepares a page whose refcounts are all 0 (ready), or still to be loaded.
-void refcount_page_init(struct refcount_page *page, const struct geometry *g, bool ready);
+// Prepares a page whose refcounts are all 0 (known), or still to be loaded.
+void refcount_page_init(struct refcount_page *page, const struct geometry *g, bool known);
 void refcount_page_free(struct refcount_page *page);
 
 // Makes the page known from *block, which has cluster_size bytes by malloc. Keeps the block and

@@ -11,10 +11,13 @@
 #include "qcow2/space/refcount.h"
 #include "qcow2/space/reserve.h"
 
+// The header's cluster is never free, whatever a damaged refcount says of it.
+#define FIRST_CLUSTER 1u
+
 void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes,
                 bool reuse)
 {
-    *alloc = (struct alloc){.fresh = fresh, .reuse = reuse};
+    *alloc = (struct alloc){.fresh = fresh, .search = FIRST_CLUSTER, .reuse = reuse};
     reserve_init(&alloc->reserve, image->file, file_bytes);
 }
 
@@ -59,16 +62,16 @@ static uint64_t find_free(struct image *image, uint64_t want, uint64_t *first)
     // A file may be longer than its refcount table covers.
     uint64_t covered = rc->table_size << rc->geometry.block_bits;
     uint64_t end = alloc->fresh < covered ? alloc->fresh : covered;
-    uint64_t from = alloc->search < end ? alloc->search : 0;
+    uint64_t from = alloc->search < end ? alloc->search : FIRST_CLUSTER;
     uint64_t next;
 
-    if (!alloc->may_find)
+    if (!alloc->may_find || end <= FIRST_CLUSTER)
         return 0;
     uint64_t found = refcounts_find_free(rc, from, end, want, first, &next);
-    bool all = from == 0 && next >= end;
-    if (found < want && next >= end && from > 0) {
+    bool all = from == FIRST_CLUSTER && next >= end;
+    if (found < want && next >= end && from > FIRST_CLUSTER) {
         uint64_t other;
-        uint64_t found_before = refcounts_find_free(rc, 0, from, want, &other, &next);
+        uint64_t found_before = refcounts_find_free(rc, FIRST_CLUSTER, from, want, &other, &next);
 
         all = next >= from;
         if (found_before > found) {

@@ -214,6 +214,32 @@ static void free_clusters_are_used_again(void **state)
     engine_free(&e);
 }
 
+// A damaged refcount of the header's cluster does not have that handed out, neither from the front
+// nor when the search comes round.
+static void the_header_is_never_free(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    begin_taker(&e, &t);
+    assert_int_equal(refcounts_set(e.image->refcounts, 0, 0), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        alloc_freed(e.image->alloc);
+        assert_int_equal(take(&e, &t, 1, &run), 0);
+        assert_true(run.zero);
+    }
+    uint64_t first = run.first;
+    assert_int_equal(refcounts_set(e.image->refcounts, first, 0), 0);
+    alloc_freed(e.image->alloc);
+    assert_int_equal(take(&e, &t, 2, &run), 0);
+    assert_int_equal(run.first, first);
+    assert_int_equal(run.count, 1);
+    engine_free(&e);
+}
+
 // Where refcounts are not known to be right, what seems free is left alone.
 static void without_reuse_all_is_fresh(void **state)
 {
@@ -392,6 +418,7 @@ int main(void)
         cmocka_unit_test(a_host_that_cannot_reserve),
         cmocka_unit_test(who_knows_that_it_cannot_says_so),
         cmocka_unit_test(free_clusters_are_used_again),
+        cmocka_unit_test(the_header_is_never_free),
         cmocka_unit_test(without_reuse_all_is_fresh),
         cmocka_unit_test(a_leak_in_fresh_space_is_passed_over),
         cmocka_unit_test(a_row_may_span_blocks),

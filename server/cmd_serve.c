@@ -13,6 +13,7 @@
 #include "server/cmd.h"
 #include "server/export.h"
 #include "server/export_plan.h"
+#include "server/file_in_use.h"
 #include "server/limits.h"
 #include "server/listen.h"
 #include "server/loop.h"
@@ -311,6 +312,17 @@ static int serve_with_workers(struct serve *serve, unsigned activated, int signa
     return code;
 }
 
+// Refuses images that the log would be written into, before there is a line of it.
+static int check_outputs(const struct export_plans *plans, struct error *err)
+{
+    int result = 0;
+
+    for (size_t i = 0; result == 0 && i < plans->count; i++) {
+        result = file_in_use_by_output(plans->list[i].path, err);
+    }
+    return result;
+}
+
 // The exports with their settings, which may add to the options.
 static int plan_exports(struct export_plans *plans, struct serve_options *options,
                         struct error *err)
@@ -321,7 +333,10 @@ static int plan_exports(struct export_plans *plans, struct serve_options *option
     if (result < 0) {
         return result;
     }
-    result = serve_set_apply(options, plans, err);
+    result = check_outputs(plans, err);
+    if (result == 0) {
+        result = serve_set_apply(options, plans, err);
+    }
     if (result == 0) {
         result = export_plans_check(plans, err);
     }

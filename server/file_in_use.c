@@ -81,18 +81,36 @@ static bool is_printed_to(const struct storage *storage, int fd)
     return storage_overlaps(storage, &printed);
 }
 
+// Has nothing more printed there: the message about it would be written into the file. A terminal at
+// standard output shows that in place of standard error.
+static void end_output(int fd)
+{
+    int other = fd == STDERR_FILENO && isatty(STDOUT_FILENO)
+                    ? dup(STDOUT_FILENO)
+                    : open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+    if (other < 0 || dup2(other, fd) < 0) {
+        close(fd);
+    }
+    if (other >= 0) {
+        close(other);
+    }
+}
+
 int file_in_use_by_output(const char *name, struct error *err)
 {
     struct storage storage;
+    int result = 0;
 
     if (!find_storage(name, &storage)) {
         return 0;
     }
     for (int output = STDOUT_FILENO; output <= STDERR_FILENO; output++) {
         if (is_printed_to(&storage, output)) {
-            return error_set(err, EBUSY, "%s: standard %s goes to this image; send it elsewhere",
-                             name, output == STDOUT_FILENO ? "output" : "error");
+            result = error_set(err, EBUSY, "%s: standard %s goes to this image; send it elsewhere",
+                               name, output == STDOUT_FILENO ? "output" : "error");
+            end_output(output);
         }
     }
-    return 0;
+    return result;
 }

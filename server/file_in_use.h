@@ -32,7 +32,8 @@ void files_in_use_keep(struct files_in_use *files, size_t count);
 
 void files_in_use_free(struct files_in_use *files);
 
-// Refuses a file that standard output or standard error goes to.
+// Refuses a file that standard output or standard error goes to, and has nothing printed there from
+// then on. To be called before anything is printed.
 int file_in_use_by_output(const char *name, struct error *err);
 
 #endif

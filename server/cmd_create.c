@@ -164,7 +164,7 @@ static int make_image(struct create_command *c)
     struct create_target target;
     struct error err;
 
-    if (create_target_open(&target, c->path, &c->options, c->locking) != 0)
+    if (create_target_open(&target, c) != 0)
         return 1;
     int ret = create_image(target.cf.file, &c->options, &err);
     create_target_close(&target, ret == 0);

@@ -21,86 +21,133 @@ struct seen {
     size_t count;
 };
 
-// Returns false for one that was seen before, or without memory: then the walk ends.
-static bool seen_add(struct seen *seen, const struct storage *storage)
+// Returns 0, or a negative errno with a message: one that was seen before, or no memory.
+static int seen_add(struct seen *seen, const char *path, const struct storage *storage,
+                    struct error *err)
 {
     struct storage *grown;
 
     for (size_t i = 0; i < seen->count; i++) {
         if (storage_same(&seen->list[i], storage)) {
-            return false;
+            return error_set(err, ELOOP, "'%s' stands behind itself", path);
         }
     }
     grown = realloc(seen->list, (seen->count + 1) * sizeof(*grown));
     if (grown == NULL) {
-        return false;
+        return error_set(err, ENOMEM, "'%s': out of memory", path);
     }
     seen->list = grown;
     seen->list[seen->count++] = *storage;
-    return true;
+    return 0;
 }
 
-// The path of the backing file that an image names, allocated; NULL at the end of the chain, and
-// where it cannot be followed: whoever opens the chain is told why.
-static char *next_in_chain(const char *path)
+// A file of a chain: its path, allocated, and its format; unknown where nothing tells it.
+struct link {
+    char *path;
+    enum image_format format;
+};
+
+// Goes from a file to the one that it names as its backing file, with a path of NULL at the end of
+// the chain. Returns 0, or a negative errno with a message where it cannot be followed.
+static int follow(struct link *link, struct error *err)
 {
     struct header header;
     struct cmd_file cf;
-    struct error err;
-    char *next = NULL;
+    char *path = NULL;
+    int result;
 
     // Without locks: we may hold one on the file ourselves.
-    if (cmd_open(&cf, path, CMD_READ_SHARED, FILE_LOCKING_OFF, &err) < 0) {
-        return NULL;
+    result = cmd_open(&cf, link->path, CMD_READ_SHARED, FILE_LOCKING_OFF, err);
+    if (result < 0) {
+        return result;
     }
-    if (cmd_is_qcow2(cf.file) && header_read(cf.file, &header, &err) == 0 &&
-        header.backing_name[0] != '\0' && backing_name_is_local(header.backing_name)) {
-        next = backing_name_resolve(path, header.backing_name);
+    header.backing_name[0] = '\0';
+    if (link->format == IMAGE_FORMAT_QCOW2 || cmd_is_qcow2(cf.file)) {
+        result = header_read_any(cf.file, &header, err);
     }
     cmd_close(&cf);
-    return next;
+    if (result == 0 && header.backing_name[0] != '\0') {
+        if (!backing_name_is_local(header.backing_name)) {
+            return error_set(err, ENOTSUP, "'%s': its backing file '%s' is not a local file",
+                             link->path, header.backing_name);
+        }
+        path = backing_name_resolve(link->path, header.backing_name);
+        if (path == NULL) {
+            return error_set(err, ENOMEM, "'%s': out of memory", link->path);
+        }
+        link->format = image_format_parse(header.backing_format);
+    }
+    if (result == 0) {
+        free(link->path);
+        link->path = path;
+    }
+    return result;
 }
 
-// Whether the target is one of the files that an image at path would stand on. *member is the one,
-// to be freed.
-static bool stands_on(const struct storage *target, const char *path,
-                      const struct create_options *options, char **member)
+// Looks for the target among the files that the new image would stand on, from the first of them on,
+// until link is the target, or its path NULL. Returns 0, or a negative errno with a message where the
+// chain cannot be followed.
+static int find_in_chain(const struct storage *target, struct link *link, struct error *err)
 {
-    bool raw = options->backing_format != NULL &&
-               image_format_parse(options->backing_format) == IMAGE_FORMAT_RAW;
     struct seen seen = {0};
-    bool found = false;
-    char *name = NULL;
     struct stat st;
+    int result = 0;
 
-    if (options->backing_name != NULL && backing_name_is_local(options->backing_name)) {
-        name = backing_name_resolve(path, options->backing_name);
-    }
-    while (name != NULL && stat(backing_name_path(name), &st) == 0) {
-        struct storage storage = storage_of(&st);
-        char *next;
+    while (result == 0 && link->path != NULL) {
+        struct storage storage;
 
-        found = storage_overlaps(target, &storage);
-        if (found || raw || !seen_add(&seen, &storage)) {
+        if (stat(backing_name_path(link->path), &st) < 0) {
+            result = error_set(err, errno, "%s: cannot open: %s", link->path, strerror(errno));
             break;
         }
-        next = next_in_chain(name);
-        free(name);
-        name = next;
+        storage = storage_of(&st);
+        if (storage_overlaps(target, &storage)) {
+            break;
+        }
+        result = seen_add(&seen, link->path, &storage, err);
+        if (result == 0 && link->format == IMAGE_FORMAT_RAW) {
+            free(link->path);
+            link->path = NULL;
+        } else if (result == 0) {
+            result = follow(link, err);
+        }
     }
     free(seen.list);
-    *member = name;
-    return found;
+    return result;
 }
 
-static int refuse_member(const char *path, char *member)
+// Refuses a target that the new image would stand on, and a chain of which that cannot be told.
+// Returns 0, or 1 after a message.
+static int check_chain(const struct storage *target, const struct create_command *command)
 {
-    cmd_fail(
-        "'%s': the new image would overwrite its own backing chain, in which this file is '%s'; "
-        "choose another name",
-        path, member);
-    free(member);
-    return 1;
+    const struct create_options *options = &command->options;
+    struct link link = {.format = IMAGE_FORMAT_UNKNOWN};
+    struct error err;
+    int code = 0;
+
+    if (options->backing_name == NULL || !backing_name_is_local(options->backing_name)) {
+        return 0;
+    }
+    if (options->backing_format != NULL) {
+        link.format = image_format_parse(options->backing_format);
+    }
+    link.path = backing_name_resolve(command->path, options->backing_name);
+    if (link.path == NULL) {
+        return cmd_fail("'%s': out of memory", command->path);
+    }
+    if (find_in_chain(target, &link, &err) < 0) {
+        // What is not looked at need not be there.
+        if (!command->unsafe) {
+            code = cmd_fail("'%s': backing chain: %s; -u leaves it unlooked at", command->path,
+                            err.text);
+        }
+    } else if (link.path != NULL) {
+        code = cmd_fail("'%s': the new image would overwrite its own backing chain, in which this "
+                        "file is '%s'; choose another name",
+                        command->path, link.path);
+    }
+    free(link.path);
+    return code;
 }
 
 // ---- The file -----------------------------------------------------------------------------------
@@ -130,19 +177,18 @@ static int make_file(const char *path, char **made)
     return 0;
 }
 
-int create_target_open(struct create_target *target, const char *path,
-                       const struct create_options *options, enum file_locking locking)
+int create_target_open(struct create_target *target, const struct create_command *command)
 {
+    const char *path = command->path;
     struct storage storage;
     struct error err;
     struct stat st;
-    char *member;
 
     target->made = NULL;
     if (make_file(path, &target->made) != 0) {
         return 1;
     }
-    if (cmd_open(&target->cf, path, CMD_WRITE, locking, &err) < 0) {
+    if (cmd_open(&target->cf, path, CMD_WRITE, command->locking, &err) < 0) {
         if (target->made != NULL) {
             unlink(target->made);
         }
@@ -155,11 +201,10 @@ int create_target_open(struct create_target *target, const char *path,
         return cmd_fail("'%s': was replaced while it was opened; try again", path);
     }
     storage = storage_of(&st);
-    if (stands_on(&storage, path, options, &member)) {
+    if (check_chain(&storage, command) != 0) {
         create_target_close(target, false);
-        return refuse_member(path, member);
+        return 1;
     }
-    free(member);
     return 0;
 }
 

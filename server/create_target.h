@@ -4,8 +4,8 @@
 #ifndef LAZYCOW_SERVER_CREATE_TARGET_H
 #define LAZYCOW_SERVER_CREATE_TARGET_H
 
-#include "qcow2/offline/create.h"
 #include "server/cmd.h"
+#include "server/create_options.h"
 
 struct create_target {
     struct cmd_file cf; // open for writing and locked
@@ -13,9 +13,9 @@ struct create_target {
 };
 
 // Opens the file as it is: nothing of it is changed yet. Refuses a member of the new image's backing
-// chain, under whatever name. Returns 0, or 1 after a message; then what was made is removed.
-int create_target_open(struct create_target *target, const char *path,
-                       const struct create_options *options, enum file_locking locking);
+// chain, under whatever name, and, unless the backing file is not to be looked at, a chain that cannot
+// be followed to its end. Returns 0, or 1 after a message; then what was made is removed.
+int create_target_open(struct create_target *target, const struct create_command *command);
 
 // keep false: removes the file if it was made for this.
 void create_target_close(struct create_target *target, bool keep);

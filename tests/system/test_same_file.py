@@ -131,11 +131,39 @@ def test_create_that_would_name_itself(workdir):
 
 def test_create_on_a_chain_that_is_a_circle(workdir, chain):
     lib_tools.qemu_img("rebase", "-u", "-f", "qcow2", "-b", chain[2], "-F", "qcow2", chain[0])
-    assert run("create", "-b", chain[1], "-F", "qcow2", f"{workdir}/new.qcow2")[0] == 0
+    assert "stands behind itself" in refused("create", "-b", chain[1], "-F", "qcow2",
+                                             f"{workdir}/new.qcow2")
     before = [lib_tools.digest(path) for path in chain]
     for path in chain:
         refused("create", "-b", chain[1], "-F", "qcow2", path)
     assert [lib_tools.digest(path) for path in chain] == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken", "elsewhere"])
+def test_create_on_a_chain_that_cannot_be_followed(workdir, chain, damage):
+    """Then nobody can tell whether the target is a part of it."""
+    if damage == "missing":
+        os.rename(chain[1], f"{workdir}/away.qcow2")
+    elif damage == "broken":
+        with open(chain[1], "r+b") as stream:
+            stream.write(b"QFI\xfb\0\0\0\x09")
+    else:
+        lib_tools.qemu_img("rebase", "-u", "-f", "qcow2", "-b", "nbd://localhost/x", "-F", "raw",
+                           chain[1])
+    before = lib_tools.digest(chain[0])
+    new = f"{workdir}/new.qcow2"
+    for target in (chain[0], new):
+        assert "backing chain" in refused("create", "-b", chain[2], "-F", "qcow2", target, "1M")
+    assert lib_tools.digest(chain[0]) == before and not os.path.exists(new)
+    assert run("create", "-u", "-b", chain[2], "-F", "qcow2", new, "1M")[0] == 0
+
+
+def test_create_on_a_raw_image_that_looks_like_another(workdir, chain):
+    """What is raw has no chain, whatever its first bytes are."""
+    os.remove(chain[0])
+    assert run("create", "-b", chain[1], "-F", "raw", f"{workdir}/new.qcow2")[0] == 0
+    assert run("create", "-b", f"{workdir}/new.qcow2", "-F", "qcow2",
+               f"{workdir}/newer.qcow2")[0] == 0
 
 
 def test_create_on_a_long_chain(workdir):
@@ -262,26 +290,30 @@ def test_serve_a_file_and_its_loop_device(workdir, image, loop):
     assert "twice" in refused("serve", "-k", f"{workdir}/s", f"a={loop}", f"b={image}")
 
 
-@pytest.mark.parametrize("descriptor", [1, 2], ids=["output", "error"])
-@pytest.mark.parametrize("command", [["serve", "-v"], ["serve", "-r"], ["check", "-r", "all"],
-                                     ["check"]], ids=" ".join)
-def test_output_into_the_image(workdir, image, command, descriptor):
-    """`lazycow serve disk.qcow2 2>>disk.qcow2`"""
-    with open(image, "ab") as stream:
-        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        streams["stdout" if descriptor == 1 else "stderr"] = stream
-        size = os.path.getsize(image)
-        where = ["-k", f"{workdir}/s"] if command[0] == "serve" else []
-        done = subprocess.run([BINARY, *command, *where, image], stdin=subprocess.DEVNULL,
-                              env=sanitizer_environment(), timeout=START_SECONDS, check=False,
-                              **streams)
-        assert done.returncode == 1
-    with open(image, "r+b") as stream:
-        # The one line of the refusal itself, where it goes to the image, lies behind the end.
-        assert os.path.getsize(image) - size < 512
-        stream.truncate(size)
-    lib_tools.check_clean(image)
-    if descriptor == 1:
+@pytest.mark.parametrize("flags", [os.O_APPEND, 0], ids=["behind it", "over it"])
+@pytest.mark.parametrize("descriptors", [(1,), (2,), (1, 2)], ids=["output", "error", "both"])
+@pytest.mark.parametrize("command", [["serve", "-v"], ["serve", "-r"], ["serve", "overlay"],
+                                     ["serve", "--set=nobody:cache=none"], ["check", "-r", "all"],
+                                     ["check"], ["info"]], ids=" ".join)
+def test_output_into_the_image(workdir, image, command, descriptors, flags):
+    """`lazycow serve disk.qcow2 2>>disk.qcow2`, and with 2<>, which begins at the header: not even
+    the message about it is written there."""
+    before = lib_tools.digest(image)
+    path = image
+    if command[-1] == "overlay":
+        path = lib_tools.create(f"{workdir}/overlay.qcow2", None, base=image, base_format="qcow2")
+    where = ["-k", f"{workdir}/s"] if command[0] == "serve" else []
+    options = [word for word in command[1:] if word[0] == "-" or command[0] == "check"]
+    stream = os.open(image, os.O_RDWR | flags)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    streams.update({("stdout", "stderr")[n - 1]: stream for n in descriptors})
+    done = subprocess.run([BINARY, command[0], *options, *where, path], stdin=subprocess.DEVNULL,
+                          env=sanitizer_environment(), timeout=START_SECONDS, check=False,
+                          **streams)
+    os.close(stream)
+    assert done.returncode == 1
+    assert lib_tools.digest(image) == before
+    if descriptors == (1,):
         assert b"standard output goes to this image" in done.stderr
 
 

@@ -90,6 +90,15 @@ static const char *option_separator(const char *text)
     return NULL;
 }
 
+// The only '=', in front of a name: there is no doubt which file is missing, and --skip-broken can go
+// on without it. NULL otherwise.
+static const char *only_separator(const char *text)
+{
+    const char *equals = strchr(text, '=');
+
+    return equals != NULL && equals[1] != '\0' && strchr(equals + 1, '=') == NULL ? equals : NULL;
+}
+
 static int explain_no_separator(const char *text, struct error *err)
 {
     const char *first = strchr(text, '=');
@@ -101,9 +110,10 @@ static int explain_no_separator(const char *text, struct error *err)
         return error_set(err, EINVAL, "--export '%s': names no image; write --export NAME=IMAGE",
                          text);
     }
-    return error_set(err, ENOENT, "--export '%s': there is no file '%s'%s; check the image's path",
-                     text, first + 1,
-                     strchr(first + 1, '=') != NULL ? ", nor one behind any of the other '='" : "");
+    return error_set(err, ENOENT,
+                     "--export '%s': there is no file '%s', nor one behind any of the other '='; "
+                     "check the image's path",
+                     text, first + 1);
 }
 
 static int check_name(const char *name, const char *path, struct error *err)
@@ -126,6 +136,9 @@ int export_argument_split(const struct export_argument *argument, const char *de
     const char *equals = option ? option_separator(text) : plain_separator(text);
 
     *name = NULL;
+    if (option && equals == NULL) {
+        equals = only_separator(text);
+    }
     *path = equals != NULL ? equals + 1 : text;
     if (option && equals == NULL) {
         return explain_no_separator(text, err);

@@ -166,3 +166,15 @@ def test_wrong_use_is_not_skipped(workdir, good, arguments):
                             env=lib_server.sanitizer_environment())
     assert result.returncode == 1, result
     assert "already" in result.stderr or "names no image" in result.stderr, result
+
+
+def test_a_missing_image_of_an_option_is_left_out(workdir, good):
+    """--export finds the name's end by the file; without one, by the only '='."""
+    gone = f"{workdir}/gone.qcow2"
+    with Server(workdir, options=["--skip-broken", "--export", f"/opt/gone={gone}", good]) as server:
+        assert server.connect("good").get_size() == 16 * MEBI
+        with pytest.raises(nbd.Error):
+            server.connect("/opt/gone")
+        server.stop(codes=(SKIPPED,))
+    assert "no file" in refused(workdir, "-k", f"{workdir}/s", "--skip-broken", "--export",
+                                f"/opt/a=b={gone}", good)

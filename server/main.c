@@ -57,6 +57,11 @@ static int run(int argc, char **argv)
         print_help(stderr);
         return 1;
     }
+    if (argc == 3 && strcmp(argv[1], "help") == 0) {
+        // As of other programs: "help serve" is "serve --help".
+        argv[1] = argv[2];
+        argv[2] = "--help";
+    }
     for (size_t i = 0; i < COMMANDS; i++) {
         if (strcmp(argv[1], commands[i].name) == 0) {
             if (argc == 3 && is_option(argv[2], "-V", "--version")) {

@@ -306,12 +306,12 @@ static bool set_verbose(struct serve_options *o, const char *value)
 // ---- The table ----------------------------------------------------------------------------------
 
 const struct serve_setting serve_settings[] = {
-    {"socket", 'k', serve_set_socket, "a path, of at most 16"},
+    {"socket", 'k', serve_set_socket, "one of at most 16 paths"},
     {"socket-mode", 0, serve_set_socket_mode, "an octal number from 0 to 0777"},
     {"socket-group", 0, serve_set_socket_group, "a group"},
-    {"bind", 'b', serve_set_bind, "an address or host name, of at most 16"},
+    {"bind", 'b', serve_set_bind, "one of at most 16 addresses or host names"},
     {"port", 'p', serve_set_port, "0 to 65535"},
-    {"vsock", 0, serve_set_vsock, "an address [CID:]PORT, of at most 16"},
+    {"vsock", 0, serve_set_vsock, "one of at most 16 addresses [CID:]PORT"},
     {"stdio", 0, serve_set_stdio, NULL},
     {"tcp-keepalive", 0, serve_set_tcp_keepalive, "on, off or 1 to 32767 seconds"},
     {"max-connections", 'e', set_max_connections, "1 to 16384"},

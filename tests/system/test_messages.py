@@ -58,6 +58,8 @@ WRONG = [
     ("serve --image-opts driver=qcow2", "instead: name the file"),
     ("serve --tls-creds=x d.qcow2", "--tls-certificates"),
     ("serve -rs d.qcow2", "lazycow create -b"),
+    # Help of a command, and of none.
+    ("help bogus", "unknown command 'bogus'"),
     # Values.
     ("serve -p 70000 d.qcow2", "--port: '70000' is not 0 to 65535"),
     ("serve -p -1 d.qcow2", "--port: '-1' is not 0 to 65535"),
@@ -66,7 +68,7 @@ WRONG = [
     ("serve --cache=foo d.qcow2", "'foo' is not writeback, writethrough"),
     ("serve --aio=native d.qcow2", "is not auto, io_uring or threads"),
     ("serve --cache-size=10MB d.qcow2", "'10MB' is not a size from 64k to 64G"),
-    ("serve -k '' d.qcow2", "--socket: '' is not a path"),
+    ("serve -k '' d.qcow2", "--socket: '' is not one of at most 16 paths"),
     ("serve -f vmdk d.qcow2", "'vmdk' is not qcow2 or raw"),
     ("info -f vmdk d.qcow2", "format 'vmdk' is not supported"),
     ("info --output=xml d.qcow2", "'xml' is not human or json"),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/durable/clean.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -105,8 +106,10 @@ void image_clean(struct image *image, image_clean_done *done, void *context)
 
 bool image_needs_clean(const struct image *image)
 {
-    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2 || image->latched_error < 0)
+    if (image->read_only || image->latched_error < 0)
         return false;
+    // Raw images are only read.
+    assert(image->format == IMAGE_FORMAT_QCOW2);
     if (!recover_complete(image))
         return image->recovery->running || sync_needed(image);
     return dirty_bit_on(image->dirty_bit) || refcounts_dirty(image->refcounts) ||
@@ -115,8 +118,9 @@ bool image_needs_clean(const struct image *image)
 
 bool image_tick(struct image *image)
 {
-    if (image->read_only || image->format != IMAGE_FORMAT_QCOW2)
+    if (image->read_only)
         return false;
+    assert(image->format == IMAGE_FORMAT_QCOW2);
     punch_all(image);
     return !punch_idle(image->punch);
 }

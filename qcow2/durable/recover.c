@@ -144,10 +144,9 @@ static int visit_problem(void *context, const struct walk_problem *problem)
 static void visit_progress(void *context, uint64_t done, uint64_t total)
 {
     struct image *image = context;
-    uint64_t percent = total ? done * 100 / total : 100;
+    uint64_t percent = done * 100 / total;
 
-    if (total < RECOVER_TABLES_TOLD || percent < image->recovery->told_percent + 10 ||
-        percent >= 100)
+    if (total < RECOVER_TABLES_TOLD || percent < image->recovery->told_percent + 10)
         return;
     image->recovery->told_percent = percent;
     image_log(image, "recovery: %llu %% of the tables counted", (unsigned long long)percent);

@@ -320,8 +320,9 @@ static bool at_rest(const struct image *image)
 
 static bool may_clean(const struct image *image)
 {
-    return at_rest(image) && quarantine_empty(image->quarantine) &&
-           LIST_EMPTY(&image->table_copies) && recover_complete(image);
+    // An op waits for each copy of an L2 table.
+    assert(!at_rest(image) || LIST_EMPTY(&image->table_copies));
+    return at_rest(image) && quarantine_empty(image->quarantine) && recover_complete(image);
 }
 
 static enum sync_state end(struct image *image, int clean_result)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/durable/tables_write.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
@@ -33,7 +34,8 @@ static int copy_l1(struct image *image, struct writeback *wb)
 {
     struct l1 *l1 = &image->l1;
 
-    for (uint64_t piece = 0; l1->dirty_count > 0 && piece < l1_pieces(l1); piece++) {
+    for (uint64_t piece = 0; l1->dirty_count > 0; piece++) {
+        assert(piece < l1_pieces(l1));
         if (!l1_piece_dirty(l1, piece))
             continue;
         void *room = writeback_room(wb, image->geometry.piece_bytes);
@@ -63,9 +65,10 @@ void tables_settle(struct image *image, struct writeback *wb, bool failed)
     for (size_t i = 0; i < wb->count; i++) {
         const struct writeback_piece *piece = &wb->pieces[i];
 
+        assert(piece->kind == WRITEBACK_L2 || piece->kind == WRITEBACK_L1);
         if (piece->kind == WRITEBACK_L2)
             cache_write_ended(image->cache, piece->slice, failed);
-        else if (piece->kind == WRITEBACK_L1 && failed)
+        else if (failed)
             l1_mark_piece(&image->l1, piece->page, true);
     }
     writeback_clear(wb);

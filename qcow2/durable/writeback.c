@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "qcow2/durable/writeback.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,8 @@
 
 // Longest single write in bytes.
 #define RUN_MAX (1u << 20)
+// The buffer at first: some of the largest pieces.
+#define BUFFER_MIN 65536u
 
 void writeback_free(struct writeback *wb)
 {
@@ -34,6 +37,8 @@ static unsigned char *larger_buffer(const struct writeback *wb, size_t size)
 
 void *writeback_room(struct writeback *wb, size_t length)
 {
+    // Twice the buffer has room for what is in it and one piece more.
+    assert(length <= BUFFER_MIN);
     if (wb->count == wb->capacity) {
         size_t capacity = wb->capacity ? wb->capacity * 2 : 16;
         struct writeback_piece *pieces = realloc(wb->pieces, capacity * sizeof(*pieces));
@@ -44,9 +49,7 @@ void *writeback_room(struct writeback *wb, size_t length)
         wb->capacity = capacity;
     }
     if (wb->used + length > wb->size) {
-        size_t size = wb->size ? wb->size * 2 : 65536;
-        while (size < wb->used + length)
-            size *= 2;
+        size_t size = wb->size ? wb->size * 2 : BUFFER_MIN;
         unsigned char *buffer = larger_buffer(wb, size);
 
         if (!buffer)

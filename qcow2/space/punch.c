@@ -41,10 +41,8 @@ static void drop_first(struct punch *punch, struct punch_list *list)
 
 void punch_free(struct punch *punch)
 {
-    while (!STAILQ_EMPTY(&punch->young))
-        drop_first(punch, &punch->young);
-    while (!STAILQ_EMPTY(&punch->ripe))
-        drop_first(punch, &punch->ripe);
+    STAILQ_CONCAT(&punch->due, &punch->ripe);
+    STAILQ_CONCAT(&punch->due, &punch->young);
     while (!STAILQ_EMPTY(&punch->due))
         drop_first(punch, &punch->due);
 }

@@ -91,7 +91,7 @@ struct walk_visitor {
     // Return 0, or a negative errno that ends the walk.
     int (*reference)(void *context, const struct walk_reference *reference);
     int (*problem)(void *context, const struct walk_problem *problem);
-    // Tells how many of the known L2 tables were read. May be NULL.
+    // Tells how many of the known L2 tables were read, less than all. May be NULL.
     void (*progress)(void *context, uint64_t done, uint64_t total);
 };
 

@@ -171,7 +171,7 @@ uint64_t engine_faults(struct engine *e)
     return result.corruptions + result.leaks;
 }
 
-static void finish(struct engine *e)
+void engine_end_image(struct engine *e)
 {
     struct error err = {0};
 
@@ -183,7 +183,7 @@ static void finish(struct engine *e)
 
 void engine_end(struct engine *e)
 {
-    finish(e);
+    engine_end_image(e);
     engine_free(e);
 }
 
@@ -260,7 +260,7 @@ void engine_snapshot(struct engine *e)
     struct image_options options = e->image->options;
     struct header header = e->image->header;
 
-    finish(e);
+    engine_end_image(e);
     forge_snapshot(e->disk, &header);
     assert_int_equal(engine_faults(e), 0);
     engine_open(e, &options);

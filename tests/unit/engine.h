@@ -51,6 +51,8 @@ void engine_begin_with(struct engine *e, const struct create_options *create,
 void engine_open(struct engine *e, const struct image_options *options);
 // Finishes the image, which must succeed, checks that nothing leaks or is corrupt, and frees all.
 void engine_end(struct engine *e);
+// The same, but the file stays.
+void engine_end_image(struct engine *e);
 // Frees all; the image may be finished or not.
 void engine_free(struct engine *e);
 // Closes and opens the image again without finishing it: as a crash after the last request.

@@ -43,7 +43,9 @@ static void wait_for_one(struct file *file)
 
 static int64_t size_of(struct file *file)
 {
-    return (int64_t)scripted_file_of(file)->size;
+    const struct scripted_file *s = scripted_file_of(file);
+
+    return s->size_error < 0 ? s->size_error : (int64_t)s->size;
 }
 
 // The test owns it.

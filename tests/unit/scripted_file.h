@@ -31,6 +31,7 @@ struct scripted_file {
     struct runq runq; // not used where it stands behind another one
     uint8_t *bytes;   // SCRIPTED_BYTES_MAX; zeros where nothing was written
     uint64_t size;
+    int size_error;                            // negative: the size cannot be told
     struct file_io *queue[SCRIPTED_QUEUE_MAX]; // submitted and not ended, the oldest first
     size_t queued;
     // Every request of this kind that touches [fail_offset, fail_offset + fail_length) fails with

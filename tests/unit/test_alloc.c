@@ -410,6 +410,110 @@ static void a_reader_is_waited_for(void **state)
     engine_end(&e);
 }
 
+// Behind the largest refcount table, and behind what the format can address.
+static void the_format_ends(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+    uint64_t first;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    begin_taker(&e, &t);
+    e.image->alloc->fresh = (uint64_t)HEADER_REFCOUNT_TABLE_BYTES_MAX / 8 * 256;
+    assert_int_equal(alloc_clusters(&t.op, 1, true, &run), -ENOSPC);
+    assert_int_equal(alloc_fresh_exact(&t.op, 1, &first), -ENOSPC);
+    engine_free(&e);
+}
+
+// Pages without a block take no wait, so they are passed in turns.
+static void many_pages_are_learned_in_turns(void **state)
+{
+    struct alloc_run run;
+    struct taker t;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    begin_taker(&e, &t);
+    e.image->alloc->fresh = (ALLOC_PAGES_A_TURN + 500ull) * 256;
+    assert_int_equal(refcounts_reach(e.image->refcounts, e.image->alloc->fresh), 0);
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_int_equal(e.image->alloc->unknown_page, ALLOC_PAGES_A_TURN);
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    assert_int_equal(e.image->alloc->unknown_page, ALLOC_PAGES_A_TURN + 500);
+    // A file may be longer than its table can tell.
+    e.image->alloc->fresh = e.image->refcounts->table_size * 256 + 7;
+    e.image->alloc->unknown_page = e.image->refcounts->table_size;
+    assert_int_equal(take(&e, &t, 1, &run), 0);
+    engine_free(&e);
+}
+
+// A block at no place for one: the image is corrupt.
+static void a_block_that_cannot_be_there(void **state)
+{
+    static const uint64_t offsets[] = {3 * CLUSTER + 512, HEADER_OFFSET_LIMIT};
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct alloc_run run;
+        struct taker t;
+        struct engine e;
+
+        engine_begin(&e, &engine_large);
+        e.image->refcounts->table[0] = offsets[i];
+        t = (struct taker){0};
+        op_init(&t.op, e.image, e.image->runq, &taker_machine);
+        assert_int_equal(alloc_clusters(&t.op, 1, true, &run), -EIO);
+        assert_true(engine_said(&e, "a refcount block cannot be at offset"));
+        engine_run(&e);
+        engine_free(&e);
+    }
+}
+
+static void a_device_whose_size_cannot_be_told(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin_device(&e, 8);
+    e.disk->size_error = -EIO;
+    assert_int_equal(engine_write(&e, 0, 512, 1), -EIO);
+    e.disk->size_error = 0;
+    assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+    engine_end(&e);
+}
+
+// Refcounts say that metadata is free: it is not overwritten, and the image is corrupt. For a
+// table, data, and a cluster that zeros are to have.
+static void metadata_that_counts_as_free(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        struct engine e;
+
+        begin_device(&e, 12);
+        if (i > 0)
+            assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+        else
+            assert_int_equal(engine_do(&e, OP_DISCARD, 0, 0, 512), 0); // metadata is known
+        struct taker t;
+        begin_taker(&e, &t);
+        assert_int_equal(e.image->header.l1_offset % CLUSTER, 0);
+        refcounts_set(e.image->refcounts, e.image->header.l1_offset / CLUSTER, 0);
+        e.image->alloc->search = 0;
+        alloc_freed(e.image->alloc);
+        if (i == 0) // only the free one is there
+            e.image->alloc->fresh = e.image->header.l1_offset / CLUSTER + 1;
+        int result = i < 2 ? engine_write(&e, 2 * CLUSTER, 512, 1)
+                           : engine_do(&e, OP_WRITE_ZEROES, OP_NO_HOLE, 2 * CLUSTER, CLUSTER);
+        assert_int_equal(result, -EIO);
+        assert_true(engine_said(&e, "would have overwritten"));
+        engine_free(&e);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -426,6 +530,11 @@ int main(void)
         cmocka_unit_test(a_device_ends),
         cmocka_unit_test(who_finds_no_space_waits_for_what_becomes_free),
         cmocka_unit_test(a_reader_is_waited_for),
+        cmocka_unit_test(the_format_ends),
+        cmocka_unit_test(many_pages_are_learned_in_turns),
+        cmocka_unit_test(a_block_that_cannot_be_there),
+        cmocka_unit_test(a_device_whose_size_cannot_be_told),
+        cmocka_unit_test(metadata_that_counts_as_free),
     };
 
     return cmocka_run_group_tests_name("alloc", tests, NULL, NULL);

@@ -217,6 +217,20 @@ static void a_read_asks_for_the_sync_that_makes_room(void **state)
     engine_end(&e);
 }
 
+// The hash of a large cache is bounded.
+static void a_large_cache_has_a_bounded_hash(void **state)
+{
+    struct cache cache = {0};
+
+    (void)state;
+    cache_free(&cache); // that was never made
+    assert_int_equal(cache_init(&cache, 1u << 30, 512), 0);
+    assert_int_equal(cache.max, (1u << 30) / 512);
+    assert_int_equal(cache.bucket_mask, 65535);
+    assert_int_equal(cache.dirty_max, CACHE_DIRTY_MAX);
+    cache_free(&cache);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -229,6 +243,7 @@ int main(void)
         cmocka_unit_test(too_many_dirty_slices_start_a_sync),
         cmocka_unit_test(a_sync_that_fails_is_told_to_who_waits_for_room),
         cmocka_unit_test(a_read_asks_for_the_sync_that_makes_room),
+        cmocka_unit_test(a_large_cache_has_a_bounded_hash),
     };
 
     return cmocka_run_group_tests_name("cache", tests, NULL, NULL);

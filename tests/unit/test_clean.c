@@ -12,6 +12,7 @@
 #include "qcow2/durable/clean.h"
 #include "qcow2/durable/lost.h"
 #include "qcow2/format/format.h"
+#include "qcow2/mapping/cache.h"
 #include "qcow2/space/punch.h"
 #include "qcow2/space/quarantine.h"
 #include "tests/unit/engine.h"
@@ -275,6 +276,52 @@ static void tables_that_the_disk_does_not_have(void **state)
     engine_end(&e);
 }
 
+// A disk ends inside its last cluster; the first that is lost need not be found first.
+static void what_is_lost_ends_with_the_disk(void **state)
+{
+    struct create_options create = engine_large;
+    struct lost lost;
+    struct engine e;
+
+    (void)state;
+    create.size = 10 * CLUSTER + 512;
+    engine_begin(&e, &create);
+    assert_int_equal(engine_write(&e, 10 * CLUSTER, 512, 1), 0);
+    assert_int_equal(engine_write(&e, 2 * CLUSTER, 512, 1), 0);
+    lost_count(e.image, &lost);
+    assert_int_equal(lost.clusters, 2);
+    assert_int_equal(lost.bytes, CLUSTER + 512);
+    assert_int_equal(lost.first, 2 * CLUSTER);
+    assert_int_equal(lost.end, 10 * CLUSTER + 512);
+    // The table maps more than the disk has.
+    struct slice *slice = TAILQ_FIRST(&e.image->cache->dirty);
+    slice->entries[11] = slice->entries[10];
+    lost_count(e.image, &lost);
+    assert_int_equal(lost.clusters, 2);
+    slice->entries[11] = 0;
+    engine_end(&e);
+}
+
+// Tables that cannot be read are said not to be counted.
+static void what_cannot_be_compared(void **state)
+{
+    struct lost lost;
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 1), 0);
+    e.disk->fail_kind = FILE_READ;
+    e.disk->fail_offset = e.image->l1.entries[0] & FORMAT_L1_OFFSET_MASK;
+    e.disk->fail_length = 1;
+    e.disk->fail_error = -EIO;
+    lost_count(e.image, &lost);
+    assert_int_equal(lost.clusters, 0);
+    assert_int_equal(lost.error, -EIO);
+    e.disk->fail_length = 0;
+    engine_end(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -287,6 +334,8 @@ int main(void)
         cmocka_unit_test(an_image_that_is_only_read_needs_none),
         cmocka_unit_test(clusters_that_the_disk_does_not_have),
         cmocka_unit_test(tables_that_the_disk_does_not_have),
+        cmocka_unit_test(what_is_lost_ends_with_the_disk),
+        cmocka_unit_test(what_cannot_be_compared),
     };
 
     return cmocka_run_group_tests_name("clean", tests, NULL, NULL);

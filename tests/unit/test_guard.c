@@ -174,6 +174,34 @@ static void collecting_takes_turns(void **state)
     engine_free(&e);
 }
 
+// Snapshots of a damaged image: an L1 table at no place for one, and one that overlaps the table of
+// snapshots behind it.
+static void damaged_snapshots(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        struct engine e;
+        struct error err;
+
+        begin(&e);
+        engine_snapshot(&e);
+        struct image_options options = e.image->options;
+        uint64_t table = e.image->header.snapshot_offset;
+        assert_int_equal(image_finish(e.image, &err), 0);
+        if (i == 0)
+            format_put64(e.disk->bytes + table, 9);
+        else if (i == 1)
+            format_put32(e.disk->bytes + table + FORMAT_SNAPSHOT_L1_SIZE, 150);
+        else // in the middle of the disk's own, and shorter
+            format_put64(e.disk->bytes + table, e.image->header.l1_offset);
+        engine_crash(&e, &options);
+        assert_int_equal(engine_write(&e, CLUSTER, CLUSTER, 2), 0);
+        assert_non_null(guard_hit(e.image, table, 1));
+        assert_non_null(guard_hit(e.image, e.image->header.l1_offset + CLUSTER, 1));
+        engine_free(&e);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -183,6 +211,7 @@ int main(void)
         cmocka_unit_test(a_write_over_metadata_is_refused),
         cmocka_unit_test(tables_that_overlap_forbid_changes),
         cmocka_unit_test(collecting_takes_turns),
+        cmocka_unit_test(damaged_snapshots),
     };
 
     return cmocka_run_group_tests_name("guard", tests, NULL, NULL);

@@ -335,6 +335,91 @@ static void a_new_table_on_a_device_is_zeroed(void **state)
     engine_end(&e);
 }
 
+// Whether a lookup would wait.
+static void what_is_in_memory(void **state)
+{
+    struct image_options options;
+    struct mapping m;
+    struct engine e;
+    struct error err;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+    options = e.image->options;
+    assert_int_equal(image_finish(e.image, &err), 0);
+    engine_crash(&e, &options);
+    assert_false(map_in_memory(e.image, 0));
+    assert_true(map_in_memory(e.image, 1u << 20)); // there is no table
+    assert_int_equal(look_up(&e, 0, 512, &m), 0);
+    assert_true(map_in_memory(e.image, 0));
+    engine_free(&e);
+}
+
+// L1 entries of a damaged image: the flag alone is no table; a table at no place for one is neither
+// read, copied nor written.
+static void damaged_l1_entries(void **state)
+{
+    struct slice *slice;
+    unsigned index;
+    struct engine e;
+    struct op op;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    op_init(&op, e.image, e.image->runq, &machine);
+    e.image->l1.entries[1] = FORMAT_COPIED;
+    assert_int_equal(engine_write(&e, 32768, 512, 1), 0);
+    assert_int_not_equal(e.image->l1.entries[1] & FORMAT_L1_OFFSET_MASK, 0);
+    e.image->l1.entries[1] += 1ull << 56 | 9; // reserved bits say nothing here
+    engine_expect(&e, 32768, 512, 1);
+    engine_free(&e);
+
+    engine_begin(&e, &engine_large);
+    op_init(&op, e.image, e.image->runq, &machine);
+    assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+    e.image->l1.entries[0] |= 512;
+    assert_int_equal(map_slice_for_change(&op, 0, &slice, &index), -EIO);
+    e.image->l1.entries[0] &= ~FORMAT_COPIED;
+    assert_int_equal(map_own_table(&op, 0), -EIO);
+    assert_int_equal(engine_write(&e, 0, 512, 1), -EIO);
+    engine_free(&e);
+}
+
+// An entry that names metadata: what it names is not given up for others to use.
+static void metadata_is_not_given_up(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    patch(&e, 8, e.image->header.l1_offset);
+    assert_int_equal(engine_do(&e, OP_DISCARD, 0, 8 * CLUSTER, CLUSTER), 0);
+    assert_true(quarantine_empty(e.image->quarantine));
+    assert_true(engine_said(&e, "would have overwritten the L1 table"));
+    assert_int_equal(engine_flush(&e), -EIO);
+    engine_free(&e);
+}
+
+// What an invalid entry names is not known.
+static void an_invalid_entry_gives_up_nothing(void **state)
+{
+    struct slice *slice;
+    unsigned index;
+    struct engine e;
+    struct op op;
+
+    (void)state;
+    begin(&e);
+    patch(&e, 8, 3 * CLUSTER + 512);
+    op_init(&op, e.image, e.image->runq, &machine);
+    while (map_slice_for_change(&op, 8 * CLUSTER, &slice, &index) == OP_PARKED)
+        engine_run(&e);
+    map_replace(e.image, slice, index, 0);
+    assert_true(quarantine_empty(e.image->quarantine));
+    engine_free(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -349,6 +434,10 @@ int main(void)
         cmocka_unit_test(who_needs_the_table_waits_for_one_copy),
         cmocka_unit_test(a_copy_that_fails),
         cmocka_unit_test(a_new_table_on_a_device_is_zeroed),
+        cmocka_unit_test(what_is_in_memory),
+        cmocka_unit_test(damaged_l1_entries),
+        cmocka_unit_test(metadata_is_not_given_up),
+        cmocka_unit_test(an_invalid_entry_gives_up_nothing),
     };
 
     return cmocka_run_group_tests_name("map", tests, NULL, NULL);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A sync that finds no memory in its midst: nothing is lost, nothing is written that need not be.
+// Memory that runs out: at each place once, and in the midst of a sync. Nothing is lost, nothing is
+// written that need not be, and the same succeeds when there is memory again.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -17,27 +18,52 @@
 #include "qcow2/mapping/guard.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/refcount.h"
+#include "qcow2/durable/recover.h"
+#include "tests/unit/engine.h"
 #include "tests/unit/scripted_file.h"
 
 // ---- Memory that runs out: the linker leads calls here (--wrap) ----------------------------------
 
 static size_t callocs_refused, reallocs_refused; // from this size on; 0: none
 
+static size_t until_refused; // the so manieth allocation from now on is; 0: none
+
+void *__real_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
 void *__real_realloc(void *old, size_t bytes);
+int __real_posix_memalign(void **out, size_t alignment, size_t bytes);
+void *__wrap_malloc(size_t bytes);
 void *__wrap_calloc(size_t count, size_t bytes);
 void *__wrap_realloc(void *old, size_t bytes);
+int __wrap_posix_memalign(void **out, size_t alignment, size_t bytes);
+
+static bool is_refused(void)
+{
+    return until_refused > 0 && --until_refused == 0;
+}
+
+void *__wrap_malloc(size_t bytes)
+{
+    return is_refused() ? NULL : __real_malloc(bytes);
+}
 
 void *__wrap_calloc(size_t count, size_t bytes)
 {
-    if (callocs_refused > 0 && count * bytes >= callocs_refused)
+    if (is_refused() || (callocs_refused > 0 && count * bytes >= callocs_refused))
         return NULL;
     return __real_calloc(count, bytes);
 }
 
 void *__wrap_realloc(void *old, size_t bytes)
 {
-    return reallocs_refused > 0 && bytes >= reallocs_refused ? NULL : __real_realloc(old, bytes);
+    if (is_refused() || (reallocs_refused > 0 && bytes >= reallocs_refused))
+        return NULL;
+    return __real_realloc(old, bytes);
+}
+
+int __wrap_posix_memalign(void **out, size_t alignment, size_t bytes)
+{
+    return is_refused() ? ENOMEM : __real_posix_memalign(out, alignment, bytes);
 }
 
 // ---- Tests --------------------------------------------------------------------------------------
@@ -160,11 +186,169 @@ static void a_refcount_block_is_written_as_a_whole(void **state)
     free(data);
 }
 
+// ---- Each allocation once -----------------------------------------------------------------------
+
+// Requests that take memory in all ways: a copy of a shared table and of a part of a cluster, new
+// tables and refcount blocks, clusters that are given up, a clean point. The image has a snapshot.
+static const struct {
+    enum op_kind kind;
+    unsigned flags;
+    uint64_t offset, length;
+} requests[] = {
+    {OP_WRITE, 0, 100, 200},
+    {OP_WRITE, OP_FUA, 64 << 10, 70 << 10},
+    {OP_WRITE_ZEROES, OP_NO_HOLE, 256 << 10, 4096},
+    {OP_WRITE_ZEROES, 0, 700, 20},
+    {OP_DISCARD, OP_FUA, 80 << 10, 8192},
+    {OP_READ, 0, 0, 4096},
+    {OP_WRITE, 0, 96 << 10, 4096},
+    {OP_FLUSH, 0, 0, 0},
+};
+
+static void ignore(void *context, int result)
+{
+    (void)context;
+    (void)result;
+}
+
+// Runs them; where memory is short each may say so. Returns how many did.
+static unsigned run_requests(struct engine *e, bool may_fail)
+{
+    unsigned failed = 0;
+
+    for (size_t i = 0; i < sizeof(requests) / sizeof(requests[0]); i++) {
+        engine_fill(7);
+        int result = engine_do(e, requests[i].kind, requests[i].flags, requests[i].offset,
+                               requests[i].length);
+
+        // A refcount block that could not be decoded counts as one that could not be read.
+        bool unread = e->image->recovery->error < 0 || engine_said(e, "error 12");
+        assert_true(result == 0 || (may_fail && (result == -ENOMEM || (result == -EIO && unread))));
+        failed += result < 0;
+    }
+    image_clean(e->image, ignore, NULL);
+    engine_run(e);
+    return failed;
+}
+
+static void expect_all(struct engine *e)
+{
+    engine_expect(e, 0, 100, 3);
+    engine_expect(e, 100, 200, 7);
+    engine_expect(e, 300, 400, 3);
+    engine_expect(e, 700, 20, 0);
+    engine_expect(e, 720, 300, 3);
+    engine_expect(e, 64 << 10, 16 << 10, 7);
+    engine_expect(e, 80 << 10, 8192, 0);
+    engine_expect(e, 96 << 10, 4096, 7);
+}
+
+static void begin_engine(struct engine *e)
+{
+    engine_begin(e, &engine_small);
+    assert_int_equal(engine_write(e, 0, 2048, 3), 0);
+    engine_snapshot(e);
+}
+
+// Clusters may leak where the log says so.
+static void end_engine(struct engine *e)
+{
+    struct error err;
+
+    assert_int_equal(image_finish(e->image, &err), 0);
+    if (!engine_said(e, "leak until the next check"))
+        assert_int_equal(engine_faults(e), 0);
+    engine_free(e);
+}
+
+static void requests_without_memory(void **state)
+{
+    bool all = false;
+
+    (void)state;
+    for (size_t n = 1; !all; n++) {
+        struct engine e;
+
+        begin_engine(&e);
+        until_refused = n;
+        run_requests(&e, true);
+        all = until_refused > 0;
+        until_refused = 0;
+        assert_int_equal(e.image->latched_error, 0);
+        assert_int_equal(e.image->op_count, 0);
+        assert_int_equal(e.image->bounce_bytes, 0);
+        assert_int_equal(run_requests(&e, false), 0);
+        expect_all(&e);
+        end_engine(&e);
+    }
+}
+
+// Recovery that fails forbids new clusters until the image is opened again.
+static void recovery_without_memory(void **state)
+{
+    static const struct image_options options = {.format = IMAGE_FORMAT_QCOW2};
+    bool all = false;
+
+    (void)state;
+    for (size_t n = 1; !all; n++) {
+        struct engine e;
+
+        begin_engine(&e);
+        uint64_t bits = format_get64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE);
+        format_put64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE, bits | HEADER_INCOMPATIBLE_DIRTY);
+        engine_crash_only(&e, &options);
+        until_refused = n;
+        engine_run(&e);
+        all = until_refused > 0;
+        until_refused = 0;
+        assert_int_equal(e.image->recovery->error, all ? 0 : -EIO);
+        engine_expect(&e, 0, 2048, 3);
+        run_requests(&e, true);
+        engine_crash(&e, &options);
+        assert_int_equal(run_requests(&e, false), 0);
+        expect_all(&e);
+        end_engine(&e);
+    }
+}
+
+// An image that cannot be opened says so, and the file is as it was.
+static void opening_without_memory(void **state)
+{
+    static const struct image_options options = {.format = IMAGE_FORMAT_QCOW2};
+    const struct image_host host = {0};
+    int result = -1;
+
+    (void)state;
+    struct engine e;
+    begin_engine(&e);
+    engine_end_image(&e);
+    for (size_t n = 1; result != 0; n++) {
+        struct image *image;
+        struct error err = {0};
+
+        unsigned writes = e.disk->submitted[FILE_WRITE];
+        until_refused = n;
+        result = image_open(&image, &e.disk->file, &options, &host, &err);
+        until_refused = 0;
+        assert_int_equal(e.disk->submitted[FILE_WRITE], writes);
+        if (result == 0) {
+            image_close(image);
+            break;
+        }
+        assert_int_equal(result, -ENOMEM);
+        assert_non_null(strstr(err.text, "no memory"));
+    }
+    engine_free(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_dirty_bit_is_set_once),
         cmocka_unit_test(a_refcount_block_is_written_as_a_whole),
+        cmocka_unit_test(requests_without_memory),
+        cmocka_unit_test(recovery_without_memory),
+        cmocka_unit_test(opening_without_memory),
     };
 
     return cmocka_run_group_tests_name("no memory", tests, NULL, NULL);

@@ -285,6 +285,86 @@ static void progress_is_told(void **state)
     engine_free(&e);
 }
 
+// Flags that mean nothing hide nothing: the image can be clean again.
+static void flags_that_mean_nothing(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    uint64_t sectors = FORMAT_COMPRESSED | (engine_disk_entry(&e, 3) & FORMAT_L2_OFFSET_MASK);
+    format_put64(e.disk->bytes + table_of(&e) + 8 * 3, sectors | FORMAT_COPIED);
+    engine_crash(&e, &options);
+    assert_int_equal(e.image->recovery->faults, 1);
+    assert_int_equal(e.image->recovery->hidden, 0);
+    assert_true(recover_complete(e.image));
+    engine_free(&e);
+
+    engine_begin_with(&e, &engine_small, &options);
+    assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    uint64_t bits = format_get64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE);
+    format_put64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE, bits | HEADER_INCOMPATIBLE_DIRTY);
+    format_put64(e.disk->bytes + e.image->header.l1_offset + 8, FORMAT_COPIED);
+    engine_crash(&e, &options);
+    assert_int_equal(e.image->recovery->faults, 1);
+    assert_true(recover_complete(e.image));
+    engine_free(&e);
+}
+
+// The flag of a cluster in a table that a snapshot shares.
+static void a_shared_cluster_that_says_it_is_not(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    engine_snapshot(&e);
+    uint64_t bits = format_get64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE);
+    format_put64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE, bits | HEADER_INCOMPATIBLE_DIRTY);
+    e.disk->bytes[table_of(&e)] |= 0x80;
+    engine_crash(&e, &options);
+    assert_true(engine_said(&e, "a cluster that snapshots share says that it is not shared"));
+    engine_free(&e);
+}
+
+// A reference farther out than any refcount table reaches.
+static void a_reference_too_far_out(void **state)
+{
+    struct create_options create = engine_small;
+    struct engine e;
+
+    (void)state;
+    create.refcount_order = 6;
+    engine_begin_with(&e, &create, &options);
+    assert_int_equal(engine_write(&e, 0, 512, 1), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    uint64_t bits = format_get64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE);
+    format_put64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE, bits | HEADER_INCOMPATIBLE_DIRTY);
+    // 1 Mi blocks of 64 clusters of 512 bytes are 32 GiB.
+    format_put64(e.disk->bytes + table_of(&e) + 8 * 3, 40ull << 30);
+    engine_crash(&e, &options);
+    assert_true(engine_said(&e, "a cluster lies farther out than can be counted"));
+    assert_int_equal(e.image->recovery->hidden, 1);
+    engine_free(&e);
+}
+
+// The size of the file is asked for again after the walk.
+static void a_size_that_cannot_be_told(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    engine_crash_only(&e, &options);
+    engine_hold(&e, "read-l2");
+    e.disk->size_error = -EIO;
+    engine_run(&e);
+    assert_true(engine_said(&e, "recovery failed (Input/output error)"));
+    e.disk->size_error = 0;
+    engine_free(&e);
+}
+
 // ---- Bitmaps ------------------------------------------------------------------------------------
 
 // Gives the image a bitmap: its directory and its table, a cluster each.
@@ -415,6 +495,10 @@ int main(void)
         cmocka_unit_test(bitmaps_leave_the_header_before_their_clusters_are_free),
         cmocka_unit_test(bitmaps_that_cannot_be_dropped),
         cmocka_unit_test(bitmaps_of_a_crashed_image_go_first),
+        cmocka_unit_test(flags_that_mean_nothing),
+        cmocka_unit_test(a_shared_cluster_that_says_it_is_not),
+        cmocka_unit_test(a_reference_too_far_out),
+        cmocka_unit_test(a_size_that_cannot_be_told),
     };
 
     return cmocka_run_group_tests_name("recover", tests, NULL, NULL);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The refcounts in memory against a plain array, for each width.
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,6 +12,7 @@
 
 #include "qcow2/space/refcount.h"
 #include "qcow2/format/refcount_array.h"
+#include "tests/unit/scripted_file.h"
 
 #define CLUSTER_BITS 9
 #define TABLE_SIZE 64 // entries: one cluster of table
@@ -182,6 +184,102 @@ static void table_grows(void **state)
     done(&f);
 }
 
+// The largest table has 1 Mi entries; what is behind it is out of reach.
+static void table_ends_at_its_limit(void **state)
+{
+    (void)state;
+    struct fixture f = make(4);
+    const uint64_t limit = HEADER_REFCOUNT_TABLE_BYTES_MAX / 8;
+
+    assert_true(refcounts_may_be_one(&f.rc, limit * 256 + 1));
+    assert_int_equal(refcounts_reach(&f.rc, limit * 256 - 1), 0);
+    assert_int_equal(f.rc.table_size, limit);
+    assert_int_equal(refcounts_reach(&f.rc, limit * 256), -EFBIG);
+    done(&f);
+}
+
+// So many references at once are more than the width can count.
+static void too_much_at_once(void **state)
+{
+    (void)state;
+    struct fixture f = make(1);
+
+    assert_int_equal(refcounts_add(&f.rc, 5, 1, 4), -ERANGE);
+    assert_int_equal(refcounts_add(&f.rc, 5, 1, 3), 0);
+    assert_int_equal(refcounts_get(&f.rc, 5), 3);
+    done(&f);
+}
+
+// A search looks at so much at most, and says where to go on.
+static void a_search_is_bounded(void **state)
+{
+    (void)state;
+    struct fixture f = make(4);
+    const uint64_t pages = REFCOUNT_SEARCH_WORDS + 100;
+    uint64_t first = 0, next = 0;
+
+    assert_int_equal(refcounts_reach(&f.rc, pages * 256), 0);
+    for (uint64_t page = 0; page < pages; page++)
+        assert_int_equal(refcounts_add(&f.rc, page * 256, 256, 1), 0);
+    assert_int_equal(refcounts_find_free(&f.rc, 0, (pages + 1) * 256, 1, &first, &next), 0);
+    assert_int_equal(next, REFCOUNT_SEARCH_WORDS * 256);
+    assert_int_equal(refcounts_find_free(&f.rc, next, (pages + 1) * 256, 1, &first, &next), 1);
+    assert_int_equal(first, pages * 256);
+    // Free clusters that do not make a long run cost as well.
+    for (uint64_t page = 0; page < pages; page++) {
+        for (uint64_t i = 1; i < 256; i += 2)
+            assert_int_equal(refcounts_set(&f.rc, page * 256 + i, 0), 0);
+    }
+    assert_int_equal(refcounts_find_free(&f.rc, 0, pages * 256, 2, &first, &next), 1);
+    assert_true(next < pages * 256);
+    done(&f);
+}
+
+// ---- The end of an image on a device -------------------------------------------------------------
+
+static void the_last_block_that_counts_is_read(void **state)
+{
+    static const struct {
+        uint64_t block; // offset of the last one, of zeros
+        unsigned empty; // blocks of zeros in all
+        bool fails;
+        int result;
+    } rows[] = {
+        {20 * 512, 1, false, 0},
+        {20 * 512 + 8, 1, false, -EFBIG},
+        {HEADER_OFFSET_LIMIT, 1, false, -EFBIG},
+        {20 * 512, 1, true, -EIO},
+        {20 * 512, REFCOUNT_EMPTY_BLOCKS_MAX, false, -EFBIG},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct scripted_file *disk = scripted_file_new();
+        const struct header header = {.cluster_bits = 9, .refcount_order = 4};
+        const struct geometry g = geometry_from_header(&header);
+        uint64_t *table = calloc(128, sizeof(*table));
+        struct refcounts rc;
+
+        disk->size = 1 << 20;
+        table[0] = 10 * 512;
+        for (unsigned n = 1; n <= rows[i].empty; n++)
+            table[n] = rows[i].block;
+        format_put16(disk->bytes + 10 * 512 + 2 * 7, 1);
+        disk->fail_kind = FILE_READ;
+        disk->fail_length = rows[i].fails ? 1 << 20 : 0;
+        disk->fail_error = -EIO;
+        assert_int_equal(refcounts_init(&rc, &g, table, 128), 0);
+        assert_int_equal(refcounts_load_last(&rc, &disk->file), rows[i].result);
+        if (rows[i].result == 0)
+            assert_int_equal(refcounts_end(&rc, 128 * 256), 8);
+        // Where nothing counts anything, nothing is used.
+        memset(rc.table, 0, 128 * sizeof(*table));
+        assert_int_equal(refcounts_load_last(&rc, &disk->file), 0);
+        refcounts_free(&rc);
+        scripted_file_free(disk);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -189,6 +287,10 @@ int main(void)
         cmocka_unit_test(width_is_a_limit),
         cmocka_unit_test(dirty_until_written),
         cmocka_unit_test(table_grows),
+        cmocka_unit_test(table_ends_at_its_limit),
+        cmocka_unit_test(too_much_at_once),
+        cmocka_unit_test(a_search_is_bounded),
+        cmocka_unit_test(the_last_block_that_counts_is_read),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

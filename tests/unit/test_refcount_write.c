@@ -13,6 +13,7 @@
 #include "qcow2/durable/refcount_write.h"
 #include "qcow2/durable/sync_state.h"
 #include "qcow2/format/format.h"
+#include "qcow2/mapping/guard.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
@@ -216,6 +217,56 @@ static void pages_that_count_nothing_get_no_block(void **state)
     engine_free(&e);
 }
 
+static void note_clean(void *context, int result)
+{
+    (void)result;
+    *(bool *)context = true;
+}
+
+// A cluster is taken in a page without a block while others are being written: that page waits for
+// the next time.
+static void a_page_that_comes_meanwhile_waits(void **state)
+{
+    struct request write;
+    struct engine e;
+
+    (void)state;
+    begin(&e, true);
+    assert_int_equal(engine_write(&e, 0, 30 * CLUSTER, 1), 0);
+    assert_int_equal(engine_flush(&e), 0);
+    bool called = false;
+    image_clean(e.image, note_clean, &called);
+    engine_reach(&e, "block");
+    engine_start(&e, &write, OP_WRITE, 0, 30 * CLUSTER, 200 * CLUSTER);
+    engine_run(&e);
+    assert_true(called);
+    assert_int_equal(write.op.result, 0);
+    assert_true(refcounts_dirty(e.image->refcounts));
+    assert_int_equal(e.image->refcounts->table[3], 0);
+    engine_end(&e);
+}
+
+// What seems fresh is known to be metadata: neither a block nor a table is put there.
+static void no_block_over_metadata(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        struct engine e;
+
+        begin(&e, false);
+        uint64_t at = i == 0 ? 0 : fill(&e);
+        assert_int_equal(engine_write(&e, at, 64 * CLUSTER, 1), 0);
+        // The blocks come first, then the table.
+        uint64_t place = e.image->alloc->fresh;
+        for (uint64_t page = 0; i == 1 && page < e.image->refcounts->table_size; page++)
+            place += page * 64 < e.image->alloc->fresh && e.image->refcounts->table[page] == 0;
+        assert_int_equal(guard_add(e.image, place * CLUSTER), 0);
+        assert_int_equal(engine_flush(&e), -EIO);
+        assert_true(engine_said(&e, "would have overwritten an L2 table or refcount block"));
+        engine_free(&e);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -226,6 +277,8 @@ int main(void)
         cmocka_unit_test(a_table_that_grows_while_it_is_placed),
         cmocka_unit_test(many_blocks_are_written_in_batches),
         cmocka_unit_test(pages_that_count_nothing_get_no_block),
+        cmocka_unit_test(a_page_that_comes_meanwhile_waits),
+        cmocka_unit_test(no_block_over_metadata),
     };
 
     return cmocka_run_group_tests_name("refcount_write", tests, NULL, NULL);

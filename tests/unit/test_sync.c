@@ -248,22 +248,26 @@ static void a_failed_barrier_is_latched(void **state)
 // still does.
 static void a_sync_without_space_is_made_up_for(void **state)
 {
-    struct request write;
-    struct engine e;
+    static const int errors[] = {-ENOSPC, -EDQUOT, -EFBIG, -ENOMEM};
 
     (void)state;
-    begin(&e);
-    engine_start(&e, &write, OP_WRITE, OP_FUA, CLUSTER, 4096);
-    scripted_file_end(e.disk, engine_reach(&e, "l2"), -ENOSPC);
-    engine_run(&e);
-    assert_int_equal(write.op.result, -ENOSPC);
-    assert_int_equal(e.image->latched_error, 0);
-    assert_true(sync_needed(e.image));
-    assert_true(e.image->syncs.demand.data);
-    engine_watch(&e);
-    assert_int_equal(engine_flush(&e), 0);
-    assert_string_equal(e.order, "l2. barrier.");
-    engine_end(&e);
+    for (size_t i = 0; i < 4; i++) {
+        struct request write;
+        struct engine e;
+
+        begin(&e);
+        engine_start(&e, &write, OP_WRITE, OP_FUA, CLUSTER, 4096);
+        scripted_file_end(e.disk, engine_reach(&e, "l2"), errors[i]);
+        engine_run(&e);
+        assert_int_equal(write.op.result, errors[i]);
+        assert_int_equal(e.image->latched_error, 0);
+        assert_true(sync_needed(e.image));
+        assert_true(e.image->syncs.demand.data);
+        engine_watch(&e);
+        assert_int_equal(engine_flush(&e), 0);
+        assert_string_equal(e.order, "l2. barrier.");
+        engine_end(&e);
+    }
 }
 
 static void a_failed_table_is_latched(void **state)
@@ -361,6 +365,32 @@ static void bytes_at_stake(void **state)
     engine_end(&e);
 }
 
+static char traced[2000];
+
+static void keep_trace(void *context, const char *line)
+{
+    const char *state = strstr(line, ", state ");
+
+    (void)context;
+    assert_true(strlen(traced) + strlen(line) < sizeof(traced));
+    if (strstr(line, " stage: ") && state)
+        strcat(strcat(traced, state + strlen(", state ")), " ");
+}
+
+// Each stage is traced, in the order of the diagram.
+static void stages_are_traced(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    traced[0] = '\0';
+    e.image->host.trace = keep_trace;
+    assert_int_equal(engine_do(&e, OP_WRITE, OP_FUA, CLUSTER, 4096), 0);
+    assert_string_equal(traced, "begin header refcounts prepared tables written durable ");
+    engine_end(&e);
+}
+
 // ---- The rules as assertions (sync_check.c) -----------------------------------------------------
 
 // Runs the assertions of a stage in a process of its own. Returns true where they hold.
@@ -440,6 +470,7 @@ int main(void)
         cmocka_unit_test(version_2_says_that_there_is_no_room),
         cmocka_unit_test(bytes_at_stake),
         cmocka_unit_test(a_broken_rule_stops_at_its_stage),
+        cmocka_unit_test(stages_are_traced),
     };
 
     return cmocka_run_group_tests_name("sync", tests, NULL, NULL);

@@ -16,6 +16,18 @@
 #include "server/export.h"
 #include "server/log.h"
 
+// The request that is being taken in, at most one.
+//
+//   NONE ──a request──> HELD ──there is memory──> NONE: its op has started
+//    └──a WRITE begins──> HELD_PAYLOAD ──there is memory──> RECEIVING ──the payload is there──> NONE
+enum client_intake {
+    INTAKE_NONE,
+    INTAKE_RECEIVING, // a WRITE whose payload is coming in
+    // Below: no event is taken before there is memory.
+    INTAKE_HELD,
+    INTAKE_HELD_PAYLOAD, // for a WRITE whose payload comes next
+};
+
 struct client {
     struct client_shared *shared;
     struct access_view view;
@@ -32,14 +44,13 @@ struct client {
     const char *reason;
 
     struct share share;
-    struct client_request *held;      // waits for memory; no event is taken before it
-    bool held_payload;                // it is a WRITE whose payload comes next
-    struct client_request *receiving; // a WRITE whose payload is coming in
-    unsigned requests;                // taken, and not released
-    unsigned reads_max;               // how many reads a run takes, at present
-    unsigned reads;                   // how many this one has taken
-    unsigned in_flight;               // of these, in the engine
-    unsigned unsettled;               // of these, whose payload is not the request's own
+    enum client_intake intake;
+    struct client_request *taking; // that is being taken in, or NULL
+    unsigned requests;             // taken, and not released
+    unsigned reads_max;            // how many reads a run takes, at present
+    unsigned reads;                // how many this one has taken
+    unsigned in_flight;            // of these, in the engine
+    unsigned unsettled;            // of these, whose payload is not the request's own
     uint64_t request_count;
 };
 
@@ -82,16 +93,21 @@ static void release_request(struct client *client, struct client_request *reques
     client_request_put(client->shared->requests, &client->share, request);
 }
 
-// Drops the requests that have no op.
+// Returns the request that was being taken in.
+static struct client_request *end_intake(struct client *client)
+{
+    struct client_request *request = client->taking;
+
+    client->taking = NULL;
+    client->intake = INTAKE_NONE;
+    return request;
+}
+
+// Drops the request that has no op.
 static void release_unstarted(struct client *client)
 {
-    if (client->held != NULL) {
-        release_request(client, client->held);
-        client->held = NULL;
-    }
-    if (client->receiving != NULL) {
-        release_request(client, client->receiving);
-        client->receiving = NULL;
+    if (client->intake != INTAKE_NONE) {
+        release_request(client, end_intake(client));
     }
 }
 
@@ -205,21 +221,23 @@ static struct client_request *new_request(struct client *client, const struct se
 // false while there is no room in the share.
 static bool held_proceed(struct client *client)
 {
-    struct client_request *request = client->held;
+    struct client_request *request = client->taking;
+    bool payload = client->intake == INTAKE_HELD_PAYLOAD;
     int result = client_request_reserve(client->shared->requests, &client->share, request);
 
     if (result == -EAGAIN) {
         return false;
     }
-    client->held = NULL;
-    if (client->held_payload) {
+    end_intake(client);
+    if (payload) {
         // Without memory the session throws the payload away and answers ENOMEM itself.
         session_payload(client->session, request->buffer);
-        if (result == 0) {
-            client->receiving = request;
-        } else {
+        if (result < 0) {
             release_request(client, request);
+            return true;
         }
+        client->taking = request;
+        client->intake = INTAKE_RECEIVING;
     } else if (result < 0) {
         reply_at_once(client, request, -result);
     } else {
@@ -231,25 +249,22 @@ static bool held_proceed(struct client *client)
 // Holds a request until held_proceed() lets it go.
 static void hold(struct client *client, const struct session_request *wire, bool payload)
 {
-    client->held = new_request(client, wire);
-    client->held_payload = payload;
-    if (client->held == NULL) {
-        if (payload) {
-            session_payload(client->session, NULL);
-        } else {
-            session_reply(client->session, wire, ENOMEM, strerror(ENOMEM));
-        }
+    assert(client->intake == INTAKE_NONE);
+    client->taking = new_request(client, wire);
+    if (client->taking != NULL) {
+        client->intake = payload ? INTAKE_HELD_PAYLOAD : INTAKE_HELD;
+    } else if (payload) {
+        session_payload(client->session, NULL);
+    } else {
+        session_reply(client->session, wire, ENOMEM, strerror(ENOMEM));
     }
 }
 
 static void take_request(struct client *client, const struct session_request *wire)
 {
-    struct client_request *request = client->receiving;
-
-    if (request != NULL) {
-        assert(wire->payload == request->buffer);
-        client->receiving = NULL;
-        start(client, request);
+    if (client->intake == INTAKE_RECEIVING) {
+        assert(wire->payload == client->taking->buffer);
+        start(client, end_intake(client));
         return;
     }
     if (wire->type == NBD_CMD_READ) {
@@ -265,20 +280,12 @@ static void take_request(struct client *client, const struct session_request *wi
 static void negotiated(struct client *client)
 {
     const struct session *session = client->session;
-    unsigned contexts = session_contexts(session);
 
     client->export = exports_chosen(client->shared->access->exports, session_chosen(session));
     client->export->connections++;
     client->has_place = true;
-    log_line(client->shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s%s%s", client->name,
-             client->export->name,
-             session_extended(session)     ? ", extended headers"
-             : session_structured(session) ? ", structured replies"
-                                           : "",
-             contexts & SESSION_CONTEXT_BASE_ALLOCATION ? ", base:allocation" : "",
-             contexts & SESSION_CONTEXT_ALLOCATION_DEPTH ? ", qemu:allocation-depth" : "",
-             session_tls(session) ? ", TLS" : "", client->identity != NULL ? " as " : "",
-             client->identity != NULL ? client->identity : "");
+    client_shared_log_export(client->shared, client->name, client->export, session,
+                             client->identity);
 }
 
 // Acts on one event. Returns false when there is none.
@@ -292,8 +299,9 @@ static bool take_event(struct client *client)
         if (session_input(client->session, iov) == 0) {
             client->state = CLIENT_STALLED; // its output is full
         } else if (client->eof) {
-            client->reason = client->receiving != NULL ? "closed by the client inside a request"
-                                                       : "closed by the client";
+            client->reason = client->intake == INTAKE_RECEIVING
+                                 ? "closed by the client inside a request"
+                                 : "closed by the client";
             client->state = CLIENT_ENDING;
         }
         return false;
@@ -339,7 +347,7 @@ enum client_state client_run(struct client *client)
 
     client->reads = 0;
     while (client->state < CLIENT_STARTTLS) {
-        if (client->held != NULL && !held_proceed(client)) {
+        if (client->intake >= INTAKE_HELD && !held_proceed(client)) {
             return client->state = CLIENT_STALLED;
         }
         if (client->requests >= CLIENT_REQUESTS_MAX) {
@@ -444,7 +452,7 @@ bool client_drained(const struct client *client)
 
 bool client_starved(const struct client *client)
 {
-    return client->held != NULL && client->share.used == 0;
+    return client->intake >= INTAKE_HELD && client->share.used == 0;
 }
 
 bool client_negotiated(const struct client *client)

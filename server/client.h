@@ -30,6 +30,12 @@
 // system calls.
 #define CLIENT_RUN_READS 8u
 
+// OPEN, YIELDED and STALLED follow each other in any order.
+//
+//   OPEN, YIELDED, STALLED ──the conversation ends──> ENDING ──the session is dropped──> BROKEN
+//      ^  │             └─────the client breaks the protocol────────────────────────────^
+//      │  v
+//    STARTTLS
 enum client_state {
     CLIENT_OPEN,     // wants bytes
     CLIENT_YIELDED,  // has bytes to act on; run it again when others had their turn

@@ -45,3 +45,19 @@ void client_shared_log_failure(struct client_shared *shared, const char *client,
              client_request_name(request), (unsigned long long)wire->length,
              (unsigned long long)wire->offset, strerror(-request->op.result));
 }
+
+void client_shared_log_export(struct client_shared *shared, const char *client,
+                              const struct export *export, const struct session *session,
+                              const char *identity)
+{
+    unsigned contexts = session_contexts(session);
+
+    log_line(shared->log, LOG_LEVEL_INFO, "%s: export '%s'%s%s%s%s%s%s", client, export->name,
+             session_extended(session)     ? ", extended headers"
+             : session_structured(session) ? ", structured replies"
+                                           : "",
+             contexts & SESSION_CONTEXT_BASE_ALLOCATION ? ", base:allocation" : "",
+             contexts & SESSION_CONTEXT_ALLOCATION_DEPTH ? ", qemu:allocation-depth" : "",
+             session_tls(session) ? ", TLS" : "", identity != NULL ? " as " : "",
+             identity != NULL ? identity : "");
+}

@@ -33,6 +33,11 @@ int client_shared_init(struct client_shared *shared, const struct access *access
 void client_shared_destroy(struct client_shared *shared);
 // To be called about once a second; returns whether it wants to be called again.
 bool client_shared_tick(struct client_shared *shared);
+// Writes a line to the log about an export that a client has negotiated. identity: as client_tls_started().
+void client_shared_log_export(struct client_shared *shared, const char *client,
+                              const struct export *export, const struct session *session,
+                              const char *identity);
+
 // Writes a line to the log about a request whose op has failed, unless there were many.
 void client_shared_log_failure(struct client_shared *shared, const char *client,
                                const struct export *export, const struct client_request *request);

@@ -24,28 +24,49 @@
 // itself.
 #define CONNECTION_UNIX_SEND_BUFFER (1 << 20)
 
+const char *const connection_standing_names[] = {
+    [CONNECTION_HALF_OPEN] = "negotiating",
+    [CONNECTION_SERVED] = "served",
+    [CONNECTION_LEAVING] = "leaving",
+};
+
+const char *const connection_state_names[] = {
+    [CONNECTION_OPEN] = "open",
+    [CONNECTION_LINGERING] = "lingering",
+    [CONNECTION_CLOSING] = "closing",
+    [CONNECTION_CLOSED] = "closed",
+};
+
+const char *const connection_tls_names[] = {
+    [CONNECTION_TLS_NONE] = "no TLS",
+    [CONNECTION_TLS_HANDSHAKE] = "in a TLS handshake",
+    [CONNECTION_TLS_QUEUED] = "TLS handshake waits for a thread",
+    [CONNECTION_TLS_RUNNING] = "TLS handshake runs on a thread",
+    [CONNECTION_TLS_SECURE] = "TLS",
+};
+
 static void on_poll(uv_poll_t *handle, int status, int events);
 
 // ---- Life ---------------------------------------------------------------------------------------
 
-static void mark_dirty(struct connection *connection)
+static void mark_send_pending(struct connection *connection)
 {
-    if (!connection->dirty) {
-        connection->dirty = true;
-        TAILQ_INSERT_TAIL(&connection->set->dirty, connection, dirty_link);
+    if (!connection->send_pending) {
+        connection->send_pending = true;
+        TAILQ_INSERT_TAIL(&connection->set->send_pending, connection, send_pending_link);
     }
 }
 
-static void set_waiting(struct connection *connection, bool waiting)
+static void set_runnable(struct connection *connection, bool runnable)
 {
-    if (connection->waiting == waiting) {
+    if (connection->runnable == runnable) {
         return;
     }
-    connection->waiting = waiting;
-    if (waiting) {
-        TAILQ_INSERT_TAIL(&connection->set->waiting, connection, waiting_link);
+    connection->runnable = runnable;
+    if (runnable) {
+        TAILQ_INSERT_TAIL(&connection->set->runnable, connection, runnable_link);
     } else {
-        TAILQ_REMOVE(&connection->set->waiting, connection, waiting_link);
+        TAILQ_REMOVE(&connection->set->runnable, connection, runnable_link);
     }
 }
 
@@ -54,7 +75,7 @@ static void on_client_changed(void *context)
     struct connection *connection = context;
 
     connection->idle_since = uv_now(connection->set->uv);
-    mark_dirty(connection);
+    mark_send_pending(connection);
 }
 
 // Returns whether it is a Unix socket.
@@ -119,10 +140,10 @@ static int input_room(struct connection *connection, struct iovec iov[2])
 {
     int count = client_input(connection->client, iov);
 
-    if (connection->tls == NULL || (connection->secure && count == 0)) {
+    if (connection->tls == NULL || (connection_secure(connection) && count == 0)) {
         return count;
     }
-    if (connection->shaking) {
+    if (connection_in_step(connection)) {
         return 0;
     }
     return tls_input(connection->tls, &iov[0]) > 0 ? 1 : 0;
@@ -209,7 +230,7 @@ static bool run_client(struct connection *connection)
     if (state == CLIENT_YIELDED) {
         set->progress = true;
     }
-    set_waiting(connection, state == CLIENT_YIELDED || state == CLIENT_STALLED);
+    set_runnable(connection, state == CLIENT_YIELDED || state == CLIENT_STALLED);
     return true;
 }
 
@@ -220,12 +241,12 @@ void connection_run(struct connection *connection)
             return;
         }
         // What TLS holds came before what the socket holds: no event of the socket tells of it.
-    } while (connection->secure && connection_tls_read(connection));
+    } while (connection_secure(connection) && connection_tls_read(connection));
     if (connection->state != CONNECTION_OPEN) {
         return;
     }
     if (connection_output_pending(connection) || client_ending(connection->client)) {
-        mark_dirty(connection);
+        mark_send_pending(connection);
     }
     poll_update(connection, false);
 }
@@ -249,7 +270,7 @@ static ssize_t receive(struct connection *connection, struct iovec iov[2], int c
     } while (n < 0 && errno == EINTR);
     if (peek && n > 0) {
         connection->peeked = (size_t)n;
-        mark_dirty(connection);
+        mark_send_pending(connection);
     }
     return n;
 }
@@ -278,12 +299,12 @@ void connection_receive(struct connection *connection)
         }
         return;
     }
-    connection->set->told |= LOOP_RECEIVED;
+    connection->set->turn |= LOOP_RECEIVED;
     if (connection->set->shared->in_flight > 0) {
-        connection->set->told |= LOOP_OVERLAPPED;
+        connection->set->turn |= LOOP_OVERLAPPED;
     }
     input_came(connection, (size_t)n);
-    if (connection->tls != NULL && !connection->secure) {
+    if (connection->tls != NULL && !connection_secure(connection)) {
         connection_tls_handshake(connection);
     } else {
         connection_run(connection);
@@ -304,7 +325,7 @@ void connection_stop(struct connection *connection)
         connection_receive(connection);
     }
     if (connection->state == CONNECTION_OPEN) {
-        mark_dirty(connection);
+        mark_send_pending(connection);
     }
 }
 
@@ -315,13 +336,13 @@ static void on_error(struct connection *connection)
     socklen_t length = sizeof(error);
 
     connection->polled = 0;
-    if (connection->tls != NULL && !connection->secure) {
+    if (connection->tls != NULL && !connection_secure(connection)) {
         // The client's last words tell why it does not go on: they come before the error. While a step
         // of the handshake runs they have to wait.
-        if (!connection->shaking) {
+        if (!connection_in_step(connection)) {
             connection_receive(connection);
         }
-        if (connection->state != CONNECTION_OPEN || connection->shaking) {
+        if (connection->state != CONNECTION_OPEN || connection_in_step(connection)) {
             return;
         }
     }
@@ -340,7 +361,7 @@ static void on_poll(uv_poll_t *handle, int status, int events)
     if (events & UV_WRITABLE) {
         connection->blocked = false;
         if (connection_output_pending(connection)) {
-            mark_dirty(connection);
+            mark_send_pending(connection);
         } else {
             poll_update(connection, true);
         }
@@ -352,12 +373,12 @@ static void on_poll(uv_poll_t *handle, int status, int events)
 
 // ---- Output -------------------------------------------------------------------------------------
 
-void connection_flush(struct connection *connection)
+void connection_send_pending(struct connection *connection)
 {
     int error;
 
-    TAILQ_REMOVE(&connection->set->dirty, connection, dirty_link);
-    connection->dirty = false;
+    TAILQ_REMOVE(&connection->set->send_pending, connection, send_pending_link);
+    connection->send_pending = false;
     if (connection->state != CONNECTION_OPEN) {
         connection_free_if_done(connection);
         return;
@@ -365,7 +386,7 @@ void connection_flush(struct connection *connection)
     if (!connection_send(connection)) {
         return;
     }
-    connection->set->told |= connection->peeked > 0 ? LOOP_PEEKED : 0;
+    connection->set->turn |= connection->peeked > 0 ? LOOP_PEEKED : 0;
     error = connection_take_peeked(connection);
     if (error != 0) {
         connection_close(connection, strerror(error));
@@ -373,7 +394,7 @@ void connection_flush(struct connection *connection)
     }
     if (client_drained(connection->client) &&
         (client_ending(connection->client) || connection->set->stopping)) {
-        if (connection->secure) {
+        if (connection_secure(connection)) {
             tls_bye(connection->tls);
             if (!connection_send(connection)) {
                 return;
@@ -388,7 +409,7 @@ void connection_flush(struct connection *connection)
         return;
     }
     if (!connection->blocked && connection_output_pending(connection)) {
-        mark_dirty(connection);
+        mark_send_pending(connection);
     }
     poll_update(connection, false);
 }

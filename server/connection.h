@@ -48,65 +48,82 @@ struct connection_set {
     bool served;    // there was one that negotiated an export
     unsigned alive; // open ones, and closed ones whose ops have not finished
     uint64_t next_number;
-    struct connection_list dirty;   // with output to send or an end to make
-    struct connection_list waiting; // whose client is to run again
-    uint64_t returned;              // budget.returned when those last ran
-    bool progress;                  // since then: some output was sent, or a client has yielded
-    unsigned told;                  // bits of enum loop_turn, for the turn that comes
-    struct log_limit refusals;      // lines about connections over the limit
-    struct log_limit failures;      // lines about negotiations that have failed
-    time_t expired_said;            // when the log last told of an expired certificate
-    struct log_limit obstacles;     // lines about exports that were not had
-    unsigned shaking;               // steps of handshakes that run on other threads
-    struct connection_list shakers; // whose step waits for one of these to end
+    struct connection_list send_pending; // with output to send or an end to make
+    struct connection_list runnable;     // whose client is to run again
+    uint64_t returned;                   // budget.returned when those last ran
+    bool progress;               // since then: some output was sent, or a client has yielded
+    unsigned turn;               // bits of enum loop_turn, for the turn that comes
+    struct log_limit refusals;   // lines about connections over the limit
+    struct log_limit failures;   // lines about negotiations that have failed
+    time_t expired_said;         // when the log last told of an expired certificate
+    struct log_limit obstacles;  // lines about exports that were not had
+    unsigned handshakes_running; // connections that are CONNECTION_TLS_RUNNING
+    struct connection_list handshakes_queued; // those that are CONNECTION_TLS_QUEUED
     bool stopping;
     void (*emptied)(void *context); // runs when alive has become 0
     void *context;
 };
 
-// OPEN --> LINGERING --> CLOSED, or straight to CLOSED.
+//   OPEN ──last reply at a stop──> LINGERING ──the peer has ended──> CLOSING ──> CLOSED ──> freed
+//    └──────────────────────────── any other end ─────────────────────^
 enum connection_state {
     CONNECTION_OPEN,
     // The last reply was sent, and the end behind it. What still comes from the peer is thrown away,
     // lest the kernel reset the connection: a reset overtakes replies that are on their way.
     CONNECTION_LINGERING,
-    CONNECTION_CLOSED, // the socket is closed, the client abandoned
+    CONNECTION_CLOSING, // the socket is closed, the client abandoned; libuv still has the handle
+    CONNECTION_CLOSED,  // freed when its ops and its step of a handshake have ended
 };
+
+// TLS between the socket and the client. A handshake goes on in steps, each on another thread.
+//
+//   NONE ──STARTTLS──> HANDSHAKE ──bytes came──> QUEUED ──> RUNNING ──┬──> SECURE
+//                          ^─────────── more bytes are needed ────────┘
+//
+// At the end of the connection each becomes NONE; RUNNING does when its step has ended.
+enum connection_tls {
+    CONNECTION_TLS_NONE,      // the socket carries what the client says and hears
+    CONNECTION_TLS_HANDSHAKE, // the next step needs bytes of the peer
+    CONNECTION_TLS_QUEUED,    // a step waits for other connections' to end
+    CONNECTION_TLS_RUNNING,   // a step runs, and has the TLS session to itself
+    CONNECTION_TLS_SECURE,    // the socket carries ciphertext
+};
+
+// Their names, for a dump.
+extern const char *const connection_standing_names[];
+extern const char *const connection_state_names[];
+extern const char *const connection_tls_names[];
 
 struct connection {
     struct connection_set *set;
     enum connection_state state;
     TAILQ_ENTRY(connection) open_link;
-    TAILQ_ENTRY(connection) dirty_link;
-    TAILQ_ENTRY(connection) waiting_link;
-    TAILQ_ENTRY(connection) shakers_link;
-    bool dirty;
-    bool waiting;
+    TAILQ_ENTRY(connection) send_pending_link;
+    TAILQ_ENTRY(connection) runnable_link;
+    TAILQ_ENTRY(connection) handshakes_queued_link;
+    bool send_pending; // it is in that list of the set
+    bool runnable;     // and in that one
 
     uv_poll_t poll;
     int polled; // events that the handle waits for
     int fd;
-    bool local;         // a Unix socket
-    bool one_came;      // the last bytes that came were one request
-    size_t peeked;      // bytes that were acted on and are still in the socket
-    bool failed;        // its negotiation has, as far as the server is concerned
-    bool blocked;       // the socket takes no more at the moment
-    bool handle_closed; // libuv is done with the handle
+    bool local;    // a Unix socket
+    bool one_came; // the last bytes that came were one request
+    size_t peeked; // bytes that were acted on and are still in the socket
+    bool failed;   // its negotiation has, as far as the server is concerned
+    bool blocked;  // the socket takes no more at the moment
 
     struct client *client;
-    struct tls *tls;  // from STARTTLS on; then the socket carries its ciphertext
-    bool secure;      // its handshake is done
-    bool shaking;     // a step of the handshake runs on another thread, which has tls to itself,
-                      // or is to run there
-    bool shake_waits; // the latter
+    struct tls *tls; // from STARTTLS on; then the socket carries its ciphertext
+    enum connection_tls tls_state;
     struct offload_job handshake;
-    enum tls_progress handshake_progress; // what the last step said
+    enum tls_progress handshake_progress; // the answer of the last step
     enum connection_standing standing;
-    uint64_t since;         // when its deadline for negotiating began to run, milliseconds
-    uint64_t shaking_since; // milliseconds
-    uint64_t progress;      // when output was last sent or got blocked, milliseconds
-    uint64_t idle_since;    // while stopping: when its last request ended, milliseconds
-    uint64_t heard;         // LINGERING: when the peer last sent something, milliseconds
+    uint64_t since;      // when its deadline for negotiating began to run, milliseconds
+    uint64_t step_since; // when the step of the handshake was queued, milliseconds
+    uint64_t progress;   // when output was last sent or got blocked, milliseconds
+    uint64_t idle_since; // while stopping: when its last request ended, milliseconds
+    uint64_t heard;      // LINGERING: when the peer last sent something, milliseconds
     char name[CONNECTION_NAME_MAX];
 };
 
@@ -126,7 +143,20 @@ void connection_run(struct connection *connection);
 // done and their replies sent. One that negotiates is told that the server stops.
 void connection_stop(struct connection *connection);
 
-// Takes the connection from the list of dirty ones: sends output, ends it when its time has come.
-void connection_flush(struct connection *connection);
+// Takes the connection from the list of those that are to send: sends output, ends it when its time has
+// come.
+void connection_send_pending(struct connection *connection);
+
+// A step of the handshake is under way: TLS can be neither read nor written.
+static inline bool connection_in_step(const struct connection *connection)
+{
+    return connection->tls_state == CONNECTION_TLS_QUEUED ||
+           connection->tls_state == CONNECTION_TLS_RUNNING;
+}
+
+static inline bool connection_secure(const struct connection *connection)
+{
+    return connection->tls_state == CONNECTION_TLS_SECURE;
+}
 
 #endif

@@ -25,9 +25,9 @@ void connection_free_if_done(struct connection *connection)
 {
     struct connection_set *set = connection->set;
 
-    // One that is in the list of dirty ones is freed from there.
-    if (connection->state == CONNECTION_CLOSED && connection->handle_closed && !connection->dirty &&
-        !connection->shaking && client_idle(connection->client)) {
+    // One that is in the list of those that are to send is freed from there.
+    if (connection->state == CONNECTION_CLOSED && !connection->send_pending &&
+        !connection_in_step(connection) && client_idle(connection->client)) {
         client_free(connection->client);
         free(connection);
         set->alive--;
@@ -41,7 +41,7 @@ static void on_handle_closed(uv_handle_t *handle)
 {
     struct connection *connection = handle->data;
 
-    connection->handle_closed = true;
+    connection->state = CONNECTION_CLOSED;
     connection_free_if_done(connection);
 }
 
@@ -104,7 +104,7 @@ static void log_end(struct connection *connection, const char *reason)
     struct connection_set *set = connection->set;
     bool served = client_negotiated(connection->client);
     // A TLS handshake was begun, and not by a client that only looks who is there.
-    bool unfinished = connection->tls != NULL && !connection->secure && !set->stopping;
+    bool unfinished = connection->tls != NULL && !connection_secure(connection) && !set->stopping;
 
     if (!served && (connection->failed || unfinished)) {
         log_failure(connection, reason);
@@ -119,16 +119,16 @@ void connection_close(struct connection *connection, const char *reason)
 {
     struct connection_set *set = connection->set;
 
-    assert(connection->state != CONNECTION_CLOSED);
+    assert(connection->state < CONNECTION_CLOSING);
     log_obstacle(connection);
     log_end(connection, reason);
-    if (connection->waiting) {
-        connection->waiting = false;
-        TAILQ_REMOVE(&set->waiting, connection, waiting_link);
+    if (connection->runnable) {
+        connection->runnable = false;
+        TAILQ_REMOVE(&set->runnable, connection, runnable_link);
     }
     TAILQ_REMOVE(&set->open, connection, open_link);
     set->counts[connection->standing]--;
-    connection->state = CONNECTION_CLOSED;
+    connection->state = CONNECTION_CLOSING;
     client_abandon(connection->client);
     connection_tls_end(connection);
     // Else the kernel would reset the connection, which overtakes replies.

@@ -20,7 +20,7 @@ bool connection_output_pending(struct connection *connection)
     struct iovec iov;
 
     return client_output_bytes(connection->client) > 0 ||
-           (connection->tls != NULL && !connection->shaking &&
+           (connection->tls != NULL && !connection_in_step(connection) &&
             tls_output(connection->tls, &iov) > 0);
 }
 
@@ -30,11 +30,11 @@ static int output_gather(struct connection *connection, struct iovec *iov)
 {
     int count;
 
-    if (connection->shaking) {
+    if (connection_in_step(connection)) {
         return 0;
     }
     if (connection->tls != NULL) {
-        if (connection->secure && !connection_tls_write(connection)) {
+        if (connection_secure(connection) && !connection_tls_write(connection)) {
             return -1;
         }
         return tls_output(connection->tls, iov) > 0 ? 1 : 0;
@@ -101,7 +101,7 @@ bool connection_send(struct connection *connection)
         connection->progress = uv_now(connection->set->uv);
         if (n > 0) {
             connection->set->progress = true;
-            connection->set->told |= LOOP_SENT;
+            connection->set->turn |= LOOP_SENT;
             output_sent(connection, (size_t)n);
         }
         // A socket that took less is full.

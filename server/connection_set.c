@@ -27,9 +27,9 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
         .context = context,
     };
     TAILQ_INIT(&set->open);
-    TAILQ_INIT(&set->dirty);
-    TAILQ_INIT(&set->waiting);
-    TAILQ_INIT(&set->shakers);
+    TAILQ_INIT(&set->send_pending);
+    TAILQ_INIT(&set->runnable);
+    TAILQ_INIT(&set->handshakes_queued);
 }
 
 // Whether the client has said something that was not read yet.
@@ -48,7 +48,7 @@ static struct connection *slowest_half_open(struct connection_set *set)
     struct connection *slowest = NULL;
 
     TAILQ_FOREACH (connection, &set->open, open_link) {
-        if (connection->standing == CONNECTION_HALF_OPEN && !connection->shaking &&
+        if (connection->standing == CONNECTION_HALF_OPEN && !connection_in_step(connection) &&
             (slowest == NULL || connection->progress < slowest->progress)) {
             slowest = connection;
         }
@@ -158,10 +158,10 @@ void connection_set_add(struct connection_set *set, int fd)
 
 // Lets those clients go on that could not, if something has changed since they last tried. Returns
 // whether any had a try.
-static bool run_waiting(struct connection_set *set)
+static bool run_runnable(struct connection_set *set)
 {
     uint64_t returned = set->shared->budget.returned;
-    struct connection *connection = TAILQ_FIRST(&set->waiting);
+    struct connection *connection = TAILQ_FIRST(&set->runnable);
 
     if (connection == NULL || (!set->progress && returned == set->returned)) {
         return false;
@@ -170,7 +170,7 @@ static bool run_waiting(struct connection_set *set)
     set->returned = returned;
     // Each once, the one that has waited longest first; who still waits keeps its place.
     while (connection != NULL) {
-        struct connection *next = TAILQ_NEXT(connection, waiting_link);
+        struct connection *next = TAILQ_NEXT(connection, runnable_link);
 
         connection_run(connection);
         connection = next;
@@ -179,16 +179,16 @@ static bool run_waiting(struct connection_set *set)
 }
 
 // Connections that have more to send come to the end of the list: one pass, no more.
-static void flush_dirty(struct connection_set *set)
+static void send_all(struct connection_set *set)
 {
-    const struct connection *last = TAILQ_LAST(&set->dirty, connection_list);
-    const struct connection *flushed = NULL;
+    const struct connection *last = TAILQ_LAST(&set->send_pending, connection_list);
+    const struct connection *sent = NULL;
 
-    while (flushed != last) {
-        struct connection *connection = TAILQ_FIRST(&set->dirty);
+    while (sent != last) {
+        struct connection *connection = TAILQ_FIRST(&set->send_pending);
 
-        flushed = connection;
-        connection_flush(connection); // may free it
+        sent = connection;
+        connection_send_pending(connection); // may free it
     }
 }
 
@@ -208,25 +208,25 @@ static void linger_all(struct connection_set *set)
 
 unsigned connection_set_turn(struct connection_set *set)
 {
-    unsigned told;
+    unsigned turn;
 
-    flush_dirty(set);
+    send_all(set);
     if (set->stopping) {
         linger_all(set);
     }
-    if (run_waiting(set) || !TAILQ_EMPTY(&set->dirty)) {
-        set->told |= LOOP_MORE;
+    if (run_runnable(set) || !TAILQ_EMPTY(&set->send_pending)) {
+        set->turn |= LOOP_MORE;
     }
-    told = set->told;
-    set->told = 0;
-    return told;
+    turn = set->turn;
+    set->turn = 0;
+    return turn;
 }
 
 static bool anyone_starved(const struct connection_set *set)
 {
     const struct connection *connection;
 
-    TAILQ_FOREACH (connection, &set->waiting, waiting_link) {
+    TAILQ_FOREACH (connection, &set->runnable, runnable_link) {
         if (client_starved(connection->client)) {
             return true;
         }
@@ -255,7 +255,7 @@ bool connection_set_tick(struct connection_set *set, uint64_t now)
     while (connection != NULL) {
         struct connection *next = TAILQ_NEXT(connection, open_link);
 
-        if (connection->standing == CONNECTION_HALF_OPEN && !connection->shaking &&
+        if (connection->standing == CONNECTION_HALF_OPEN && !connection_in_step(connection) &&
             now - connection->since >= HANDSHAKE_DEADLINE_MS) {
             connection_give_up(connection, "took too long to negotiate");
         } else if (starved && connection->blocked && now - connection->progress >= STUCK_MS) {

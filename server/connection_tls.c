@@ -17,7 +17,7 @@
 // loop. That is a thousand connections a second, or a hundred with the largest keys; the other
 // threads stay free for reads of compressed clusters, which a flood of handshakes would keep waiting
 // for seconds.
-#define TLS_SHAKING_MAX 2u
+#define TLS_STEPS_MAX 2u
 
 bool connection_tls_begin(struct connection *connection)
 {
@@ -30,6 +30,7 @@ bool connection_tls_begin(struct connection *connection)
         connection_close(connection, "no memory for TLS");
         return false;
     }
+    connection->tls_state = CONNECTION_TLS_HANDSHAKE;
     return true;
 }
 
@@ -53,7 +54,7 @@ static void handshake_done(struct connection *connection)
         connection_close(connection, "no memory for TLS");
         return;
     }
-    connection->secure = true;
+    connection->tls_state = CONNECTION_TLS_SECURE;
     tls_describe(connection->tls, description, sizeof(description));
     log_line(connection->set->log, LOG_LEVEL_DEBUG, "%s: %s", connection->name, description);
     connection_run(connection);
@@ -65,45 +66,45 @@ static struct connection *connection_of(struct offload_job *job)
 }
 
 // On another thread.
-static void shake(struct offload_job *job)
+static void take_step(struct offload_job *job)
 {
     struct connection *connection = connection_of(job);
 
     connection->handshake_progress = tls_handshake(connection->tls);
 }
 
-static void on_shaken(struct task *task);
+static void on_step_ended(struct task *task);
 
-static void shake_start(struct connection *connection)
+static void start_step(struct connection *connection)
 {
     struct connection_set *set = connection->set;
 
-    set->shaking++;
-    connection->handshake = (struct offload_job){.work = shake, .task = {.run = on_shaken}};
+    connection->tls_state = CONNECTION_TLS_RUNNING;
+    set->handshakes_running++;
+    connection->handshake = (struct offload_job){.work = take_step, .task = {.run = on_step_ended}};
     loop_workers_run(set->shared->access->exports->workers, &connection->handshake);
 }
 
-// Takes the connection from those that wait.
-static void shake_wait_no_more(struct connection *connection)
+static void leave_queue(struct connection *connection)
 {
-    TAILQ_REMOVE(&connection->set->shakers, connection, shakers_link);
-    connection->shake_waits = false;
+    TAILQ_REMOVE(&connection->set->handshakes_queued, connection, handshakes_queued_link);
+    connection->tls_state = CONNECTION_TLS_HANDSHAKE;
 }
 
-static void on_shaken(struct task *task)
+static void on_step_ended(struct task *task)
 {
     struct connection *connection =
         connection_of((struct offload_job *)((char *)task - offsetof(struct offload_job, task)));
     struct connection_set *set = connection->set;
-    struct connection *next = TAILQ_FIRST(&set->shakers);
+    struct connection *next = TAILQ_FIRST(&set->handshakes_queued);
 
-    set->shaking--;
+    set->handshakes_running--;
     if (next != NULL) {
-        shake_wait_no_more(next);
-        shake_start(next);
+        leave_queue(next);
+        start_step(next);
     }
-    connection->shaking = false;
-    connection->since += uv_now(set->uv) - connection->shaking_since;
+    connection->tls_state = CONNECTION_TLS_HANDSHAKE;
+    connection->since += uv_now(set->uv) - connection->step_since;
     connection->progress = uv_now(set->uv);
     if (connection->state != CONNECTION_OPEN) {
         connection_tls_end(connection);
@@ -127,15 +128,14 @@ void connection_tls_handshake(struct connection *connection)
 {
     struct connection_set *set = connection->set;
 
-    assert(!connection->shaking);
-    connection->shaking = true;
-    connection->shaking_since = uv_now(set->uv);
-    if (set->shaking < TLS_SHAKING_MAX) {
-        shake_start(connection);
+    assert(connection->tls_state == CONNECTION_TLS_HANDSHAKE);
+    connection->step_since = uv_now(set->uv);
+    if (set->handshakes_running < TLS_STEPS_MAX) {
+        start_step(connection);
         return;
     }
-    connection->shake_waits = true;
-    TAILQ_INSERT_TAIL(&set->shakers, connection, shakers_link);
+    connection->tls_state = CONNECTION_TLS_QUEUED;
+    TAILQ_INSERT_TAIL(&set->handshakes_queued, connection, handshakes_queued_link);
 }
 
 bool connection_tls_write(struct connection *connection)
@@ -193,14 +193,13 @@ bool connection_tls_read(struct connection *connection)
 
 void connection_tls_end(struct connection *connection)
 {
-    if (connection->shake_waits) {
-        shake_wait_no_more(connection);
-        connection->shaking = false;
+    if (connection->tls_state == CONNECTION_TLS_QUEUED) {
+        leave_queue(connection);
     }
-    if (connection->shaking) {
-        return; // on_shaken() will
+    if (connection->tls_state == CONNECTION_TLS_RUNNING) {
+        return; // on_step_ended() will
     }
     tls_free(connection->tls);
     connection->tls = NULL;
-    connection->secure = false;
+    connection->tls_state = CONNECTION_TLS_NONE;
 }

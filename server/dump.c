@@ -25,7 +25,10 @@ static void dump_connections(const struct connection_set *set, struct log *log)
             return;
         }
         client_describe(connection->client, text, sizeof(text));
-        log_line(log, LOG_LEVEL_ERROR, "dump: %s: %s%s", connection->name, text,
+        log_line(log, LOG_LEVEL_ERROR, "dump: %s: %s, %s, %s; %s%s", connection->name,
+                 connection_state_names[connection->state],
+                 connection_standing_names[connection->standing],
+                 connection_tls_names[connection->tls_state], text,
                  connection->blocked ? "; its socket takes no more" : "");
     }
 }

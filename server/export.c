@@ -51,6 +51,11 @@ void export_init(struct export *export, struct image *image)
     };
 }
 
+static bool clean_runs(const struct export *export)
+{
+    return export->clean == EXPORT_CLEAN_RUNNING || export->clean == EXPORT_CLEAN_RETRYING;
+}
+
 int exports_finish(struct exports *exports)
 {
     int first = 0;
@@ -59,7 +64,7 @@ int exports_finish(struct exports *exports)
         struct error err;
         int result;
 
-        assert(exports->list[i].ops == 0 && !exports->list[i].cleaning);
+        assert(exports->list[i].ops == 0 && !clean_runs(&exports->list[i]));
         result = image_finish(exports->list[i].image, &err);
         if (result < 0) {
             log_line(exports->log, LOG_LEVEL_ERROR, "%s", err.text);
@@ -131,22 +136,26 @@ static void on_cleaned(void *context, int result)
 {
     struct export *export = context;
     struct log *log = export->exports->log;
+    bool retried = export->clean == EXPORT_CLEAN_RETRYING;
 
-    export->cleaning = false;
     if (result == 0) {
+        export->clean = EXPORT_CLEAN_DUE;
         log_line(log, LOG_LEVEL_DEBUG, "export '%s': idle, image made clean", export->name);
-    } else if (result != -EBUSY) {
-        uint64_t bytes = image_bytes_at_stake(export->image);
-
-        // Said once until the next write, however often it is tried.
-        if (!export->clean_failed) {
-            log_line(log, LOG_LEVEL_WARNING,
-                     "export '%s': the idle image could not be made clean: %s; until it can, "
-                     "tried every %u seconds, %llu bytes of what was answered are not durable",
-                     export->name, strerror(-result), export->options.clean_after,
-                     (unsigned long long)bytes);
-        }
-        export->clean_failed = true;
+        return;
+    }
+    if (result == -EBUSY) {
+        export->clean = retried ? EXPORT_CLEAN_FAILED : EXPORT_CLEAN_DUE;
+        return;
+    }
+    export->clean = EXPORT_CLEAN_FAILED;
+    // Said once until the next write, however often it is tried.
+    if (!retried) {
+        log_line(
+            log, LOG_LEVEL_WARNING,
+            "export '%s': the idle image could not be made clean: %s; until it can, tried every "
+            "%u seconds, %llu bytes of what was answered are not durable",
+            export->name, strerror(-result), export->options.clean_after,
+            (unsigned long long)image_bytes_at_stake(export->image));
     }
 }
 
@@ -164,14 +173,15 @@ bool exports_tick(struct exports *exports, uint64_t now)
         if (export->writes != export->writes_seen) {
             export->writes_seen = export->writes;
             export->idle_since = now;
-            export->clean_failed = false;
+            export->clean = clean_runs(export) ? EXPORT_CLEAN_RUNNING : EXPORT_CLEAN_DUE;
         }
-        if (export->cleaning || !image_needs_clean(export->image)) {
+        if (clean_runs(export) || !image_needs_clean(export->image)) {
             continue;
         }
         again = true;
         if (export->ops == 0 && now - export->idle_since >= export->options.clean_after * 1000ull) {
-            export->cleaning = true;
+            export->clean =
+                export->clean == EXPORT_CLEAN_FAILED ? EXPORT_CLEAN_RETRYING : EXPORT_CLEAN_RUNNING;
             export->idle_since = now;
             image_clean(export->image, on_cleaned, export);
         }
@@ -182,7 +192,7 @@ bool exports_tick(struct exports *exports, uint64_t now)
 bool exports_quiet(const struct exports *exports)
 {
     for (size_t i = 0; i < exports->count; i++) {
-        if (exports->list[i].cleaning) {
+        if (clean_runs(&exports->list[i])) {
             return false;
         }
     }

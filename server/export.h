@@ -44,6 +44,19 @@ struct export_options {
     const char *default_name; // of a single image given without a name, may be NULL; borrowed
 };
 
+// Making an image clean that nobody writes to.
+//
+//   DUE ──idle for long enough──> RUNNING ──done, or requests came──> DUE
+//                                    └──cannot be done──> FAILED ──once more──> RETRYING ──> as RUNNING
+//
+// A write makes DUE of FAILED, and RUNNING of RETRYING.
+enum export_clean {
+    EXPORT_CLEAN_DUE,      // when there was no write for a while, if the image needs it
+    EXPORT_CLEAN_RUNNING,  // image_clean() is under way
+    EXPORT_CLEAN_FAILED,   // since the last write; it is tried again now and then
+    EXPORT_CLEAN_RETRYING, // under way once more: the failure was logged already
+};
+
 struct export
 {
     struct session_export session; // what the protocol says of it
@@ -58,8 +71,7 @@ struct export
     // For making the image clean when it is idle.
     uint64_t writes_seen; // writes at the last tick that saw a new one
     uint64_t idle_since;  // that tick's time, or that of the last try, milliseconds
-    bool cleaning;        // image_clean is under way
-    bool clean_failed;    // since the last write; tried again now and then, and not said again
+    enum export_clean clean;
 };
 
 // An image that could not be opened, and is left out (--skip-broken).

@@ -118,7 +118,7 @@ static bool window_ask(const struct file_map *map, struct map_window *window)
 // Whether the kernel tells this process what of the file is in memory. To those who neither own nor may
 // write the file it says that all is; of them only owners are taken for such here, and root, who
 // may lack the right: then copies wait for disks, and penalties make that rare.
-static bool is_told(int fd)
+static bool may_ask(int fd)
 {
     struct stat st;
 
@@ -128,7 +128,7 @@ static bool is_told(int fd)
 // Maps it, unless nothing of it is in memory.
 static void window_map(struct file_map *map, struct map_window *window)
 {
-    if (map->broken || !is_told(window->fd)) {
+    if (map->broken || !may_ask(window->fd)) {
         return;
     }
     if (mmap(address_of(map, window), FILE_MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED,

@@ -132,7 +132,7 @@ static int count_ready(struct loop *loop)
 // Returns bits of enum loop_turn; LOOP_MORE: not everything is done.
 static unsigned take_turns(struct loop *loop, uint64_t begin)
 {
-    unsigned told = 0;
+    unsigned all = 0;
 
     for (int i = 0; i < LOOP_TURN_ROUNDS; i++) {
         bool quiet = drain(loop, begin + LOOP_DRAIN_NS);
@@ -141,17 +141,17 @@ static unsigned take_turns(struct loop *loop, uint64_t begin)
         // A request whose bytes stay in the socket until its reply has left is not another one.
         int answered = turn & LOOP_PEEKED ? 1 : 0;
 
-        told |= ready > answered ? LOOP_OVERLAPPED : 0;
-        told |= turn & ~(unsigned)LOOP_MORE;
+        all |= ready > answered ? LOOP_OVERLAPPED : 0;
+        all |= turn & ~(unsigned)LOOP_MORE;
         if (!quiet) {
             break;
         }
         // What was sent may have let go of what others wait for.
         if ((turn & LOOP_MORE) == 0 && runq_empty(loop->runq)) {
-            return told;
+            return all;
         }
     }
-    return told | LOOP_MORE;
+    return all | LOOP_MORE;
 }
 
 static void on_check(uv_check_t *handle)

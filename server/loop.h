@@ -18,7 +18,7 @@
 // Milliseconds between ticks; nothing that is done by ticks needs to be more exact.
 #define LOOP_TICK_MS 1000
 
-// What a turn of the owner tells, as bits.
+// What happened in a turn of the owner, as bits.
 enum loop_turn {
     LOOP_MORE = 1,       // it started something, or has more to do
     LOOP_RECEIVED = 2,   // something came from a client since the last turn

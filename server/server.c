@@ -127,7 +127,7 @@ static void stop_if_done(struct server *server)
 static unsigned on_turn(void *context)
 {
     struct server *server = context;
-    unsigned told = connection_set_turn(&server->connections);
+    unsigned turn = connection_set_turn(&server->connections);
 
     if (server->options->exports->settle_wanted) {
         server->options->exports->settle_wanted = false;
@@ -137,7 +137,7 @@ static unsigned on_turn(void *context)
         accept_start(server);
     }
     stop_if_done(server);
-    return told;
+    return turn;
 }
 
 static void stop(struct server *server)

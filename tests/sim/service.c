@@ -161,8 +161,9 @@ void service_check_clean(struct service *service)
     if (!service->cleaning || !exports_quiet(&service->exports))
         return;
     service->cleaning = false;
-    sim_trace(sim, "clean point ends%s", service->exports.list->clean_failed ? " badly" : "");
-    if (service->exports.list->clean_failed && !excused(service->run))
+    sim_trace(sim, "clean point ends%s",
+              service->exports.list->clean == EXPORT_CLEAN_FAILED ? " badly" : "");
+    if (service->exports.list->clean == EXPORT_CLEAN_FAILED && !excused(service->run))
         sim_fail(sim, "a clean point failed, and nothing else had");
 }
 

@@ -109,7 +109,7 @@ static void on_again(uv_idle_t *handle)
 {
     struct loop *loop = handle->data;
 
-    if (!loop->looking) {
+    if (loop->wait != LOOP_LOOKS) {
         return;
     }
     // The client may be waiting for this very processor: it is offered soon, then ever more seldom.
@@ -176,11 +176,15 @@ static void on_check(uv_check_t *handle)
         loop_spin_replied(&loop->spin, now);
         loop->looks = 0;
     }
-    loop->looking = (turn & LOOP_MORE) == 0 && loop_spin_look(&loop->spin, now);
-    if ((turn & LOOP_MORE) || loop->looking) {
-        uv_idle_start(&loop->again, on_again);
+    if (turn & LOOP_MORE) {
+        loop->wait = LOOP_GOES_ON;
     } else {
+        loop->wait = loop_spin_look(&loop->spin, now) ? LOOP_LOOKS : LOOP_SLEEPS;
+    }
+    if (loop->wait == LOOP_SLEEPS) {
         uv_idle_stop(&loop->again);
+    } else {
+        uv_idle_start(&loop->again, on_again);
     }
 }
 
@@ -230,7 +234,7 @@ static void on_timer(uv_timer_t *handle)
         uv_timer_stop(handle);
     }
     // The tick may have started something, and timers run before the poll: it must not wait.
-    loop->looking = false;
+    loop->wait = LOOP_GOES_ON;
     uv_idle_start(&loop->again, on_again);
 }
 
@@ -246,7 +250,7 @@ int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int
     loop->backend = backend;
     loop->owner = *owner;
     loop->signal_fd = signal_fd;
-    loop->looking = false;
+    loop->wait = LOOP_SLEEPS;
     loop->looks = 0;
     loop->alone = 0;
     loop->overlapped_at = 0;

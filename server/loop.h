@@ -22,9 +22,16 @@
 enum loop_turn {
     LOOP_MORE = 1,       // it started something, or has more to do
     LOOP_RECEIVED = 2,   // something came from a client since the last turn
-    LOOP_OVERLAPPED = 4, // and that while requests were in flight
+    LOOP_OVERLAPPED = 4, // something came from a client while requests were in flight
     LOOP_SENT = 8,       // something was sent to one
     LOOP_PEEKED = 16,    // bytes of a request were taken from its socket only now
+};
+
+// What the loop does behind a turn.
+enum loop_wait {
+    LOOP_SLEEPS,  // until a descriptor is ready
+    LOOP_LOOKS,   // again and again: the next request is expected soon (loop_spin.h)
+    LOOP_GOES_ON, // at once: work is left
 };
 
 struct loop_owner {
@@ -49,11 +56,12 @@ struct loop {
     uv_poll_t backend_poll;
     uv_poll_t signal_poll;
     uv_check_t check; // runs the turn, behind the poll
-    uv_idle_t again;  // active while the poll is not to wait: work is left, or it is looked again
-    bool looking;     // the latter
-    unsigned looks;   // how often, since replies were sent
-    unsigned alone;   // how often in a row something came while nothing was in flight
-    uint64_t overlapped_at; // when that was last not so, nanoseconds of uv_hrtime()
+    uv_idle_t again;  // active while the poll is not to wait
+    enum loop_wait wait;
+    unsigned looks; // how often it was LOOP_LOOKS since replies were sent
+    unsigned alone; // how often in a row something came while nothing was in flight
+    // When something last came while requests were in flight, nanoseconds of uv_hrtime().
+    uint64_t overlapped_at;
     struct loop_spin spin;
     long displaced; // how often others took the processor, when that was last asked
     uv_timer_t timer;

@@ -9,23 +9,25 @@
 #define CREDIT_MAX (8 * CREDIT_MISS)
 // Short sleeps after which it is tried, at first; twice as many after each failure. A long one takes
 // back so many: they are to be four of five.
-#define PATIENCE_MIN 4u
-#define PATIENCE_MAX 1024u
-#define NAPS_LONG 4u
+#define SHORT_SLEEPS_MIN 4u
+#define SHORT_SLEEPS_MAX 1024u
+#define LONG_SLEEP_COST 4u
 // A sleep is short when the request came in time but for the two who had to be woken: the client by
 // the reply, this thread by the request. An idle virtual processor takes 20 to 50 us.
 #define WAKES_NS 100000u
 
 void loop_spin_init(struct loop_spin *spin, uint64_t max_ns)
 {
-    *spin = (struct loop_spin){.max_ns = max_ns, .patience = PATIENCE_MIN};
+    *spin = (struct loop_spin){.max_ns = max_ns, .short_sleeps_needed = SHORT_SLEEPS_MIN};
 }
 
 static void turn_off(struct loop_spin *spin)
 {
     spin->on = false;
-    spin->naps = 0;
-    spin->patience = spin->patience < PATIENCE_MAX ? spin->patience * 2 : PATIENCE_MAX;
+    spin->short_sleeps = 0;
+    spin->short_sleeps_needed = spin->short_sleeps_needed < SHORT_SLEEPS_MAX
+                                    ? spin->short_sleeps_needed * 2
+                                    : SHORT_SLEEPS_MAX;
 }
 
 static void turn_on(struct loop_spin *spin)
@@ -37,8 +39,7 @@ static void turn_on(struct loop_spin *spin)
 void loop_spin_replied(struct loop_spin *spin, uint64_t now)
 {
     spin->since = now;
-    spin->slept = false;
-    spin->displaced = false;
+    spin->gap = LOOP_SPIN_AWAKE;
 }
 
 // Looking was in vain.
@@ -54,15 +55,16 @@ static void found(struct loop_spin *spin)
 {
     spin->credit += spin->on && spin->credit < CREDIT_MAX ? CREDIT_HIT : 0;
     if (spin->credit == CREDIT_MAX) {
-        spin->patience = PATIENCE_MIN;
+        spin->short_sleeps_needed = SHORT_SLEEPS_MIN;
     }
 }
 
-static void napped(struct loop_spin *spin, uint64_t gap)
+static void note_sleep(struct loop_spin *spin, uint64_t gap)
 {
     if (gap > spin->max_ns + WAKES_NS) {
-        spin->naps -= spin->naps < NAPS_LONG ? spin->naps : NAPS_LONG;
-    } else if (++spin->naps >= spin->patience) {
+        spin->short_sleeps -=
+            spin->short_sleeps < LONG_SLEEP_COST ? spin->short_sleeps : LONG_SLEEP_COST;
+    } else if (++spin->short_sleeps >= spin->short_sleeps_needed) {
         turn_on(spin);
     }
 }
@@ -75,35 +77,34 @@ void loop_spin_received(struct loop_spin *spin, uint64_t now)
         return;
     }
     spin->since = 0;
-    if (!spin->slept) {
+    if (spin->gap == LOOP_SPIN_AWAKE) {
         found(spin);
-    } else if (spin->displaced && gap > spin->max_ns) {
+    } else if (spin->gap == LOOP_SPIN_DISPLACED && gap > spin->max_ns) {
         missed(spin);
     } else if (!spin->on) {
-        napped(spin, gap);
+        note_sleep(spin, gap);
     }
 }
 
 bool loop_spin_look(struct loop_spin *spin, uint64_t now)
 {
-    if (spin->since == 0 || spin->slept) {
+    if (spin->since == 0 || spin->gap != LOOP_SPIN_AWAKE) {
         return false;
     }
     if (!spin->on) {
-        spin->slept = true;
+        spin->gap = LOOP_SPIN_SLEPT;
         return false;
     }
     if (now - spin->since < spin->max_ns) {
         return true;
     }
-    spin->slept = true;
+    spin->gap = LOOP_SPIN_SLEPT;
     missed(spin);
     return false;
 }
 
 void loop_spin_crowded(struct loop_spin *spin)
 {
-    // If that was the client, its request is there now; if not, it will be late.
-    spin->slept = true;
-    spin->displaced = true;
+    // If the client took it, its request is there now; if not, it will be late.
+    spin->gap = LOOP_SPIN_DISPLACED;
 }

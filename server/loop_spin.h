@@ -18,15 +18,22 @@
 // Beyond this a processor is given away for nothing.
 #define LOOP_SPIN_LIMIT_NS 1000000u
 
+// The time from replies to the next request.
+enum loop_spin_gap {
+    LOOP_SPIN_AWAKE,     // so far the loop has looked, or had other work
+    LOOP_SPIN_SLEPT,     // it has slept
+    LOOP_SPIN_DISPLACED, // and that since others wanted the processor
+};
+
 struct loop_spin {
-    uint64_t max_ns;   // longest time to look; 0: never
-    uint64_t since;    // when replies were last sent; 0: a request has come after them
-    bool on;           // looking pays at present
-    bool slept;        // since then
-    bool displaced;    // others wanted the processor, since then
-    int credit;        // what looking has earned lately: it goes off when this is used up
-    unsigned naps;     // sleeps that a request ended sooner than looking would have, lately
-    unsigned patience; // how many of these turn it on
+    uint64_t max_ns; // longest time to look; 0: never
+    uint64_t since;  // when replies were last sent; 0: a request has come after them
+    bool on;         // looking pays at present
+    enum loop_spin_gap gap;
+    int credit; // what looking has earned lately: it goes off when this is used up
+    // Sleeps, lately, that a request ended sooner than looking would have; and how many turn it on.
+    unsigned short_sleeps;
+    unsigned short_sleeps_needed;
 };
 
 void loop_spin_init(struct loop_spin *spin, uint64_t max_ns);

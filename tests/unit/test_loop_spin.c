@@ -165,7 +165,7 @@ static void now_and_then_a_late_request_is_no_reason(void **state)
 
     (void)state;
     loop_spin_init(&spin, MAX_NS);
-    spin.patience = 1024;
+    spin.short_sleeps_needed = 1024;
     for (unsigned i = 0; i < 3 * MANY; i++) {
         bool found = exchange(&spin, i % 10 == 0 ? 1000000 : 10000);
 

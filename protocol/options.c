@@ -88,12 +88,13 @@ const char *option_why_unknown(const struct session *s, const uint8_t *name, siz
 }
 
 // Returns why the client may not use the export; NULL when it may.
-static const char *why_refused(const struct session *s, const struct session_export *export)
+static const char *options_why_refused(const struct session *s, const struct session_export *export)
 {
     return s->host->why_refused != NULL ? s->host->why_refused(s->host->context, export) : NULL;
 }
 
-static uint16_t transmission_flags(const struct session *s, const struct session_export *export)
+static uint16_t options_transmission_flags(const struct session *s,
+                                           const struct session_export *export)
 {
     uint16_t flags = export->flags | NBD_FLAG_HAS_FLAGS;
     if (s->mode != REPLY_SIMPLE)
@@ -110,7 +111,7 @@ static enum step begin_transmission(struct session *s, const struct session_expo
     if (s->contexts_export != export)
         s->contexts = 0;
     s->chosen = export;
-    s->flags = transmission_flags(s, export);
+    s->flags = options_transmission_flags(s, export);
     s->phase = PHASE_REQUEST;
     *event = SESSION_NEGOTIATED;
     return STEP_EVENT;
@@ -129,13 +130,13 @@ static enum step take_export_name(struct session *s, uint32_t option, struct cur
         set_obstacle(s, OBSTACLE_UNKNOWN, data.at, data.left);
         return session_end(s, SESSION_CLOSE, "EXPORT_NAME asked for an unknown export");
     }
-    if (why_refused(s, export) != NULL) {
+    if (options_why_refused(s, export) != NULL) {
         set_obstacle(s, OBSTACLE_REFUSED, data.at, data.left);
         return session_end(s, SESSION_CLOSE, "EXPORT_NAME asked for an export that is refused");
     }
     struct nbd_export_name_reply reply = {
         .size = htobe64(export->size),
-        .flags = htobe16(transmission_flags(s, export)),
+        .flags = htobe16(options_transmission_flags(s, export)),
     };
     size_t size = sizeof(reply) + (s->no_zeroes ? 0 : NBD_EXPORT_NAME_PADDING);
     uint8_t *out = output_carve(&s->output, size, 1);
@@ -196,7 +197,7 @@ static void info_export(struct session *s, uint32_t option, const struct session
     struct nbd_info_export info = {
         .type = htobe16(NBD_INFO_EXPORT),
         .size = htobe64(export->size),
-        .flags = htobe16(transmission_flags(s, export)),
+        .flags = htobe16(options_transmission_flags(s, export)),
     };
     uint8_t *out = option_reply(s, option, NBD_REP_INFO, sizeof(info));
     if (out != NULL)
@@ -256,7 +257,7 @@ static enum step take_info_or_go(struct session *s, uint32_t option, struct curs
         return STEP_AGAIN;
     }
     // Every client may ask for information.
-    const char *refusal = option == NBD_OPT_GO ? why_refused(s, export) : NULL;
+    const char *refusal = option == NBD_OPT_GO ? options_why_refused(s, export) : NULL;
     if (refusal != NULL) {
         set_obstacle(s, OBSTACLE_REFUSED, request.name, request.name_length);
         option_error(s, option, NBD_REP_ERR_POLICY, refusal);
@@ -365,7 +366,8 @@ static const struct option_type *find_option(uint32_t option)
 }
 
 // Refuses an option in the way that it provides: EXPORT_NAME has no error reply.
-static enum step refuse(struct session *s, uint32_t option, uint32_t type, const char *message)
+static enum step options_refuse(struct session *s, uint32_t option, uint32_t type,
+                                const char *message)
 {
     if (option == NBD_OPT_EXPORT_NAME)
         return session_end(s, SESSION_CLOSE, message);
@@ -384,18 +386,18 @@ static enum step dispatch(struct session *s, uint32_t option, uint32_t length, s
     if (s->host->tls == SESSION_TLS_REQUIRED && !s->tls && option != NBD_OPT_STARTTLS &&
         option != NBD_OPT_ABORT) {
         set_obstacle(s, "it has to begin TLS first", data.at, 0);
-        return refuse(s, option, NBD_REP_ERR_TLS_REQD, "TLS comes first");
+        return options_refuse(s, option, NBD_REP_ERR_TLS_REQD, "TLS comes first");
     }
     if (s->host->shutting_down && option != NBD_OPT_ABORT)
-        return refuse(s, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
+        return options_refuse(s, option, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     if (type == NULL)
-        return refuse(s, option, NBD_REP_ERR_UNSUP, "unknown option");
+        return options_refuse(s, option, NBD_REP_ERR_UNSUP, "unknown option");
     if (length > type->max && type->max > 0)
-        return refuse(s, option, NBD_REP_ERR_TOO_BIG, "the option has too much data");
+        return options_refuse(s, option, NBD_REP_ERR_TOO_BIG, "the option has too much data");
     if (length > type->max)
-        return refuse(s, option, NBD_REP_ERR_INVALID, "this option has no data");
+        return options_refuse(s, option, NBD_REP_ERR_INVALID, "this option has no data");
     if (length < type->min)
-        return refuse(s, option, NBD_REP_ERR_INVALID, "the option has too little data");
+        return options_refuse(s, option, NBD_REP_ERR_INVALID, "the option has too little data");
     return type->take(s, option, data, event);
 }
 

@@ -30,7 +30,7 @@ bool output_init(struct output *out)
     return out->pieces != NULL;
 }
 
-static void let_go(struct session_payload_ref *ref)
+static void output_let_go(struct session_payload_ref *ref)
 {
     assert(ref->pieces > 0);
     ref->pieces--;
@@ -54,12 +54,12 @@ void output_free(struct output *out)
         out->head = (out->head + 1) & (out->capacity - 1);
         out->count--;
         if (ref != NULL)
-            let_go(ref);
+            output_let_go(ref);
     }
     while (out->orphans != NULL) {
         struct session_payload_ref *ref = out->orphans;
         out->orphans = ref->next;
-        let_go(ref);
+        output_let_go(ref);
     }
     free(out->pieces);
     free_blocks(out->first);
@@ -123,7 +123,7 @@ uint8_t *output_carve(struct output *out, size_t bytes, size_t pieces)
     return data;
 }
 
-static struct output_piece *add_piece(struct output *out)
+static struct output_piece *output_add_piece(struct output *out)
 {
     assert(out->count < out->capacity);
     struct output_piece *piece = &out->pieces[(out->head + out->count) & (out->capacity - 1)];
@@ -143,7 +143,7 @@ void output_copied(struct output *out, const uint8_t *data, size_t length)
             return;
         }
     }
-    *add_piece(out) = (struct output_piece){.data = data, .length = length};
+    *output_add_piece(out) = (struct output_piece){.data = data, .length = length};
 }
 
 void output_payload(struct output *out, const void *data, size_t length,
@@ -151,7 +151,7 @@ void output_payload(struct output *out, const void *data, size_t length,
 {
     out->bytes += length;
     ref->pieces++;
-    *add_piece(out) = (struct output_piece){.data = data, .length = length, .ref = ref};
+    *output_add_piece(out) = (struct output_piece){.data = data, .length = length, .ref = ref};
 }
 
 void output_orphan(struct output *out, struct session_payload_ref *ref)
@@ -241,7 +241,7 @@ void output_sent(struct output *out, size_t bytes)
         if (ref == NULL)
             arena_sent(out, n);
         else if (whole)
-            let_go(ref);
+            output_let_go(ref);
         if (!whole)
             return;
     }

@@ -141,8 +141,8 @@ static int check(const struct session *s, const struct session_request *request,
 }
 
 // Answers a request with an errno, after its payload has come.
-static enum step refuse(struct session *s, const struct session_request *request,
-                        uint64_t payload_length, int error, const char *message)
+static enum step request_refuse(struct session *s, const struct session_request *request,
+                                uint64_t payload_length, int error, const char *message)
 {
     if (payload_length == 0) {
         session_reply(s, request, error, message);
@@ -278,13 +278,13 @@ enum step request_take(struct session *s, struct session_request *request,
         return step;
     if (s->mode == REPLY_EXTENDED && request->type == NBD_CMD_WRITE) {
         if ((request->flags & NBD_CMD_FLAG_PAYLOAD_LEN) == 0)
-            return refuse(s, request, 0, EINVAL, "a write without a payload");
+            return request_refuse(s, request, 0, EINVAL, "a write without a payload");
         request->flags &= (uint16_t)~NBD_CMD_FLAG_PAYLOAD_LEN;
     }
     const char *message = NULL;
     int error = check(s, request, &message);
     if (error != 0)
-        return refuse(s, request, payload_length, error, message);
+        return request_refuse(s, request, payload_length, error, message);
     if (request->type == NBD_CMD_FLUSH) {
         // These fields are reserved; some clients leave a value there.
         request->offset = 0;

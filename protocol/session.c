@@ -178,7 +178,8 @@ static enum step take_payload(struct session *s, struct session_request *request
     return STEP_EVENT;
 }
 
-static enum step take(struct session *s, struct session_request *request, enum session_event *event)
+static enum step session_take(struct session *s, struct session_request *request,
+                              enum session_event *event)
 {
     switch (s->phase) {
     case PHASE_CLIENT_FLAGS:
@@ -215,7 +216,7 @@ enum session_event session_next(struct session *s, struct session_request *reque
         if (session_output_full(s) && s->phase != PHASE_END)
             return SESSION_MORE;
         enum session_event event;
-        switch (take(s, request, &event)) {
+        switch (session_take(s, request, &event)) {
         case STEP_AGAIN:
             break;
         case STEP_MORE:

@@ -163,7 +163,7 @@ static const char *why_unknown(void *context, const uint8_t *name, size_t length
     return skipped != NULL ? skipped->reason : NULL;
 }
 
-static const char *why_refused(void *context, const struct session_export *chosen)
+static const char *access_why_refused(void *context, const struct session_export *chosen)
 {
     const struct access_view *view = context;
 
@@ -181,7 +181,7 @@ int access_view_init(struct access_view *view, const struct access *access, enum
                 .export_count = visible_count,
                 .export_at = visible_at,
                 .why_unknown = why_unknown,
-                .why_refused = why_refused,
+                .why_refused = access_why_refused,
                 .empty_name_hidden = access->exports->first_skipped,
                 .tls = tls,
             },

@@ -186,7 +186,7 @@ static void on_op_done(struct op *op)
 
 // ---- Requests -----------------------------------------------------------------------------------
 
-static void start(struct client *client, struct client_request *request)
+static void client_start(struct client *client, struct client_request *request)
 {
     if (client_request_is_void(request, client->export)) {
         reply_at_once(client, request, 0);
@@ -241,7 +241,7 @@ static bool held_proceed(struct client *client)
     } else if (result < 0) {
         reply_at_once(client, request, -result);
     } else {
-        start(client, request);
+        client_start(client, request);
     }
     return true;
 }
@@ -264,7 +264,7 @@ static void take_request(struct client *client, const struct session_request *wi
 {
     if (client->intake == INTAKE_RECEIVING) {
         assert(wire->payload == client->taking->buffer);
-        start(client, end_intake(client));
+        client_start(client, end_intake(client));
         return;
     }
     if (wire->type == NBD_CMD_READ) {
@@ -333,7 +333,7 @@ static bool take_event(struct client *client)
     return false;
 }
 
-static enum client_state yield(struct client *client)
+static enum client_state client_yield(struct client *client)
 {
     if (client->reads_max < CLIENT_RUN_REQUESTS) {
         client->reads_max *= 2;
@@ -354,7 +354,7 @@ enum client_state client_run(struct client *client)
             return client->state = CLIENT_STALLED;
         }
         if (left-- == 0 || client->reads >= client->reads_max) {
-            return yield(client);
+            return client_yield(client);
         }
         client->state = CLIENT_OPEN;
         if (!take_event(client)) {

@@ -36,7 +36,7 @@ struct check_command {
     int percent; // that was shown last
 };
 
-static void print_help(void)
+static void cmd_check_print_help(void)
 {
     fputs("Usage: lazycow check [OPTION]... IMAGE\n"
           "Checks the consistency of a qcow2 image that is not in use.\n"
@@ -65,7 +65,7 @@ static void hide_progress(struct check_command *c)
     c->progress_shown = false;
 }
 
-static void say(void *context, const char *line)
+static void cmd_check_say(void *context, const char *line)
 {
     struct check_command *c = context;
 
@@ -73,7 +73,7 @@ static void say(void *context, const char *line)
     fprintf(stderr, "%s\n", line);
 }
 
-static void show_progress(void *context, uint64_t done, uint64_t total)
+static void cmd_check_show_progress(void *context, uint64_t done, uint64_t total)
 {
     struct check_command *c = context;
     int percent = total == 0 ? 100 : (int)((double)done * 100.0 / (double)total);
@@ -148,7 +148,7 @@ static void print_human(const struct check_result *r)
         printf("Image end offset: %" PRIu64 "\n", r->image_end);
 }
 
-static int run(struct check_command *c)
+static int cmd_check_run(struct check_command *c)
 {
     struct error err;
     struct cmd_file cf;
@@ -156,9 +156,9 @@ static int run(struct check_command *c)
     struct check_options options = {.repair = c->repair, .context = c};
 
     if (!c->quiet)
-        options.message = say;
+        options.message = cmd_check_say;
     if (!c->quiet && isatty(STDERR_FILENO))
-        options.progress = show_progress;
+        options.progress = cmd_check_show_progress;
     int ret = cmd_open(&cf, c->path, c->access, c->locking, &err);
     if (ret == -EAGAIN && c->repair == CHECK_REPORT)
         error_append(&err, ", or look at it all the same with -U (--force-share)");
@@ -244,7 +244,7 @@ int cmd_check(int argc, char **argv)
             c.access = CMD_READ_SHARED;
             break;
         case 'h':
-            print_help();
+            cmd_check_print_help();
             return 0;
         default:
             return cmd_wrong_option("check", opt, argc, argv, long_options);
@@ -261,5 +261,5 @@ int cmd_check(int argc, char **argv)
         return cmd_fail("check: --repair needs the image alone; leave --force-share out");
     if (c.repair != CHECK_REPORT)
         c.access = CMD_WRITE;
-    return run(&c);
+    return cmd_check_run(&c);
 }

@@ -21,7 +21,7 @@
 // Guest sizes are whole sectors, as QEMU makes them.
 #define SECTOR_BYTES 512u
 
-static void print_help(void)
+static void cmd_create_print_help(void)
 {
     fputs("Usage: lazycow create [OPTION]... IMAGE [SIZE]\n"
           "Makes a new qcow2 image. SIZE is in bytes or with a suffix k, M, G, T, P or E; with a\n"
@@ -152,7 +152,7 @@ static int print_formatting(const struct create_command *c)
     return cmd_flush_output();
 }
 
-static void show_progress(void *context, uint64_t done, uint64_t total)
+static void cmd_create_show_progress(void *context, uint64_t done, uint64_t total)
 {
     (void)context;
     fprintf(stderr, "\r    (%.2f/100%%)%s", 100.0 * (double)done / (double)total,
@@ -171,7 +171,7 @@ static int make_image(struct create_command *c)
     return ret < 0 ? cmd_fail("%s", err.text) : 0;
 }
 
-static int run(struct create_command *c)
+static int cmd_create_run(struct create_command *c)
 {
     struct create_options *o = &c->options;
 
@@ -192,7 +192,7 @@ static int run(struct create_command *c)
         if (print_formatting(c) < 0)
             return 1;
         if (isatty(STDERR_FILENO))
-            o->progress = show_progress;
+            o->progress = cmd_create_show_progress;
     }
     return make_image(c);
 }
@@ -220,7 +220,7 @@ static int take_arguments(struct create_command *c, int argc, char **argv, char 
         ret = create_take_size(c, argv[optind + 1]);
     for (size_t i = 0; i < list_count && ret == 0; i++)
         ret = create_take_options(c, lists[i]);
-    return ret != 0 ? ret : run(c);
+    return ret != 0 ? ret : cmd_create_run(c);
 }
 
 int cmd_create(int argc, char **argv)
@@ -250,7 +250,7 @@ int cmd_create(int argc, char **argv)
         switch (opt) {
         case 'o':
             if (strcmp(optarg, "help") == 0 || strcmp(optarg, "?") == 0) {
-                print_help();
+                cmd_create_print_help();
                 return 0;
             }
             if (list_count == OPTION_LISTS_MAX)
@@ -278,7 +278,7 @@ int cmd_create(int argc, char **argv)
                 return 1;
             break;
         case 'h':
-            print_help();
+            cmd_create_print_help();
             return 0;
         default:
             return cmd_wrong_option("create", opt, argc, argv, long_options);

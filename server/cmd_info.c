@@ -22,7 +22,7 @@ struct info_command {
     bool json;
 };
 
-static void print_help(void)
+static void cmd_info_print_help(void)
 {
     fputs("Usage: lazycow info [OPTION]... IMAGE\n"
           "Tells about an image.\n"
@@ -90,7 +90,7 @@ static int read_chain(const struct info_command *c, struct backing_members *memb
     return 0;
 }
 
-static int run(const struct info_command *c)
+static int cmd_info_run(const struct info_command *c)
 {
     json_t *list = json_array();
     struct backing_members members = {0};
@@ -150,7 +150,7 @@ int cmd_info(int argc, char **argv)
             c.access = CMD_READ_SHARED;
             break;
         case 'h':
-            print_help();
+            cmd_info_print_help();
             return 0;
         default:
             return cmd_wrong_option("info", opt, argc, argv, long_options);
@@ -159,5 +159,5 @@ int cmd_info(int argc, char **argv)
     c.path = cmd_one_image(argc, argv, "info");
     if (c.path == NULL)
         return 1;
-    return run(&c);
+    return cmd_info_run(&c);
 }

@@ -50,7 +50,8 @@ static int unknown_letter(const char *command, int argc, char **argv)
 }
 
 // An option's name that fits none of the table, or several.
-static int unknown_name(const char *command, const char *word, const struct option *options)
+static int cmd_option_unknown_name(const char *command, const char *word,
+                                   const struct option *options)
 {
     size_t length = strcspn(word, "=");
     char candidates[CANDIDATES_MAX] = "";
@@ -83,7 +84,7 @@ int cmd_wrong_option(const char *command, int answer, int argc, char **argv,
                         command);
     }
     if (optopt == 0) {
-        return unknown_name(command, word, options);
+        return cmd_option_unknown_name(command, word, options);
     }
     if (known == NULL) {
         return unknown_letter(command, argc, argv);

@@ -170,14 +170,14 @@ static int account_for_skipped(struct serve *serve)
 }
 
 // Says what has failed, as a line of the log. Returns the exit code.
-static int failed(struct serve *serve, const struct error *err)
+static int cmd_serve_failed(struct serve *serve, const struct error *err)
 {
     log_line(&serve->log, LOG_LEVEL_ERROR, "%s", err->text);
     return 1;
 }
 
 // Serves with everything open. Returns the exit code.
-static int run(struct serve *serve, int signal_fd)
+static int cmd_serve_run(struct serve *serve, int signal_fd)
 {
     const struct server_options server_options = {
         .exports = &serve->exports,
@@ -204,11 +204,11 @@ static int run(struct serve *serve, int signal_fd)
     // Before privileges are dropped: the directory is often root's.
     if (serve->options->pid_file != NULL &&
         pid_file_take(&pid_file, serve->options->pid_file, &err) < 0) {
-        return failed(serve, &err);
+        return cmd_serve_failed(serve, &err);
     }
     if (drop_privileges(serve, &err) < 0 || limits_check_files(0, &err) < 0 ||
         backend_prepare(serve->backend, &err) < 0 || server_run(&server_options, &err) < 0) {
-        code = failed(serve, &err);
+        code = cmd_serve_failed(serve, &err);
     }
     if (exports_finish(&serve->exports) < 0) {
         code = 1; // the log has said why
@@ -243,7 +243,7 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
 
     if (open_access(serve, &err) < 0) {
         access_destroy(&serve->access);
-        return failed(serve, &err);
+        return cmd_serve_failed(serve, &err);
     }
     result = open_tls(serve, &err);
     if (result == 0) {
@@ -253,12 +253,12 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
         result = open_listeners(serve, activated, &err);
     }
     if (result < 0) {
-        code = failed(serve, &err);
+        code = cmd_serve_failed(serve, &err);
         // What we were told to stop while waiting is no failure.
         code = result == -EINTR ? 0 : code;
     } else {
         start_watch_end(&serve->watch);
-        code = run(serve, signal_fd);
+        code = cmd_serve_run(serve, signal_fd);
         listen_close(&serve->listeners);
     }
     tls_server_free(serve->tls);
@@ -275,13 +275,13 @@ static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
 
     serve->backend = backend_new(options->aio, &serve->runq, &err);
     if (serve->backend == NULL) {
-        return failed(serve, &err);
+        return cmd_serve_failed(serve, &err);
     }
     backend_set_map_max(serve->backend, options->mmap_bytes);
     if (exports_open(&serve->exports, &serve->plans, options->skip_broken, options->connections_max,
                      serve->backend, &serve->workers, &serve->log, &err) < 0) {
         backend_free(serve->backend);
-        return failed(serve, &err);
+        return cmd_serve_failed(serve, &err);
     }
     code = open_rest_and_run(serve, activated, signal_fd);
     exports_close(&serve->exports);
@@ -300,13 +300,13 @@ static int serve_with_workers(struct serve *serve, unsigned activated, int signa
     // Each image takes one at least; libuv has to find those that it takes later, too.
     if (limits_check_files((unsigned)serve->options->image_count + OWN_DESCRIPTORS, &err) < 0 ||
         loop_workers_open(&serve->workers, &err) < 0) {
-        return failed(serve, &err);
+        return cmd_serve_failed(serve, &err);
     }
     if (start_watch_begin(&serve->watch, &serve->workers, &err) == 0) {
         code = serve_plans(serve, activated, signal_fd);
         start_watch_end(&serve->watch);
     } else {
-        code = failed(serve, &err);
+        code = cmd_serve_failed(serve, &err);
     }
     loop_workers_close(&serve->workers);
     return code;
@@ -357,7 +357,7 @@ static int serve(struct serve_options *options, unsigned activated, struct stdio
     log_init(&serve.log, options->log_level, STDERR_FILENO);
     serve.log.timestamps = options->log_timestamps;
     if (plan_exports(&serve.plans, options, &err) < 0) {
-        return failed(&serve, &err);
+        return cmd_serve_failed(&serve, &err);
     }
     code = serve_options_check_tls(options) ? serve_with_workers(&serve, activated, signal_fd) : 1;
     export_plans_free(&serve.plans);

@@ -17,7 +17,7 @@ static bool parse_switch(const char *value, bool *on)
 }
 
 // The exponent of a power of two; false for any other number.
-static bool power_of_two(uint64_t value, unsigned *exponent)
+static bool create_options_power_of_two(uint64_t value, unsigned *exponent)
 {
     if (value == 0 || (value & (value - 1)) != 0)
         return false;
@@ -66,7 +66,7 @@ static int option_cluster_size(struct create_command *c, const char *name, char 
     uint64_t size;
 
     if (value == NULL || !cmd_parse_size(value, &size) ||
-        !power_of_two(size, &c->options.cluster_bits) ||
+        !create_options_power_of_two(size, &c->options.cluster_bits) ||
         c->options.cluster_bits < HEADER_CLUSTER_BITS_MIN ||
         c->options.cluster_bits > HEADER_CLUSTER_BITS_MAX)
         return bad_value(c, name, value, "a power of two from 512 to 2M");
@@ -78,7 +78,7 @@ static int option_refcount_bits(struct create_command *c, const char *name, char
     uint64_t bits;
 
     if (value == NULL || !cmd_parse_size(value, &bits) ||
-        !power_of_two(bits, &c->options.refcount_order) ||
+        !create_options_power_of_two(bits, &c->options.refcount_order) ||
         c->options.refcount_order > FORMAT_REFCOUNT_ORDER_MAX)
         return bad_value(c, name, value, "a power of two from 1 to 64");
     return 0;

@@ -118,7 +118,8 @@ static int find_in_chain(const struct storage *target, struct link *link, struct
 
 // Refuses a target that the new image would stand on, and a chain of which that cannot be told.
 // Returns 0, or 1 after a message.
-static int check_chain(const struct storage *target, const struct create_command *command)
+static int create_target_check_chain(const struct storage *target,
+                                     const struct create_command *command)
 {
     const struct create_options *options = &command->options;
     struct link link = {.format = IMAGE_FORMAT_UNKNOWN};
@@ -201,7 +202,7 @@ int create_target_open(struct create_target *target, const struct create_command
         return cmd_fail("'%s': was replaced while it was opened; try again", path);
     }
     storage = storage_of(&st);
-    if (check_chain(&storage, command) != 0) {
+    if (create_target_check_chain(&storage, command) != 0) {
         create_target_close(target, false);
         return 1;
     }

@@ -38,7 +38,7 @@ struct image_lines {
     const char *export;
 };
 
-static void say(void *context, const char *text)
+static void dump_say(void *context, const char *text)
 {
     const struct image_lines *lines = context;
 
@@ -52,6 +52,6 @@ void dump_server(const struct connection_set *connections, const struct exports 
     for (size_t i = 0; i < exports->count; i++) {
         struct image_lines lines = {.log = log, .export = exports->list[i].name};
 
-        image_dump(exports->list[i].image, say, &lines);
+        image_dump(exports->list[i].image, dump_say, &lines);
     }
 }

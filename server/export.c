@@ -20,7 +20,7 @@ static bool takes_several(const struct export *export)
     return export->options.connections_max != 1 && export->exports->connections_max != 1;
 }
 
-static uint16_t transmission_flags(const struct export *export)
+static uint16_t export_transmission_flags(const struct export *export)
 {
     unsigned flags =
         NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
@@ -43,7 +43,7 @@ void export_init(struct export *export, struct image *image)
         .name = export->name,
         .description = export->options.description,
         .size = image_size(image),
-        .flags = transmission_flags(export),
+        .flags = export_transmission_flags(export),
         .block_min = 1,
         .block_preferred = EXPORT_BLOCK_PREFERRED,
         .block_max = SESSION_PAYLOAD_MAX,

@@ -19,8 +19,9 @@ static void log_from_image(void *context, const char *line)
 }
 
 // Opens a file that this server does not use otherwise. Returns as backend_open_file().
-static int open_file(struct exports *exports, const char *path,
-                     const struct file_open_options *options, struct file **out, struct error *err)
+static int export_open_file(struct exports *exports, const char *path,
+                            const struct file_open_options *options, struct file **out,
+                            struct error *err)
 {
     int result = file_in_use_by_output(path, err);
 
@@ -49,7 +50,7 @@ static int open_backing(void *context, const char *path, struct file **out, stru
         .warn = log_from_image,
         .context = context,
     };
-    int result = open_file(export->exports, path, &options, out, err);
+    int result = export_open_file(export->exports, path, &options, out, err);
 
     if (result == -EAGAIN) {
         error_append(err, ", or serve it all the same with --read-only --force-share (-r -U)");
@@ -57,7 +58,7 @@ static int open_backing(void *context, const char *path, struct file **out, stru
     return result;
 }
 
-static void identify(void *context, const char *path, uint64_t *device, uint64_t *inode)
+static void export_open_identify(void *context, const char *path, uint64_t *device, uint64_t *inode)
 {
     struct stat st;
 
@@ -113,7 +114,7 @@ static int open_image(struct exports *exports, struct export *export, const char
     const struct image_host host = {
         .context = export,
         .open_backing = open_backing,
-        .identify = identify,
+        .identify = export_open_identify,
         .log = log_from_image,
         .trace = exports->log->level >= LOG_LEVEL_TRACE ? trace_from_image : NULL,
         .offload = offload,
@@ -124,7 +125,7 @@ static int open_image(struct exports *exports, struct export *export, const char
     struct file *file;
     int result;
 
-    result = open_file(exports, path, &file_options, &file, err);
+    result = export_open_file(exports, path, &file_options, &file, err);
     if (result == -EAGAIN) {
         error_append(err, ", or serve it all the same with %s",
                      options->read_only

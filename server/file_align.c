@@ -74,7 +74,7 @@ static struct align_file *align_file_of(const struct align_request *r)
     return (struct align_file *)r->parent->file;
 }
 
-static void begin(struct align_request *r);
+static void file_align_begin(struct align_request *r);
 static void step(struct file_io *child);
 
 static bool conflict(const struct align_request *a, const struct align_request *b)
@@ -135,7 +135,7 @@ static void release_bounce(struct align_file *f, struct align_request *r, struct
 }
 
 // Frees the request, answers its parent, and begins whatever waited for it.
-static void finish(struct align_request *r, int result)
+static void file_align_finish(struct align_request *r, int result)
 {
     struct align_file *f = align_file_of(r);
     struct ready_list ready = STAILQ_HEAD_INITIALIZER(ready);
@@ -151,7 +151,7 @@ static void finish(struct align_request *r, int result)
 
     while ((next = STAILQ_FIRST(&ready)) != NULL) {
         STAILQ_REMOVE_HEAD(&ready, ready_link);
-        begin(next);
+        file_align_begin(next);
     }
 }
 
@@ -194,7 +194,7 @@ static uint64_t part_begin(const struct align_request *r)
     return r->parent->offset > r->piece_begin ? r->parent->offset : r->piece_begin;
 }
 
-static uint64_t part_end(const struct align_request *r)
+static uint64_t file_align_part_end(const struct align_request *r)
 {
     uint64_t end = r->parent->offset + r->parent->length;
 
@@ -205,7 +205,7 @@ static uint64_t part_end(const struct align_request *r)
 static void copy_part(struct align_request *r)
 {
     uint64_t skip = part_begin(r) - r->parent->offset;
-    uint64_t left = part_end(r) - part_begin(r);
+    uint64_t left = file_align_part_end(r) - part_begin(r);
     char *bounce = r->bounce + (part_begin(r) - r->piece_begin);
 
     for (int i = 0; left > 0; i++) {
@@ -241,7 +241,7 @@ static void tail_or_write(struct align_request *r)
     uint64_t tail = r->piece_end - alignment;
     bool have_it = r->state == ALIGN_HEAD && tail == r->piece_begin;
 
-    if (part_end(r) < r->piece_end && !have_it)
+    if (file_align_part_end(r) < r->piece_end && !have_it)
         submit_child(r, ALIGN_TAIL, FILE_READ, tail, alignment);
     else
         write_piece(r);
@@ -265,7 +265,7 @@ static void begin_piece(struct align_request *r, uint64_t begin)
 static void piece_done(struct align_request *r)
 {
     if (r->piece_end == r->end)
-        finish(r, 0);
+        file_align_finish(r, 0);
     else
         begin_piece(r, r->piece_end);
 }
@@ -275,13 +275,13 @@ static void step(struct file_io *child)
     struct align_request *r = (struct align_request *)child;
 
     if (child->result < 0) {
-        finish(r, child->result);
+        file_align_finish(r, child->result);
         return;
     }
     switch (r->state) {
     case ALIGN_PASS:
         r->parent->extent_count = child->extent_count;
-        finish(r, 0);
+        file_align_finish(r, 0);
         return;
     case ALIGN_READ:
         copy_part(r);
@@ -315,7 +315,7 @@ static bool is_aligned(const struct align_file *f, const struct file_io *io)
 }
 
 // Its turn in the order has come, or room for its buffer.
-static void begin(struct align_request *r)
+static void file_align_begin(struct align_request *r)
 {
     struct align_file *f = align_file_of(r);
 
@@ -335,7 +335,7 @@ static void begin(struct align_request *r)
     }
     void *bounce;
     if (posix_memalign(&bounce, FILE_ALIGN_MEMORY_MAX, r->bounce_size) != 0) {
-        finish(r, -ENOMEM);
+        file_align_finish(r, -ENOMEM);
         return;
     }
     r->bounce = bounce;
@@ -396,7 +396,7 @@ static void align_submit(struct file *file, struct file_io *io)
     if (r->ordered)
         order(f, r);
     if (r->blockers == 0)
-        begin(r);
+        file_align_begin(r);
 }
 
 static void align_wait(struct file *file)
@@ -427,15 +427,15 @@ static const struct file_ops align_ops = {
     .close = align_close,
 };
 
-static bool power_of_two(size_t value)
+static bool file_align_power_of_two(size_t value)
 {
     return value != 0 && (value & (value - 1)) == 0;
 }
 
 int file_align_new(struct file *lower, size_t alignment, size_t memory_alignment, struct file **out)
 {
-    if (!power_of_two(alignment) || alignment > FILE_ALIGN_MAX || !power_of_two(memory_alignment) ||
-        memory_alignment > FILE_ALIGN_MEMORY_MAX)
+    if (!file_align_power_of_two(alignment) || alignment > FILE_ALIGN_MAX ||
+        !file_align_power_of_two(memory_alignment) || memory_alignment > FILE_ALIGN_MEMORY_MAX)
         return -EINVAL;
 
     struct align_file *f = calloc(1, sizeof(*f));

@@ -141,8 +141,8 @@ static int find_write_protection(int fd, bool block_device)
     return seals >= 0 && (seals & SEALS_AGAINST_WRITING) ? EPERM : 0;
 }
 
-static int check_type(const struct stat *st, const char *path,
-                      const struct file_open_options *options, struct error *err)
+static int file_backend_check_type(const struct stat *st, const char *path,
+                                   const struct file_open_options *options, struct error *err)
 {
     if (S_ISREG(st->st_mode) || S_ISBLK(st->st_mode))
         return 0;
@@ -162,7 +162,7 @@ static int set_up_descriptor(int fd, const char *path, const struct file_open_op
 
     if (fstat(fd, &st) != 0)
         return error_set(err, errno, "%s: %s", path, strerror(errno));
-    int result = check_type(&st, path, options, err);
+    int result = file_backend_check_type(&st, path, options, err);
     if (result < 0)
         return result;
     int protection = options->read_only ? 0 : find_write_protection(fd, S_ISBLK(st.st_mode));
@@ -191,7 +191,7 @@ static int open_descriptor(const char *path, const struct file_open_options *opt
 
     // A FIFO or a device is not even opened: that wakes who waits there, or starts something.
     if (stat(path, &st) == 0) {
-        int result = check_type(&st, path, options, err);
+        int result = file_backend_check_type(&st, path, options, err);
 
         if (result < 0)
             return result;

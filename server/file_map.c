@@ -66,7 +66,7 @@ static bool window_is(const struct map_window *window, int fd, uint64_t number)
     return window->lost_next != 0 && window->fd == fd && window->number == number;
 }
 
-static char *address_of(const struct file_map *map, const struct map_window *window)
+static char *file_map_address_of(const struct file_map *map, const struct map_window *window)
 {
     return map->base + (size_t)(window - map->windows) * FILE_MAP_WINDOW_BYTES;
 }
@@ -82,7 +82,8 @@ static void window_unmap(struct file_map *map, struct map_window *window)
 {
     assert(window->loan_bytes == 0);
     if (window->mapped) {
-        map->broken |= set_aside(address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
+        map->broken |=
+            set_aside(file_map_address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
         map->mapped--;
     }
     memset(window, 0, sizeof(*window));
@@ -105,7 +106,7 @@ static bool window_ask(const struct file_map *map, struct map_window *window)
     bool any = false;
 
     memset(window->resident, 0, sizeof(window->resident));
-    if (mincore(address_of(map, window), FILE_MAP_WINDOW_BYTES, pages) < 0) {
+    if (mincore(file_map_address_of(map, window), FILE_MAP_WINDOW_BYTES, pages) < 0) {
         return false;
     }
     for (size_t i = 0; i < WINDOW_PAGES; i++) {
@@ -131,15 +132,17 @@ static void window_map(struct file_map *map, struct map_window *window)
     if (map->broken || !may_ask(window->fd)) {
         return;
     }
-    if (mmap(address_of(map, window), FILE_MAP_WINDOW_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED,
-             window->fd, (off_t)(window->number * FILE_MAP_WINDOW_BYTES)) == MAP_FAILED) {
+    if (mmap(file_map_address_of(map, window), FILE_MAP_WINDOW_BYTES, PROT_READ,
+             MAP_SHARED | MAP_FIXED, window->fd,
+             (off_t)(window->number * FILE_MAP_WINDOW_BYTES)) == MAP_FAILED) {
         map->broken = true;
         return;
     }
     window->mapped = true;
     map->mapped++;
     if (!window_ask(map, window)) {
-        map->broken |= set_aside(address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
+        map->broken |=
+            set_aside(file_map_address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
         window->mapped = false;
         map->mapped--;
     }
@@ -156,7 +159,7 @@ static bool pages_resident(const struct map_window *window, size_t first, size_t
 }
 
 // Where the window ends that at is in, or end, whichever comes first.
-static uint64_t part_end(uint64_t at, uint64_t end)
+static uint64_t file_map_part_end(uint64_t at, uint64_t end)
 {
     uint64_t next = (at / FILE_MAP_WINDOW_BYTES + 1) * FILE_MAP_WINDOW_BYTES;
 
@@ -168,7 +171,7 @@ static bool all_resident(const struct file_map *map, int fd, uint64_t begin, uin
     while (begin < end) {
         uint64_t number = begin / FILE_MAP_WINDOW_BYTES;
         uint64_t start = number * FILE_MAP_WINDOW_BYTES;
-        uint64_t stop = part_end(begin, end);
+        uint64_t stop = file_map_part_end(begin, end);
         struct map_window *window = window_of(map, fd, number);
 
         if (!window_is(window, fd, number) || !window->mapped ||
@@ -194,8 +197,8 @@ static bool copy_all(const struct file_map *map, int fd, const struct file_io *i
 
         while (left > 0) {
             const struct map_window *window = window_of(map, fd, offset / FILE_MAP_WINDOW_BYTES);
-            const char *from = address_of(map, window) + offset % FILE_MAP_WINDOW_BYTES;
-            size_t bytes = (size_t)(part_end(offset, offset + left) - offset);
+            const char *from = file_map_address_of(map, window) + offset % FILE_MAP_WINDOW_BYTES;
+            size_t bytes = (size_t)(file_map_part_end(offset, offset + left) - offset);
 
             if (!file_guarded_copy(to, from, bytes)) {
                 return false;
@@ -266,7 +269,7 @@ static void note_loan(struct file_map *map, const char *at, uint64_t bytes, bool
 
     while (begin < end) {
         struct map_window *window = &map->windows[begin / FILE_MAP_WINDOW_BYTES];
-        uint32_t part = (uint32_t)(part_end(begin, end) - begin);
+        uint32_t part = (uint32_t)(file_map_part_end(begin, end) - begin);
 
         assert(!returned || window->loan_bytes >= part);
         window->loan_bytes += returned ? -part : part;
@@ -283,7 +286,7 @@ const void *file_map_loan_take(struct file_map *map, int fd, const struct file_i
         return NULL;
     }
     // Windows that follow each other in the file do so in memory, but for the last place.
-    at = address_of(map, window_of(map, fd, io->offset / FILE_MAP_WINDOW_BYTES)) +
+    at = file_map_address_of(map, window_of(map, fd, io->offset / FILE_MAP_WINDOW_BYTES)) +
          io->offset % FILE_MAP_WINDOW_BYTES;
     if (io->length > (uint64_t)map->count * FILE_MAP_WINDOW_BYTES - (uint64_t)(at - map->base)) {
         return NULL;
@@ -320,7 +323,7 @@ bool file_map_loan_copy(struct file_map *map, void *to, const void *from, size_t
 
     while (begin < end) {
         struct map_window *window = &map->windows[begin / FILE_MAP_WINDOW_BYTES];
-        size_t part = (size_t)(part_end(begin, end) - begin);
+        size_t part = (size_t)(file_map_part_end(begin, end) - begin);
 
         if (!file_guarded_copy(to, map->base + begin, part)) {
             window_doubt(window);

@@ -25,7 +25,7 @@ static struct pool *pool_of(struct backend *backend)
     return (struct pool *)backend;
 }
 
-static void work(struct task *task)
+static void file_pool_work(struct task *task)
 {
     struct file_io *io = file_io_of(task);
 
@@ -80,7 +80,7 @@ struct backend *backend_pool_new(struct runq *runq, struct error *err)
 {
     const struct threads_options options = {
         .name = "file access",
-        .work = work,
+        .work = file_pool_work,
         .max = POOL_THREADS_MAX,
         .stack_bytes = POOL_STACK_BYTES,
     };

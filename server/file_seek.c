@@ -46,7 +46,7 @@ static int find_piece(int fd, uint64_t begin, struct piece *piece)
 }
 
 // Adds the piece to what was found before it. Returns false where there is no room.
-static bool add(struct file_io *io, const struct piece *piece)
+static bool file_seek_add(struct file_io *io, const struct piece *piece)
 {
     struct file_extent *last = io->extent_count > 0 ? &io->extents[io->extent_count - 1] : NULL;
     uint64_t length = piece->end - piece->begin;
@@ -69,7 +69,7 @@ int file_seek_extents(int fd, struct file_io *io)
 
     for (int i = 0; i < SEEK_PIECES_MAX && piece.end < INT64_MAX; i++) {
         result = find_piece(fd, piece.end, &piece);
-        if (result < 0 || !add(io, &piece))
+        if (result < 0 || !file_seek_add(io, &piece))
             break;
     }
     // What came before the error is well known.

@@ -167,7 +167,7 @@ static unsigned poll_aside(struct uring *u)
 }
 
 // Fills the submission ring from the queue. Returns how many entries were filled.
-static unsigned fill(struct uring *u)
+static unsigned file_uring_fill(struct uring *u)
 {
     unsigned count = poll_aside(u);
 
@@ -231,7 +231,7 @@ static void reap(struct uring *u)
 }
 
 // Hands the filled entries to the kernel, and waits for as many completions.
-static void submit(struct uring *u, unsigned wait_count)
+static void file_uring_submit(struct uring *u, unsigned wait_count)
 {
     do {
         int result = io_uring_submit_and_wait(&u->ring, wait_count);
@@ -270,8 +270,8 @@ static void uring_turn(struct backend *backend)
     if (u->queued_count == 1)
         try_single_read(u);
     reap(u);
-    while (fill(u) > 0) {
-        submit(u, 0);
+    while (file_uring_fill(u) > 0) {
+        file_uring_submit(u, 0);
         reap(u);
     }
 }
@@ -282,9 +282,9 @@ static void uring_wait(struct backend *backend)
 
     uring_turn(backend);
     while (runq_empty(backend->runq)) {
-        fill(u);
+        file_uring_fill(u);
         assert(u->in_flight > 0 || u->polling);
-        submit(u, 1);
+        file_uring_submit(u, 1);
         reap(u);
     }
 }

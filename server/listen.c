@@ -189,7 +189,7 @@ static uint16_t bound_port(int fd)
 }
 
 // Returns a listening socket or a negative errno.
-static int open_address(const struct addrinfo *info, bool alone)
+static int listen_open_address(const struct addrinfo *info, bool alone)
 {
     const int on = 1;
     const int v6only = !alone; // `::` by itself takes IPv4, too
@@ -231,7 +231,7 @@ static int open_addresses(struct listeners *listeners, struct addrinfo *addresse
             continue;
         }
         address_set_port(info->ai_addr, port);
-        fd = open_address(info, alone && addresses->ai_next == NULL);
+        fd = listen_open_address(info, alone && addresses->ai_next == NULL);
         if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL) {
             last = fd;
             continue;

@@ -52,8 +52,8 @@ bool vsock_address_parse(const char *text, struct vsock_address *address)
     return *end == '\0';
 }
 
-static bool address_of(int fd, int (*ask)(int, struct sockaddr *, socklen_t *),
-                       struct vsock_address *address)
+static bool listen_vsock_address_of(int fd, int (*ask)(int, struct sockaddr *, socklen_t *),
+                                    struct vsock_address *address)
 {
     union {
         struct sockaddr any;
@@ -71,12 +71,12 @@ static bool address_of(int fd, int (*ask)(int, struct sockaddr *, socklen_t *),
 
 bool vsock_address_own(int fd, struct vsock_address *address)
 {
-    return address_of(fd, getsockname, address);
+    return listen_vsock_address_of(fd, getsockname, address);
 }
 
 bool vsock_address_peer(int fd, struct vsock_address *address)
 {
-    return address_of(fd, getpeername, address);
+    return listen_vsock_address_of(fd, getpeername, address);
 }
 
 uint32_t vsock_local_cid(void)
@@ -114,7 +114,7 @@ int listen_vsock_name(struct listener *listener, struct error *err)
 }
 
 // Returns a listening socket or a negative errno.
-static int open_address(const struct vsock_address *address)
+static int listen_vsock_open_address(const struct vsock_address *address)
 {
     const struct sockaddr_vm wanted = {
         .svm_family = AF_VSOCK,
@@ -166,7 +166,7 @@ int listen_vsock(struct listeners *listeners, const struct vsock_address *addres
                  struct error *err)
 {
     size_t before = listeners->count;
-    int fd = open_address(address);
+    int fd = listen_vsock_open_address(address);
     int result;
 
     if (fd < 0) {

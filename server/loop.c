@@ -52,7 +52,7 @@ int loop_block_signals(void)
 
 // Runs the queue and the backend until nothing more happens by itself, or until that time. Returns
 // whether that point was reached.
-static bool drain(struct loop *loop, uint64_t end)
+static bool loop_drain(struct loop *loop, uint64_t end)
 {
     do {
         runq_run(loop->runq);
@@ -73,7 +73,7 @@ static long times_displaced(void)
 }
 
 // Lets others have the processor, if they want it. Returns whether they did.
-static bool yield(struct loop *loop)
+static bool loop_yield(struct loop *loop)
 {
     uint64_t begin = uv_hrtime();
     long displaced;
@@ -116,7 +116,7 @@ static void on_again(uv_idle_t *handle)
     loop->looks++;
     if ((loop->looks & (loop->looks - 1)) != 0) {
         relax();
-    } else if (yield(loop)) {
+    } else if (loop_yield(loop)) {
         loop_spin_crowded(&loop->spin);
     }
 }
@@ -135,7 +135,7 @@ static unsigned take_turns(struct loop *loop, uint64_t begin)
     unsigned all = 0;
 
     for (int i = 0; i < LOOP_TURN_ROUNDS; i++) {
-        bool quiet = drain(loop, begin + LOOP_DRAIN_NS);
+        bool quiet = loop_drain(loop, begin + LOOP_DRAIN_NS);
         int ready = backend_has_blocked(loop->backend) ? count_ready(loop) : 0;
         unsigned turn = loop->owner.turn(loop->owner.context);
         // A request whose bytes stay in the socket until its reply has left is not another one.

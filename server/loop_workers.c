@@ -23,7 +23,7 @@ static struct offload_job *job_of(struct task *task)
     return (struct offload_job *)((char *)task - offsetof(struct offload_job, task));
 }
 
-static void work(struct task *task)
+static void loop_workers_work(struct task *task)
 {
     struct offload_job *job = job_of(task);
 
@@ -34,7 +34,7 @@ int loop_workers_open(struct loop_workers *workers, struct error *err)
 {
     const struct threads_options options = {
         .name = "workers",
-        .work = work,
+        .work = loop_workers_work,
         .max = WORKERS_MAX,
         .stack_bytes = WORKERS_STACK_BYTES,
     };
@@ -50,7 +50,7 @@ void loop_workers_close(struct loop_workers *workers)
     workers->threads = NULL;
 }
 
-static void collect(struct loop_workers *workers)
+static void loop_workers_collect(struct loop_workers *workers)
 {
     struct task_list done = STAILQ_HEAD_INITIALIZER(done);
     struct task *task;
@@ -67,7 +67,7 @@ static void on_done(uv_poll_t *handle, int status, int events)
 {
     (void)status;
     (void)events;
-    collect(handle->data);
+    loop_workers_collect(handle->data);
 }
 
 int loop_workers_attach(struct loop_workers *workers, struct uv_loop_s *loop)
@@ -104,7 +104,7 @@ void loop_workers_wait(struct loop_workers *workers)
 {
     while (workers->running > 0) {
         threads_wait(workers->threads);
-        collect(workers);
+        loop_workers_collect(workers);
     }
 }
 

@@ -22,7 +22,7 @@ static const struct command {
 
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
-static void print_help(FILE *to)
+static void main_print_help(FILE *to)
 {
     fputs("Usage: lazycow COMMAND [OPTION...] ...\n"
           "An NBD server for qcow2 images.\n"
@@ -51,10 +51,10 @@ static int print_version(void)
 }
 
 // Runs what the command line asks for. Returns the exit code.
-static int run(int argc, char **argv)
+static int main_run(int argc, char **argv)
 {
     if (argc < 2) {
-        print_help(stderr);
+        main_print_help(stderr);
         return 1;
     }
     if (argc == 3 && strcmp(argv[1], "help") == 0) {
@@ -71,7 +71,7 @@ static int run(int argc, char **argv)
         }
     }
     if (is_option(argv[1], "-h", "--help") || strcmp(argv[1], "help") == 0) {
-        print_help(stdout);
+        main_print_help(stdout);
         return 0;
     }
     if (is_option(argv[1], "-V", "--version")) {
@@ -103,6 +103,6 @@ int main(int argc, char **argv)
         (void)!write(STDERR_FILENO, err.text, strlen(err.text));
         return 1;
     }
-    code = run(argc, argv);
+    code = main_run(argc, argv);
     return code == 0 && cmd_flush_output() < 0 ? 1 : code;
 }

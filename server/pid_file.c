@@ -29,7 +29,7 @@ static int cannot(const char *path, int code, struct error *err)
     return error_set(err, code, "--pid-file '%s': cannot write it: %s", path, strerror(code));
 }
 
-static int check_type(const char *path, const struct stat *st, struct error *err)
+static int pid_file_check_type(const char *path, const struct stat *st, struct error *err)
 {
     if (S_ISREG(st->st_mode)) {
         return 0;
@@ -42,7 +42,7 @@ static int check_type(const char *path, const struct stat *st, struct error *err
 }
 
 // Opens the file, which is made if need be. Sets *made. Returns the descriptor or a negative errno.
-static int open_file(const char *path, bool *made, struct error *err)
+static int pid_file_open_one(const char *path, bool *made, struct error *err)
 {
     struct stat st;
     int result;
@@ -50,7 +50,7 @@ static int open_file(const char *path, bool *made, struct error *err)
 
     // To open a FIFO or a device would wait, or do something.
     if (stat(path, &st) == 0) {
-        result = check_type(path, &st, err);
+        result = pid_file_check_type(path, &st, err);
         if (result < 0) {
             return result;
         }
@@ -64,7 +64,7 @@ static int open_file(const char *path, bool *made, struct error *err)
     if (fd < 0) {
         return cannot(path, errno, err);
     }
-    result = fstat(fd, &st) < 0 ? cannot(path, errno, err) : check_type(path, &st, err);
+    result = fstat(fd, &st) < 0 ? cannot(path, errno, err) : pid_file_check_type(path, &st, err);
     if (result < 0) {
         close(fd);
         return result;
@@ -186,7 +186,7 @@ int pid_file_take(struct pid_file *pid_file, const char *path, struct error *err
     *pid_file = (struct pid_file){.fd = -1};
     for (int i = 0; i < PID_FILE_TRIES; i++) {
         bool made;
-        int fd = open_file(path, &made, err);
+        int fd = pid_file_open_one(path, &made, err);
         int result;
 
         if (fd < 0) {

@@ -11,7 +11,7 @@
 // ---- The options --------------------------------------------------------------------------------
 
 // Appends to a list of addresses of one kind.
-static bool add(const char *list[SERVE_LISTEN_MAX], size_t *count, const char *value)
+static bool serve_listen_add(const char *list[SERVE_LISTEN_MAX], size_t *count, const char *value)
 {
     if (*count == SERVE_LISTEN_MAX || value[0] == '\0') {
         return false;
@@ -22,12 +22,12 @@ static bool add(const char *list[SERVE_LISTEN_MAX], size_t *count, const char *v
 
 bool serve_set_socket(struct serve_options *o, const char *value)
 {
-    return add(o->listen.sockets, &o->listen.socket_count, value);
+    return serve_listen_add(o->listen.sockets, &o->listen.socket_count, value);
 }
 
 bool serve_set_bind(struct serve_options *o, const char *value)
 {
-    return add(o->listen.binds, &o->listen.bind_count, value);
+    return serve_listen_add(o->listen.binds, &o->listen.bind_count, value);
 }
 
 bool serve_set_port(struct serve_options *o, const char *value)

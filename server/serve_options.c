@@ -27,7 +27,7 @@
 
 // ---- One function an option: false for a value that is not among those allowed ------------------
 
-static bool set_max_connections(struct serve_options *o, const char *value)
+static bool serve_options_set_max_connections(struct serve_options *o, const char *value)
 {
     unsigned long n;
 
@@ -314,8 +314,8 @@ const struct serve_setting serve_settings[] = {
     {"vsock", 0, serve_set_vsock, "one of at most 16 addresses [CID:]PORT"},
     {"stdio", 0, serve_set_stdio, NULL},
     {"tcp-keepalive", 0, serve_set_tcp_keepalive, "on, off or 1 to 32767 seconds"},
-    {"max-connections", 'e', set_max_connections, "1 to 16384"},
-    {"shared", 0, set_max_connections, "1 to 16384"}, // qemu-nbd's name for it
+    {"max-connections", 'e', serve_options_set_max_connections, "1 to 16384"},
+    {"shared", 0, serve_options_set_max_connections, "1 to 16384"}, // qemu-nbd's name for it
     {"read-only", 'r', set_read_only, NULL},
     {"export", 0, set_export, "NAME=IMAGE"},
     {"export-name", 'x', set_export_name, "a name"},

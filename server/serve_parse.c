@@ -76,7 +76,7 @@ void serve_options_add_image(struct serve_options *options, enum export_argument
     options->image_count++;
 }
 
-static enum serve_parse take(struct serve_options *options, int value)
+static enum serve_parse serve_parse_take(struct serve_options *options, int value)
 {
     const struct serve_setting *setting;
 
@@ -133,7 +133,7 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
             report_wrong_option(value, argc, argv, tables.long_options);
             return SERVE_PARSE_WRONG;
         }
-        result = take(options, value);
+        result = serve_parse_take(options, value);
         if (result != SERVE_PARSE_RUN) {
             return result;
         }

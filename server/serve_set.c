@@ -12,7 +12,7 @@
 #define TEXT_SHOWN 200
 
 // Settings whose option means something else for the server as a whole.
-static bool set_max_connections(struct serve_options *o, const char *value)
+static bool serve_set_max_connections(struct serve_options *o, const char *value)
 {
     unsigned long n;
 
@@ -24,7 +24,7 @@ static bool set_max_connections(struct serve_options *o, const char *value)
 }
 
 static const struct serve_setting own_settings[] = {
-    {.name = "max-connections", .set = set_max_connections, .allowed = "1 to 16384"},
+    {.name = "max-connections", .set = serve_set_max_connections, .allowed = "1 to 16384"},
     {0},
 };
 
@@ -52,7 +52,7 @@ static const struct serve_setting *option_of(const char *name)
 }
 
 // The setting of this name; NULL: there is none for single exports.
-static const struct serve_setting *find(const char *key, size_t length)
+static const struct serve_setting *serve_set_find(const char *key, size_t length)
 {
     for (const struct serve_setting *own = own_settings; own->name != NULL; own++) {
         if (strlen(own->name) == length && memcmp(own->name, key, length) == 0) {
@@ -79,13 +79,14 @@ static int unknown_key(const char *text, const char *key, size_t length, struct 
     return -EINVAL;
 }
 
-static int unknown_name(const struct export_plans *plans, const char *text, struct error *err)
+static int serve_set_unknown_name(const struct export_plans *plans, const char *text,
+                                  struct error *err)
 {
     const char *end = strchr(text, ':');
 
     // The name ends before a key, as far as one can tell.
     for (const char *p = end; p != NULL; p = strchr(p + 1, ':')) {
-        if (find(p + 1, strcspn(p + 1, "=")) != NULL) {
+        if (serve_set_find(p + 1, strcspn(p + 1, "=")) != NULL) {
             end = p;
         }
     }
@@ -111,11 +112,11 @@ static int apply(struct serve_options *options, const struct export_plans *plans
     bool good;
 
     if (plan == NULL) {
-        return unknown_name(plans, text, err);
+        return serve_set_unknown_name(plans, text, err);
     }
     key = text + strlen(plan->name) + 1;
     length = strcspn(key, "=");
-    setting = find(key, length);
+    setting = serve_set_find(key, length);
     if (setting == NULL) {
         return unknown_key(text, key, length, err);
     }

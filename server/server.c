@@ -228,7 +228,7 @@ static bool on_tick(void *context, uint64_t now)
 
 // ---- Life ---------------------------------------------------------------------------------------
 
-static int begin(struct server *server, struct error *err)
+static int server_begin(struct server *server, struct error *err)
 {
     const struct server_options *options = server->options;
     struct listeners *listeners = options->listeners;
@@ -302,7 +302,7 @@ static void serve_only_client(struct server *server)
 int server_run(const struct server_options *options, struct error *err)
 {
     struct server server = {.options = options};
-    int result = begin(&server, err);
+    int result = server_begin(&server, err);
 
     if (result < 0) {
         return result;

@@ -27,7 +27,7 @@ static bool wait_again(int fd, short events)
     return errno == EINTR || (errno == EAGAIN && poll(&poll_fd, 1, -1) >= 0);
 }
 
-static bool write_all(int fd, const char *data, size_t length)
+static bool stdio_client_write_all(int fd, const char *data, size_t length)
 {
     while (length > 0) {
         ssize_t n = write(fd, data, length);
@@ -50,7 +50,8 @@ static void pass_on(int from, int to)
 
     do {
         n = read(from, buffer, sizeof(buffer));
-    } while (n > 0 ? write_all(to, buffer, (size_t)n) : n < 0 && wait_again(from, POLLIN));
+    } while (n > 0 ? stdio_client_write_all(to, buffer, (size_t)n)
+                   : n < 0 && wait_again(from, POLLIN));
 }
 
 // The thread may wait for the client for longer than the rest of the process lives, so it has nothing
@@ -206,7 +207,7 @@ static int take_pair(struct stdio_client *client)
 
 // Nothing that is printed may come between the replies, and the end of the connection must be its
 // last descriptor's.
-static int let_go(void)
+static int stdio_client_let_go(void)
 {
     bool log_too =
         same_file(STDERR_FILENO, STDOUT_FILENO) || same_file(STDERR_FILENO, STDIN_FILENO);
@@ -235,7 +236,7 @@ int stdio_client_take(struct stdio_client *client, struct error *err)
     *client = (struct stdio_client){.fd = -1};
     result = one ? take_socket(client) : take_pair(client);
     if (result == 0) {
-        result = let_go();
+        result = stdio_client_let_go();
     }
     if (result < 0) {
         return error_set(err, -result, "--stdio: cannot take the client: %s", strerror(-result));

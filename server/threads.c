@@ -32,7 +32,7 @@ struct threads {
     pthread_t ids[]; // options.max of them
 };
 
-static void *run(void *argument)
+static void *threads_run(void *argument)
 {
     struct threads *t = argument;
 
@@ -87,7 +87,7 @@ static int start_thread(struct threads *t)
     pthread_sigmask(SIG_SETMASK, &all, &old);
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, t->options.stack_bytes);
-    result = pthread_create(&t->ids[t->count], &attributes, run, t);
+    result = pthread_create(&t->ids[t->count], &attributes, threads_run, t);
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (result == 0) {

@@ -189,7 +189,7 @@ void tls_free(struct tls *tls)
 
 // ---- Handshake ----------------------------------------------------------------------------------
 
-static void fail(struct tls *tls, const char *what, const char *why)
+static void tls_fail(struct tls *tls, const char *what, const char *why)
 {
     snprintf(tls->reason, sizeof(tls->reason), "%s: %s", what, why);
 }
@@ -231,10 +231,10 @@ static void fail_verification(struct tls *tls)
     gnutls_datum_t text;
 
     if (gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0) < 0) {
-        fail(tls, "TLS handshake failed", "the client's certificate was not accepted");
+        tls_fail(tls, "TLS handshake failed", "the client's certificate was not accepted");
         return;
     }
-    fail(tls, "TLS handshake failed", (const char *)text.data);
+    tls_fail(tls, "TLS handshake failed", (const char *)text.data);
     gnutls_free(text.data);
 }
 
@@ -274,7 +274,7 @@ static int name_of_certificate(struct tls *tls)
     return result < 0 ? result : 0;
 }
 
-static int identify(struct tls *tls)
+static int tls_identify(struct tls *tls)
 {
     const char *name;
 
@@ -306,7 +306,7 @@ enum tls_progress tls_handshake(struct tls *tls)
         return TLS_MORE;
     }
     if (result == GNUTLS_E_SUCCESS) {
-        result = identify(tls);
+        result = tls_identify(tls);
     }
     if (result == GNUTLS_E_SUCCESS) {
         tls->done = true;
@@ -316,15 +316,15 @@ enum tls_progress tls_handshake(struct tls *tls)
     if (result == GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR) {
         fail_verification(tls);
     } else if (result == GNUTLS_E_FATAL_ALERT_RECEIVED) {
-        fail(tls, "the client has ended the TLS handshake",
-             alert_name(gnutls_alert_get(tls->session)));
+        tls_fail(tls, "the client has ended the TLS handshake",
+                 alert_name(gnutls_alert_get(tls->session)));
     } else if (result == GNUTLS_E_DECRYPTION_FAILED && alert >= 0) {
-        fail(tls, "the client has ended the TLS handshake",
-             alert_name((gnutls_alert_description_t)alert));
+        tls_fail(tls, "the client has ended the TLS handshake",
+                 alert_name((gnutls_alert_description_t)alert));
     } else if (result == GNUTLS_E_PREMATURE_TERMINATION) {
-        fail(tls, "TLS handshake failed", "the client has closed the connection");
+        tls_fail(tls, "TLS handshake failed", "the client has closed the connection");
     } else {
-        fail(tls, "TLS handshake failed", gnutls_strerror(result));
+        tls_fail(tls, "TLS handshake failed", gnutls_strerror(result));
     }
     return TLS_FAILED;
 }
@@ -371,7 +371,7 @@ ssize_t tls_read(struct tls *tls, const struct iovec *iov, int count)
     if (tls->ended == 0 || tls->ended == GNUTLS_E_PREMATURE_TERMINATION) {
         return 0;
     }
-    fail(tls, "TLS failed", gnutls_strerror((int)tls->ended));
+    tls_fail(tls, "TLS failed", gnutls_strerror((int)tls->ended));
     return -EPROTO;
 }
 
@@ -411,7 +411,7 @@ ssize_t tls_write(struct tls *tls, const struct iovec *iov, int count)
         n = n < RECORD_PLAIN_MAX ? n : RECORD_PLAIN_MAX;
         sent = gnutls_record_send(tls->session, data, n);
         if (sent <= 0) {
-            fail(tls, "TLS failed", gnutls_strerror((int)sent));
+            tls_fail(tls, "TLS failed", gnutls_strerror((int)sent));
             return -EPROTO;
         }
         total += (size_t)sent;

@@ -123,8 +123,8 @@ static bool self_signed(gnutls_x509_crt_t certificate)
 
 // The server's certificate and those that lead from it to an authority. That one's own certificate is
 // of no concern: clients have a copy that they trust.
-static int check_chain(struct tls_check *check, const struct certificates *chain, const char *path,
-                       time_t now, struct error *err)
+static int tls_check_chain(struct tls_check *check, const struct certificates *chain,
+                           const char *path, time_t now, struct error *err)
 {
     int index = 0;
 
@@ -270,8 +270,8 @@ static char *in_directory(const char *directory, const char *name)
     return asprintf(&path, "%s/%s", directory, name) < 0 ? NULL : path;
 }
 
-static int check_files(struct tls_check *check, char *const paths[4], bool verify_peer, time_t now,
-                       struct error *err)
+static int tls_check_files(struct tls_check *check, char *const paths[4], bool verify_peer,
+                           time_t now, struct error *err)
 {
     struct certificates chain;
     int result = certificates_read(&chain, paths[0], err);
@@ -279,7 +279,7 @@ static int check_files(struct tls_check *check, char *const paths[4], bool verif
     if (result < 0) {
         return result;
     }
-    result = check_chain(check, &chain, paths[0], now, err);
+    result = tls_check_chain(check, &chain, paths[0], now, err);
     if (result == 0 && !serves(chain.list[0])) {
         warn(check,
              "'%s' is not for servers (its purposes lack TLS WWW Server); clients may refuse it",
@@ -308,7 +308,7 @@ int tls_check_directory(struct tls_check *check, const char *directory, bool ver
     int result;
 
     if (paths[0] != NULL && paths[1] != NULL && paths[2] != NULL && paths[3] != NULL) {
-        result = check_files(check, paths, verify_peer, now, err);
+        result = tls_check_files(check, paths, verify_peer, now, err);
     } else {
         result = error_set(err, ENOMEM, "out of memory");
     }

@@ -298,7 +298,7 @@ static int check_regular(const char *option, const char *path, struct error *err
     return 0; // one that is missing is reported where it is needed
 }
 
-static int check_files(const struct tls_options *options, struct error *err)
+static int tls_credentials_check_files(const struct tls_options *options, struct error *err)
 {
     static const char *const names[] = {"server-cert.pem", "server-key.pem", "ca-cert.pem",
                                         "ca-crl.pem"};
@@ -395,7 +395,7 @@ int tls_credentials_load(struct tls_credentials **out, const struct tls_options 
                          time_t now, struct error *err)
 {
     struct tls_credentials *credentials;
-    int result = check_files(options, err);
+    int result = tls_credentials_check_files(options, err);
 
     assert((options->psk != NULL) != (options->certificates != NULL));
     if (result < 0) {

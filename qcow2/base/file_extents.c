@@ -28,7 +28,7 @@ void file_extents_distrust(struct file *file)
         known_extents_changed(file->known, 0, UINT64_MAX);
 }
 
-static void answered(struct file_io *io)
+static void file_extents_answered(struct file_io *io)
 {
     struct file_extents *e = container_of(io, struct file_extents, io);
 
@@ -38,7 +38,8 @@ static void answered(struct file_io *io)
     waitq_wake(&e->waiters, 0);
 }
 
-static void ask(struct file *file, struct file_extents *e, uint64_t offset, uint64_t length)
+static void file_extents_ask(struct file *file, struct file_extents *e, uint64_t offset,
+                             uint64_t length)
 {
     // The first hit belongs to the op that asked. Only a second one shows that more extents are
     // useful.
@@ -53,7 +54,7 @@ static void ask(struct file *file, struct file_extents *e, uint64_t offset, uint
                              .extents = e->answer,
                              .extent_max = e->asked_max,
                              .hole_min = e->known.coarse ? FILE_EXTENTS_COARSE : 0,
-                             .done = answered};
+                             .done = file_extents_answered};
     file_submit(file, &e->io);
 }
 
@@ -91,6 +92,6 @@ int file_extents_get(struct op *op, struct file *file, uint64_t offset, uint64_t
     }
     op->extent_tries++;
     if (!e->known.asking)
-        ask(file, e, offset, *length);
+        file_extents_ask(file, e, offset, *length);
     return op_park(op, &e->waiters);
 }

@@ -4,7 +4,7 @@
 #include <string.h>
 
 // Returns the index of the first extent that ends behind offset.
-static size_t find(const struct known_extents *known, uint64_t offset)
+static size_t known_extents_search(const struct known_extents *known, uint64_t offset)
 {
     size_t low = 0, high = known->count;
 
@@ -45,7 +45,7 @@ static void split(struct known_extents *known, size_t index, uint64_t begin, uin
 
 static void forget(struct known_extents *known, uint64_t begin, uint64_t end)
 {
-    size_t first = find(known, begin);
+    size_t first = known_extents_search(known, begin);
 
     if (first == known->count || known->extents[first].begin >= end)
         return;
@@ -56,7 +56,7 @@ static void forget(struct known_extents *known, uint64_t begin, uint64_t end)
         }
         known->extents[first++].end = begin;
     }
-    size_t behind = find(known, end);
+    size_t behind = known_extents_search(known, end);
     if (behind < known->count && known->extents[behind].begin < end)
         known->extents[behind].begin = end;
     move(known, first, behind);
@@ -67,7 +67,7 @@ static void learn(struct known_extents *known, uint64_t begin, uint64_t end,
 {
     forget(known, begin, end);
 
-    size_t index = find(known, begin);
+    size_t index = known_extents_search(known, begin);
     struct known_extent *k = &known->extents[index];
     if (index > 0 && k[-1].end == begin && k[-1].kind == kind) {
         k[-1].end = end;
@@ -82,7 +82,7 @@ static void learn(struct known_extents *known, uint64_t begin, uint64_t end,
 bool known_extents_find(const struct known_extents *known, uint64_t offset, uint64_t *length,
                         enum file_extent_kind *kind)
 {
-    const struct known_extent *k = &known->extents[find(known, offset)];
+    const struct known_extent *k = &known->extents[known_extents_search(known, offset)];
 
     if (k == &known->extents[known->count] || k->begin > offset)
         return false;

@@ -11,7 +11,8 @@
 #include "qcow2/format/format.h"
 #include "qcow2/format/header.h"
 
-static void submit(struct header_write *hw, struct op *op, uint64_t offset, size_t length)
+static void header_write_submit(struct header_write *hw, struct op *op, uint64_t offset,
+                                size_t length)
 {
     hw->iov = (struct iovec){.iov_base = hw->bytes, .iov_len = length};
     op_submit(op, op->image->file, FILE_WRITE, offset, length, &hw->iov, 1);
@@ -28,7 +29,7 @@ void header_write_bits(struct header_write *hw, struct op *op)
     format_put64(hw->bytes, header->incompatible);
     format_put64(hw->bytes + 8, header->compatible);
     format_put64(hw->bytes + 16, header->autoclear);
-    submit(hw, op, HEADER_OFFSET_INCOMPATIBLE, sizeof(hw->bytes));
+    header_write_submit(hw, op, HEADER_OFFSET_INCOMPATIBLE, sizeof(hw->bytes));
 }
 
 // Overwrites the type of the extension. Removing it would move the extensions behind it, which is
@@ -41,7 +42,7 @@ void header_write_no_bitmaps(struct header_write *hw, struct op *op)
 
     format_put32(hw->bytes, last ? FORMAT_EXTENSION_END : FORMAT_EXTENSION_NONE);
     format_put32(hw->bytes + 4, last ? 0 : extension->length);
-    submit(hw, op, extension->offset - FORMAT_EXTENSION_BYTES, FORMAT_EXTENSION_BYTES);
+    header_write_submit(hw, op, extension->offset - FORMAT_EXTENSION_BYTES, FORMAT_EXTENSION_BYTES);
 }
 
 void header_forget_bitmaps(struct image *image)

@@ -95,7 +95,7 @@ static int place_table(struct op *op, struct refcount_write *rw)
 
 // Repeats until a round takes no clusters: blocks need clusters, clusters need a table that covers
 // them, and a table needs clusters. Any part may park, and ops take clusters meanwhile.
-static int place(struct op *op, struct refcount_write *rw)
+static int refcount_write_place(struct op *op, struct refcount_write *rw)
 {
     const struct alloc *alloc = op->image->alloc;
     uint64_t fresh;
@@ -114,7 +114,8 @@ static int place(struct op *op, struct refcount_write *rw)
     return 0;
 }
 
-static int add_piece(struct image *image, struct refcount_write *rw, uint64_t page, uint64_t piece)
+static int refcount_write_add_piece(struct image *image, struct refcount_write *rw, uint64_t page,
+                                    uint64_t piece)
 {
     struct writeback *wb = &rw->writeback;
     struct refcounts *rc = image->refcounts;
@@ -162,7 +163,7 @@ static int collect_blocks(struct image *image, struct refcount_write *rw)
                 continue;
             if (wb->count == BATCH_PIECES)
                 return 0;
-            int result = add_piece(image, rw, rw->next_page, piece);
+            int result = refcount_write_add_piece(image, rw, rw->next_page, piece);
             if (result < 0)
                 return result;
         }
@@ -318,7 +319,7 @@ int refcount_write_turn(struct op *op, struct refcount_write *rw)
     while (result == 0) {
         switch (rw->state) {
         case REFCOUNT_WRITE_PLACE:
-            result = place(op, rw);
+            result = refcount_write_place(op, rw);
             break;
         case REFCOUNT_WRITE_BLOCKS:
             result = blocks(op, rw);

@@ -139,7 +139,7 @@ int sync_clean(struct op *op)
 
 // ---- BEGIN
 
-static enum sync_state begin(struct image *image)
+static enum sync_state sync_begin(struct image *image)
 {
     struct sync *sync = image->sync;
 
@@ -246,7 +246,7 @@ static enum sync_state go_on_dirty(struct image *image, int error)
     return submit_header(image, SYNC_PREPARED);
 }
 
-static enum sync_state write_refcounts(struct image *image)
+static enum sync_state sync_write_refcounts(struct image *image)
 {
     struct sync *sync = image->sync;
 
@@ -270,7 +270,7 @@ static enum sync_state first_barrier(struct image *image)
     return submit_barrier(image, SYNC_TABLES);
 }
 
-static enum sync_state write_tables(struct image *image)
+static enum sync_state sync_write_tables(struct image *image)
 {
     struct sync *sync = image->sync;
 
@@ -325,7 +325,7 @@ static bool may_clean(const struct image *image)
     return at_rest(image) && quarantine_empty(image->quarantine) && recover_complete(image);
 }
 
-static enum sync_state end(struct image *image, int clean_result)
+static enum sync_state sync_end(struct image *image, int clean_result)
 {
     struct sync *sync = image->sync;
 
@@ -376,12 +376,12 @@ static enum sync_state durable(struct image *image)
     waitq_wake(&image->cache->change_room, result);
     waitq_wake(&image->quarantine->room, result);
     if (!sync->clean_wanted)
-        return end(image, -EBUSY);
+        return sync_end(image, -EBUSY);
     sync->clean_wanted = false;
     if (result < 0)
-        return end(image, result);
+        return sync_end(image, result);
     if (!may_clean(image))
-        return end(image, -EBUSY);
+        return sync_end(image, -EBUSY);
     return SYNC_CLEAN_REFCOUNTS;
 }
 
@@ -390,12 +390,12 @@ static enum sync_state durable(struct image *image)
 static enum sync_state clean_refcounts(struct image *image)
 {
     if (!refcounts_pending(image) && !dirty_bit_on(image->dirty_bit))
-        return end(image, 0);
+        return sync_end(image, 0);
 
     int result = refcounts_turn(image);
     if (result == OP_PARKED)
         return SYNC_PARKED;
-    return result < 0 ? end(image, result) : submit_barrier(image, SYNC_CLEAN_BARRIER);
+    return result < 0 ? sync_end(image, result) : submit_barrier(image, SYNC_CLEAN_BARRIER);
 }
 
 static enum sync_state clean_header(struct image *image)
@@ -403,12 +403,12 @@ static enum sync_state clean_header(struct image *image)
     struct sync *sync = image->sync;
 
     if (sync->op.wait.result < 0)
-        return end(image, sync->op.wait.result);
+        return sync_end(image, sync->op.wait.result);
     if (!dirty_bit_on(image->dirty_bit))
-        return end(image, 0);
+        return sync_end(image, 0);
     // An op may have taken clusters while refcounts were written.
     if (!at_rest(image) || image->refcounts->table_moved)
-        return end(image, -EBUSY);
+        return sync_end(image, -EBUSY);
     image->dirty_bit = DIRTY_BIT_CLEARING;
     return submit_header(image, SYNC_CLEAN_WRITTEN);
 }
@@ -416,7 +416,7 @@ static enum sync_state clean_header(struct image *image)
 static enum sync_state clean_failed(struct image *image)
 {
     image->dirty_bit = DIRTY_BIT_UNSURE;
-    return end(image, image->sync->op.wait.result);
+    return sync_end(image, image->sync->op.wait.result);
 }
 
 static enum sync_state clean_written(struct image *image)
@@ -431,7 +431,7 @@ static enum sync_state clean_durable(struct image *image)
     if (image->sync->op.wait.result < 0)
         return clean_failed(image);
     image->dirty_bit = DIRTY_BIT_CLEAR;
-    return end(image, 0);
+    return sync_end(image, 0);
 }
 
 static const char *const state_names[] = {
@@ -451,11 +451,11 @@ static const char *const state_names[] = {
 // ---- The step function
 
 static enum sync_state (*const stages[])(struct image *image) = {
-    [SYNC_BEGIN] = begin,
+    [SYNC_BEGIN] = sync_begin,
     [SYNC_HEADER] = write_header,
-    [SYNC_REFCOUNTS] = write_refcounts,
+    [SYNC_REFCOUNTS] = sync_write_refcounts,
     [SYNC_PREPARED] = first_barrier,
-    [SYNC_TABLES] = write_tables,
+    [SYNC_TABLES] = sync_write_tables,
     [SYNC_WRITTEN] = last_barrier,
     [SYNC_DURABLE] = durable,
     [SYNC_CLEAN_REFCOUNTS] = clean_refcounts,

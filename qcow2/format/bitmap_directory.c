@@ -8,7 +8,7 @@
 
 #include "qcow2/format/format.h"
 
-static int broken(struct error *err, const struct file *file, const char *what)
+static int bitmap_directory_broken(struct error *err, const struct file *file, const char *what)
 {
     return error_set(err, EINVAL,
                      "'%s': broken bitmap directory: %s; remove the bitmaps with qemu-img bitmap",
@@ -25,7 +25,7 @@ const struct header_extension *bitmap_directory_extension(const struct header *h
 }
 
 // Returns the bytes of the entry before its padding.
-static uint64_t entry_bytes(const uint8_t *p)
+static uint64_t bitmap_directory_entry_bytes(const uint8_t *p)
 {
     return (uint64_t)FORMAT_BITMAP_ENTRY_BYTES + format_get32(p + FORMAT_BITMAP_EXTRA_LENGTH) +
            format_get16(p + FORMAT_BITMAP_NAME_LENGTH);
@@ -55,11 +55,11 @@ static int decode_entries(const struct file *file, const struct header *header, 
 
     for (size_t i = 0; i < d->count; i++) {
         if (d->bytes - pos < FORMAT_BITMAP_ENTRY_BYTES)
-            return broken(err, file, "it ends too early");
+            return bitmap_directory_broken(err, file, "it ends too early");
         uint8_t *p = d->storage + pos;
-        uint64_t bytes = entry_bytes(p);
+        uint64_t bytes = bitmap_directory_entry_bytes(p);
         if (bytes > d->bytes - pos)
-            return broken(err, file, "it ends too early");
+            return bitmap_directory_broken(err, file, "it ends too early");
 
         struct bitmap *b = &d->bitmaps[i];
         uint16_t name_length = format_get16(p + FORMAT_BITMAP_NAME_LENGTH);
@@ -69,7 +69,8 @@ static int decode_entries(const struct file *file, const struct header *header, 
         b->granularity_bits = p[FORMAT_BITMAP_GRANULARITY];
         if (name_length > BITMAP_NAME_MAX || b->granularity_bits > BITMAP_GRANULARITY_BITS_MAX ||
             !table_fits(header, b, file_bytes, &room))
-            return broken(err, file, "a bitmap exceeds the limits of the format or the file");
+            return bitmap_directory_broken(err, file,
+                                           "a bitmap exceeds the limits of the format or the file");
 
         // The name moves left by one byte, over fields that were decoded, to make room for its
         // terminator.
@@ -92,7 +93,7 @@ static int locate(struct file *file, const struct header *header,
     uint8_t data[FORMAT_BITMAPS_EXTENSION_BYTES];
 
     if (extension->length != sizeof(data))
-        return broken(err, file, "its header extension has the wrong length");
+        return bitmap_directory_broken(err, file, "its header extension has the wrong length");
     int ret = file_read_blocking(file, data, extension->offset, sizeof(data));
     if (ret < 0)
         return error_set(err, -ret, "'%s': cannot read the header: %s", file->name, strerror(-ret));
@@ -107,7 +108,8 @@ static int locate(struct file *file, const struct header *header,
     if (d->count > BITMAP_COUNT_MAX || d->bytes > BITMAP_DIRECTORY_BYTES_MAX ||
         d->offset % header_cluster_size(header) != 0 || d->offset > (uint64_t)size ||
         d->bytes > (uint64_t)size - d->offset)
-        return broken(err, file, "it exceeds the limits of the format or the end of the file");
+        return bitmap_directory_broken(
+            err, file, "it exceeds the limits of the format or the end of the file");
     return 0;
 }
 

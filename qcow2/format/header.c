@@ -36,7 +36,7 @@ static const struct feature_name feature_names[] = {
 #define FEATURE_NAME_COUNT (sizeof(feature_names) / sizeof(feature_names[0]))
 
 // Sets the message for an image that violates the format. Returns -EINVAL.
-static int broken(struct error *err, const char *name, const char *what)
+static int header_broken(struct error *err, const char *name, const char *what)
 {
     return error_set(err, EINVAL,
                      "'%s': broken qcow2 header: %s; restore it from a backup, nothing was changed",
@@ -63,7 +63,7 @@ static int check_start(const uint8_t *start, const char *name, struct error *err
 
     uint32_t bits = format_get32(start + FORMAT_HEADER_CLUSTER_BITS);
     if (bits < HEADER_CLUSTER_BITS_MIN || bits > HEADER_CLUSTER_BITS_MAX)
-        return broken(err, name, "cluster size is not between 512 bytes and 2 MiB");
+        return header_broken(err, name, "cluster size is not between 512 bytes and 2 MiB");
     return 0;
 }
 
@@ -109,40 +109,40 @@ static int check_fields(const struct header *h, const char *name, struct error *
     uint64_t cluster_size = header_cluster_size(h);
 
     if (h->version == 3 && h->header_length < FORMAT_HEADER_V3_BYTES_MIN)
-        return broken(err, name, "header length is too small");
+        return header_broken(err, name, "header length is too small");
     if (h->header_length > cluster_size)
-        return broken(err, name, "header length exceeds the cluster size");
+        return header_broken(err, name, "header length exceeds the cluster size");
     if (h->refcount_order > FORMAT_REFCOUNT_ORDER_MAX)
-        return broken(err, name, "refcounts are wider than 64 bits");
+        return header_broken(err, name, "refcounts are wider than 64 bits");
     if (h->crypt_method > FORMAT_CRYPT_LUKS)
-        return broken(err, name, "unknown encryption method");
+        return header_broken(err, name, "unknown encryption method");
     if ((h->compression_type != FORMAT_COMPRESSION_ZLIB) !=
         ((h->incompatible & HEADER_INCOMPATIBLE_COMPRESSION) != 0))
-        return broken(err, name, "compression type and its feature bit disagree");
+        return header_broken(err, name, "compression type and its feature bit disagree");
 
     if (h->refcount_table_clusters > HEADER_REFCOUNT_TABLE_BYTES_MAX >> h->cluster_bits)
-        return broken(err, name, "refcount table is larger than 8 MiB");
+        return header_broken(err, name, "refcount table is larger than 8 MiB");
     if (!table_placed(h, h->refcount_table_offset,
                       (uint64_t)h->refcount_table_clusters << h->cluster_bits))
-        return broken(err, name, "refcount table is not at a valid offset");
+        return header_broken(err, name, "refcount table is not at a valid offset");
     if (h->refcount_table_clusters > 0 && h->refcount_table_offset == 0)
-        return broken(err, name, "refcount table lies over the header");
+        return header_broken(err, name, "refcount table lies over the header");
 
     if (h->snapshot_count > HEADER_SNAPSHOTS_MAX)
-        return broken(err, name, "more than 65536 snapshots");
+        return header_broken(err, name, "more than 65536 snapshots");
     if (!table_placed(h, h->snapshot_offset, (uint64_t)h->snapshot_count * FORMAT_SNAPSHOT_BYTES))
-        return broken(err, name, "snapshot table is not at a valid offset");
+        return header_broken(err, name, "snapshot table is not at a valid offset");
     if (h->snapshot_count > 0 && h->snapshot_offset == 0)
-        return broken(err, name, "snapshot table lies over the header");
+        return header_broken(err, name, "snapshot table lies over the header");
 
     if (h->l1_size > HEADER_L1_BYTES_MAX / FORMAT_ENTRY_BYTES)
-        return broken(err, name, "L1 table is larger than 32 MiB");
+        return header_broken(err, name, "L1 table is larger than 32 MiB");
     if (header_l1_entries(h, h->size) > h->l1_size)
-        return broken(err, name, "L1 table is too small for the size of the disk");
+        return header_broken(err, name, "L1 table is too small for the size of the disk");
     if (!table_placed(h, h->l1_offset, (uint64_t)h->l1_size * FORMAT_ENTRY_BYTES))
-        return broken(err, name, "L1 table is not at a valid offset");
+        return header_broken(err, name, "L1 table is not at a valid offset");
     if (h->l1_size > 0 && h->l1_offset == 0)
-        return broken(err, name, "L1 table lies over the header");
+        return header_broken(err, name, "L1 table lies over the header");
     return 0;
 }
 
@@ -154,10 +154,10 @@ static int decode_backing_name(const uint8_t *cluster, struct header *h, const c
 
     uint64_t cluster_size = header_cluster_size(h);
     if (h->backing_name_offset > cluster_size)
-        return broken(err, name, "backing file name lies outside of the first cluster");
+        return header_broken(err, name, "backing file name lies outside of the first cluster");
     if (h->backing_name_length > HEADER_BACKING_NAME_MAX ||
         h->backing_name_length > cluster_size - h->backing_name_offset)
-        return broken(err, name, "backing file name is too long");
+        return header_broken(err, name, "backing file name is too long");
     memcpy(h->backing_name, cluster + h->backing_name_offset, h->backing_name_length);
     h->backing_name[h->backing_name_length] = '\0';
     return 0;
@@ -172,7 +172,7 @@ static int decode_extensions(const uint8_t *cluster, struct header *h, const cha
 
     while (pos < end) {
         if (end - pos < FORMAT_EXTENSION_BYTES)
-            return broken(err, name, "header extension does not fit");
+            return header_broken(err, name, "header extension does not fit");
 
         uint32_t type = format_get32(cluster + pos);
         uint32_t length = format_get32(cluster + pos + 4);
@@ -180,25 +180,25 @@ static int decode_extensions(const uint8_t *cluster, struct header *h, const cha
         if (type == FORMAT_EXTENSION_END)
             return 0;
         if (length > end - pos)
-            return broken(err, name, "header extension does not fit");
+            return header_broken(err, name, "header extension does not fit");
         if (h->extension_count == HEADER_EXTENSIONS_MAX)
-            return broken(err, name, "more than 64 header extensions");
+            return header_broken(err, name, "more than 64 header extensions");
         h->extensions[h->extension_count++] =
             (struct header_extension){.type = type, .length = length, .offset = pos};
         if (type == FORMAT_EXTENSION_BACKING_FORMAT) {
             if (length >= sizeof(h->backing_format))
-                return broken(err, name, "name of the backing format is too long");
+                return header_broken(err, name, "name of the backing format is too long");
             memcpy(h->backing_format, cluster + pos, length);
             h->backing_format[length] = '\0';
         }
         if (type == FORMAT_EXTENSION_CRYPTO && h->crypt_method == FORMAT_CRYPT_LUKS) {
             if (length < FORMAT_CRYPTO_EXTENSION_BYTES)
-                return broken(err, name, "encryption header pointer is too short");
+                return header_broken(err, name, "encryption header pointer is too short");
             h->crypto_offset = format_get64(cluster + pos);
             h->crypto_length = format_get64(cluster + pos + 8);
             if (h->crypto_offset >= HEADER_OFFSET_LIMIT ||
                 h->crypto_length > HEADER_OFFSET_LIMIT - h->crypto_offset)
-                return broken(err, name, "encryption header is not at a valid offset");
+                return header_broken(err, name, "encryption header is not at a valid offset");
         }
         pos += ((uint64_t)length + 7) & ~7ull;
     }
@@ -212,13 +212,13 @@ int header_decode(const uint8_t *first_cluster, size_t length, const char *name,
 
     memset(header, 0, sizeof(*header));
     if (length < PROBE_BYTES)
-        return broken(err, name, "it is cut off");
+        return header_broken(err, name, "it is cut off");
     ret = check_start(first_cluster, name, err);
     if (ret < 0)
         return ret;
     decode_fields(first_cluster, header);
     if (length < header_cluster_size(header))
-        return broken(err, name, "it is cut off");
+        return header_broken(err, name, "it is cut off");
     ret = check_fields(header, name, err);
     if (ret < 0)
         return ret;
@@ -273,7 +273,7 @@ int header_check_features(const uint8_t *first_cluster, size_t length, const cha
     uint64_t unknown = header->incompatible & ~SUPPORTED_INCOMPATIBLE;
 
     if (length < header_cluster_size(header))
-        return broken(err, name, "it is cut off");
+        return header_broken(err, name, "it is cut off");
     for (unsigned bit = 0; bit < 64; bit++) {
         if (unknown & (1ull << bit))
             append_feature_name(first_cluster, header, bit, missing, sizeof(missing));
@@ -310,7 +310,7 @@ static int check_kind(struct file *file, const uint8_t *start, struct error *err
     if (format_get32(start + FORMAT_HEADER_MAGIC) == FORMAT_MAGIC && size > 0 &&
         size < (format_get32(start + FORMAT_HEADER_VERSION) == 3 ? FORMAT_HEADER_V3_BYTES_MIN
                                                                  : FORMAT_HEADER_V2_BYTES))
-        return broken(err, file->name, "it is cut off");
+        return header_broken(err, file->name, "it is cut off");
     return 0;
 }
 

@@ -20,7 +20,7 @@ struct window {
     uint64_t length;
 };
 
-static int broken(struct error *err, const struct file *file, const char *what)
+static int snapshot_table_broken(struct error *err, const struct file *file, const char *what)
 {
     return error_set(err, EINVAL, "'%s': broken snapshot table: %s; restore it from a backup",
                      file->name, what);
@@ -32,7 +32,7 @@ static int window_extend(struct window *w, uint64_t length, struct error *err)
     if (length <= w->length)
         return 0;
     if (length > w->limit)
-        return broken(err, w->file, "it exceeds 64 MiB or the end of the file");
+        return snapshot_table_broken(err, w->file, "it exceeds 64 MiB or the end of the file");
 
     uint64_t target = length > w->length + READ_STEP ? length : w->length + READ_STEP;
     if (target < 2 * w->length)
@@ -67,7 +67,7 @@ static struct entry_lengths entry_lengths(const uint8_t *p)
 }
 
 // Returns the bytes of the entry before its padding.
-static uint64_t entry_bytes(const struct entry_lengths *lengths)
+static uint64_t snapshot_table_entry_bytes(const struct entry_lengths *lengths)
 {
     return (uint64_t)FORMAT_SNAPSHOT_BYTES + lengths->extra + lengths->id + lengths->name;
 }
@@ -89,11 +89,12 @@ static int read_entries(struct window *w, uint32_t count, uint64_t *bytes, struc
 
         struct entry_lengths lengths = entry_lengths(w->bytes + pos);
         if (lengths.extra > SNAPSHOT_EXTRA_DATA_MAX)
-            return broken(err, w->file, "extra data of a snapshot is longer than 1024 bytes");
-        ret = window_extend(w, pos + entry_bytes(&lengths), err);
+            return snapshot_table_broken(err, w->file,
+                                         "extra data of a snapshot is longer than 1024 bytes");
+        ret = window_extend(w, pos + snapshot_table_entry_bytes(&lengths), err);
         if (ret < 0)
             return ret;
-        pos += padded(entry_bytes(&lengths));
+        pos += padded(snapshot_table_entry_bytes(&lengths));
     }
     *bytes = pos;
     return 0;
@@ -151,7 +152,7 @@ int snapshot_table_read(struct file *file, const struct header *header,
         return error_set(err, (int)-size, "'%s': cannot tell its size: %s", file->name,
                          strerror((int)-size));
     if ((uint64_t)size <= w.offset)
-        return broken(err, file, "it lies beyond the end of the file");
+        return snapshot_table_broken(err, file, "it lies beyond the end of the file");
     if (w.limit > (uint64_t)size - w.offset)
         w.limit = (uint64_t)size - w.offset;
 
@@ -171,7 +172,7 @@ int snapshot_table_read(struct file *file, const struct header *header,
     for (uint32_t i = 0; i < header->snapshot_count; i++) {
         struct entry_lengths lengths = entry_lengths(entry);
         decode_entry(entry, header, &snapshots[i]);
-        entry += padded(entry_bytes(&lengths));
+        entry += padded(snapshot_table_entry_bytes(&lengths));
     }
     table->count = header->snapshot_count;
     table->snapshots = snapshots;

@@ -73,7 +73,7 @@ static struct slice_bucket *bucket_of(struct cache *cache, uint64_t offset, unsi
     return &cache->buckets[(hash >> 32) & cache->bucket_mask];
 }
 
-static struct slice *find(struct cache *cache, uint64_t offset, unsigned piece_bits)
+static struct slice *cache_find(struct cache *cache, uint64_t offset, unsigned piece_bits)
 {
     struct slice *slice;
 
@@ -86,7 +86,7 @@ static struct slice *find(struct cache *cache, uint64_t offset, unsigned piece_b
 
 const struct slice *cache_peek(struct cache *cache, uint64_t offset, unsigned piece_bits)
 {
-    const struct slice *slice = find(cache, offset, piece_bits);
+    const struct slice *slice = cache_find(cache, offset, piece_bits);
 
     return slice && slice->state != SLICE_LOADING ? slice : NULL;
 }
@@ -163,7 +163,7 @@ static struct slice *new_slice(struct image *image)
     return slice;
 }
 
-static void load_ended(struct file_io *io)
+static void cache_load_ended(struct file_io *io)
 {
     struct slice *slice = container_of(io, struct slice, io);
     struct cache *cache = slice->image->cache;
@@ -181,7 +181,7 @@ static void load_ended(struct file_io *io)
     }
 }
 
-static void start_load(struct image *image, struct slice *slice, uint64_t offset)
+static void cache_start_load(struct image *image, struct slice *slice, uint64_t offset)
 {
     struct cache *cache = image->cache;
 
@@ -198,14 +198,14 @@ static void start_load(struct image *image, struct slice *slice, uint64_t offset
                                  .length = image->geometry.piece_bytes,
                                  .iov = &slice->iov,
                                  .iovcnt = 1,
-                                 .done = load_ended};
+                                 .done = cache_load_ended};
     file_submit(image->file, &slice->io);
 }
 
 int cache_get(struct op *op, struct image *image, uint64_t offset, struct slice **out)
 {
     struct cache *cache = image->cache;
-    struct slice *slice = find(cache, offset, image->geometry.piece_bits);
+    struct slice *slice = cache_find(cache, offset, image->geometry.piece_bits);
 
     if (slice && slice->state != SLICE_LOADING) {
         slice->referenced = true;
@@ -221,7 +221,7 @@ int cache_get(struct op *op, struct image *image, uint64_t offset, struct slice 
                 sync_request(image);
             return op_park(op, &cache->room);
         }
-        start_load(image, slice, offset);
+        cache_start_load(image, slice, offset);
     }
     return op_park(op, &slice->waiters);
 }

@@ -15,7 +15,7 @@ void chain_free(struct chain *chain)
     chain->places = NULL;
 }
 
-static struct chain_place *place_of(struct chain *chain, uint64_t guest)
+static struct chain_place *chain_place_of(struct chain *chain, uint64_t guest)
 {
     return &chain->places[(guest >> CHAIN_PLACE_BITS) % CHAIN_PLACES];
 }
@@ -26,7 +26,7 @@ static bool recall(struct chain *chain, uint64_t guest, uint64_t length, struct 
     if (!chain->places)
         return false;
 
-    const struct chain_place *place = place_of(chain, guest);
+    const struct chain_place *place = chain_place_of(chain, guest);
     uint64_t skip = guest - place->guest;
     if (guest < place->guest || skip >= place->location.mapping.length)
         return false;
@@ -45,7 +45,7 @@ static bool knows_first_run(struct chain *chain, uint64_t start)
     if (!chain->places)
         return false;
 
-    const struct chain_place *place = place_of(chain, start);
+    const struct chain_place *place = chain_place_of(chain, start);
     return place->guest == start && place->location.mapping.length > 0;
 }
 
@@ -56,7 +56,7 @@ static void remember(struct chain *chain, uint64_t guest, const struct location 
         if (!chain->places)
             return;
     }
-    *place_of(chain, guest) = (struct chain_place){guest, *location};
+    *chain_place_of(chain, guest) = (struct chain_place){guest, *location};
 }
 
 // Looks into the layers from layer (at this depth) down, or continues a suspended lookup.

@@ -94,7 +94,7 @@ static int put_table(struct image *image, uint64_t offset, bool written)
     return cluster_set_add(&image->guard->tables, offset >> image->geometry.cluster_bits);
 }
 
-static int begin(struct image *image)
+static int guard_begin(struct image *image)
 {
     const struct header *h = &image->header;
     struct guard *guard = image->guard;
@@ -116,7 +116,7 @@ static int begin(struct image *image)
 }
 
 // Looks at one entry of the refcount table, or, behind those, of the L1 table.
-static int collect(struct image *image, uint64_t i)
+static int guard_collect(struct image *image, uint64_t i)
 {
     uint64_t blocks = image->refcounts->table_size;
 
@@ -127,7 +127,7 @@ static int collect(struct image *image, uint64_t i)
     return put_table(image, entry & FORMAT_L1_OFFSET_MASK, (entry & FORMAT_COPIED) != 0);
 }
 
-static void end(struct guard *guard, int result)
+static void guard_end(struct guard *guard, int result)
 {
     cluster_set_free(&guard->added);
     if (result < 0) {
@@ -152,9 +152,9 @@ static void collect_step(struct op *op)
             op_post(op);
             return;
         }
-        result = collect(image, guard->next++);
+        result = guard_collect(image, guard->next++);
     }
-    end(guard, result);
+    guard_end(guard, result);
 }
 
 static const char *const state_names[] = {"running"};
@@ -170,7 +170,7 @@ int guard_wait(struct op *op)
     if (guard->state == GUARD_READY)
         return 0;
     if (guard->state == GUARD_NONE) {
-        int result = begin(image);
+        int result = guard_begin(image);
 
         if (result < 0)
             return result;

@@ -90,7 +90,8 @@ static void copy_step(struct op *op)
 static const struct op_machine copy_machine =
     OP_MACHINE("copy of an L2 table", copy_step, state_names);
 
-static int start_copy(struct op *op, uint64_t l1_index, uint64_t old_offset, uint64_t cluster)
+static int l2_table_start_copy(struct op *op, uint64_t l1_index, uint64_t old_offset,
+                               uint64_t cluster)
 {
     struct image *image = op->image;
     struct table_copy *copy = calloc(1, sizeof(*copy));
@@ -139,7 +140,7 @@ int l2_table_own(struct op *op, uint64_t l1_index)
         return -EIO;
     result = guard_add(image, run.first << image->geometry.cluster_bits);
     if (result == 0 && (old_offset || !run.zero))
-        result = start_copy(op, l1_index, old_offset, run.first);
+        result = l2_table_start_copy(op, l1_index, old_offset, run.first);
     else if (result == 0)
         link_table(image, l1_index, run.first);
     if (result < 0) {

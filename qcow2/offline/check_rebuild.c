@@ -74,7 +74,7 @@ static uint64_t find_run(const struct rebuild *r, uint64_t n)
 
 // Decides the place of each part. Blocks may need further blocks for themselves, and so may the
 // table, which comes last and in one piece.
-static int place(struct rebuild *r)
+static int check_rebuild_place(struct rebuild *r)
 {
     uint64_t cluster_size = header_cluster_size(&r->pass->header);
     struct counts *counted = &r->pass->counted;
@@ -220,7 +220,7 @@ static int write_table(struct rebuild *r, uint8_t *cluster)
 }
 
 // Writes the structure, and then makes the header name it.
-static int write_all(struct rebuild *r)
+static int check_rebuild_write_all(struct rebuild *r)
 {
     struct check_pass *pass = r->pass;
     uint8_t fields[12];
@@ -255,13 +255,13 @@ int check_rebuild(struct check_pass *pass, struct error *err)
             pass->beyond_end < pass->counted.clusters ? pass->beyond_end : pass->counted.clusters;
     int ret = pass->hides ? keep_all(pass, err) : 0;
     if (ret == 0)
-        ret = place(&r);
+        ret = check_rebuild_place(&r);
     if (ret == 0 && !pass->hides)
         ret = forget_old(&r);
     if (ret == 0 && !counts_fit(pass))
         ret = -ERANGE;
     if (ret == 0)
-        ret = write_all(&r);
+        ret = check_rebuild_write_all(&r);
     free(r.blocks);
     if (ret == -ERANGE)
         return error_set(err, ERANGE,

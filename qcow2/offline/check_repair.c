@@ -35,7 +35,7 @@ static uint64_t piece_bytes(const struct check_pass *pass)
     return cluster_size < PIECE_BYTES_MAX ? cluster_size : PIECE_BYTES_MAX;
 }
 
-static int failed(const struct check_pass *pass, int result, struct error *err)
+static int check_repair_failed(const struct check_pass *pass, int result, struct error *err)
 {
     return error_set(err, -result, "'%s': cannot be repaired: %s; it is no worse than before",
                      pass->file->name, strerror(-result));
@@ -44,7 +44,7 @@ static int failed(const struct check_pass *pass, int result, struct error *err)
 static int barrier(struct check_pass *pass, struct error *err)
 {
     int ret = file_do_blocking(pass->file, FILE_DATASYNC, 0, 0);
-    return ret < 0 ? failed(pass, ret, err) : 0;
+    return ret < 0 ? check_repair_failed(pass, ret, err) : 0;
 }
 
 // ---- Refcounts in place -------------------------------------------------------------------------
@@ -93,7 +93,7 @@ static int correct_blocks(struct check_pass *pass, struct error *err)
             if (ret == 0 && correct_piece(pass, piece, (b * pieces + p) * per_piece, per_piece))
                 ret = file_write_blocking(pass->file, piece, offset, size);
             if (ret < 0)
-                return failed(pass, ret, err);
+                return check_repair_failed(pass, ret, err);
         }
     }
     return 0;
@@ -120,7 +120,7 @@ static int write_fixes(struct check_pass *pass, struct error *err)
         uint64_t start = pass->fixes[i].entry & ~(size - 1);
         int ret = file_read_blocking(pass->file, piece, start, size);
         if (ret < 0)
-            return failed(pass, ret, err);
+            return check_repair_failed(pass, ret, err);
         for (; i < pass->fix_count && pass->fixes[i].entry - start < size; i++) {
             const struct check_fix *fix = &pass->fixes[i];
             uint8_t *entry = piece + (fix->entry - start);
@@ -128,7 +128,7 @@ static int write_fixes(struct check_pass *pass, struct error *err)
         }
         ret = file_write_blocking(pass->file, piece, start, size);
         if (ret < 0)
-            return failed(pass, ret, err);
+            return check_repair_failed(pass, ret, err);
     }
     return 0;
 }
@@ -188,7 +188,7 @@ int check_restore_growth(struct check_pass *pass, struct error *err)
 {
     int ret = file_do_blocking(pass->file, FILE_TRUNCATE,
                                pass->beyond_end << pass->header.cluster_bits, 0);
-    return ret < 0 ? failed(pass, ret, err) : barrier(pass, err);
+    return ret < 0 ? check_repair_failed(pass, ret, err) : barrier(pass, err);
 }
 
 int check_repair(struct check_pass *pass, struct error *err)

@@ -187,8 +187,8 @@ static int write_entries(struct file *file, uint8_t *buf, uint64_t offset, uint6
 }
 
 // Writes refcounts of one for the first total clusters, in blocks that begin at offset.
-static int write_refcounts(struct file *file, uint8_t *buf, uint64_t offset, uint64_t total,
-                           unsigned order)
+static int create_write_refcounts(struct file *file, uint8_t *buf, uint64_t offset, uint64_t total,
+                                  unsigned order)
 {
     uint64_t per_step = (uint64_t)WRITE_STEP * 8 >> order;
 
@@ -205,8 +205,8 @@ static int write_refcounts(struct file *file, uint8_t *buf, uint64_t offset, uin
     return 0;
 }
 
-static int write_tables(struct file *file, const struct create_options *o, const struct layout *l,
-                        uint8_t *buf)
+static int create_write_tables(struct file *file, const struct create_options *o,
+                               const struct layout *l, uint8_t *buf)
 {
     unsigned bits = o->cluster_bits;
     uint64_t cluster_size = 1ull << bits;
@@ -217,7 +217,7 @@ static int write_tables(struct file *file, const struct create_options *o, const
 
     int ret = write_entries(file, buf, cluster_size, l->blocks, blocks, cluster_size, 0);
     if (ret == 0)
-        ret = write_refcounts(file, buf, blocks, l->total_clusters, o->refcount_order);
+        ret = create_write_refcounts(file, buf, blocks, l->total_clusters, o->refcount_order);
     if (ret == 0)
         ret = write_entries(file, buf, l1, l->l2_tables, l2, cluster_size, FORMAT_COPIED);
     if (ret == 0)
@@ -316,7 +316,7 @@ int create_image(struct file *file, const struct create_options *o, struct error
         ret = file_write_blocking(file, cluster + SECTOR_BYTES, SECTOR_BYTES,
                                   cluster_size - SECTOR_BYTES);
     if (ret == 0)
-        ret = write_tables(file, o, &l, buf);
+        ret = create_write_tables(file, o, &l, buf);
     if (ret == 0)
         ret = fill_data(file, o, &l, buf);
     if (ret == 0)

@@ -101,7 +101,8 @@ static void read_ended(struct file_io *io)
     }
 }
 
-static int start_load(struct image *image, struct inflated *entry, const struct mapping *m)
+static int inflated_cache_start_load(struct image *image, struct inflated *entry,
+                                     const struct mapping *m)
 {
     assert(!is_loading(entry));
     // Zeroed, so that a decoder that leaves bytes out, against its contract, reveals no heap
@@ -170,7 +171,7 @@ static struct inflated *oldest(struct inflated_cache *cache)
     return best;
 }
 
-static struct inflated *find(struct inflated_cache *cache, const struct mapping *m)
+static struct inflated *inflated_cache_find(struct inflated_cache *cache, const struct mapping *m)
 {
     for (size_t i = 0; i < cache->count; i++) {
         struct inflated *entry = &cache->kept[i];
@@ -187,13 +188,13 @@ void inflated_cache_prefetch(struct image *image, const struct mapping *m)
     struct inflated_cache *cache = image->inflated;
 
     if (make_room(image) < 0 || cache->loading >= INFLATED_AHEAD ||
-        cache->loading >= cache->count / 2 || find(cache, m))
+        cache->loading >= cache->count / 2 || inflated_cache_find(cache, m))
         return;
 
     struct inflated *entry = oldest(cache);
     if (entry) {
         entry->used = ++cache->lookups;
-        start_load(image, entry, m);
+        inflated_cache_start_load(image, entry, m);
     }
 }
 
@@ -206,12 +207,12 @@ int inflated_cache_get(struct op *op, struct image *image, const struct mapping 
     if (result < 0)
         return result;
 
-    struct inflated *entry = find(cache, m);
+    struct inflated *entry = inflated_cache_find(cache, m);
     if (!entry) {
         entry = oldest(cache);
         if (!entry)
             return op_park(op, &cache->room);
-        result = start_load(image, entry, m);
+        result = inflated_cache_start_load(image, entry, m);
         if (result < 0)
             return result;
     }

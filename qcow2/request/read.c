@@ -147,7 +147,7 @@ static int read_compressed(struct op *op, const struct location *location)
     return 0;
 }
 
-static int plan(struct op *op)
+static int read_plan(struct op *op)
 {
     struct location location;
     int result = chain_lookup(op, &location);
@@ -179,7 +179,7 @@ static void read_step(struct op *op)
             op_post(op);
             return;
         }
-        result = plan(op);
+        result = read_plan(op);
     }
     if (result == OP_PARKED)
         return;

@@ -19,7 +19,7 @@ enum { STATUS_BEGIN, STATUS_PLAN };
 #define LOOKUPS_A_TURN 64
 
 // Adds the extent at op->pos. The op ends there when no extent is left.
-static void add(struct op *op, const struct extent *next)
+static void status_add(struct op *op, const struct extent *next)
 {
     struct extent *last = op->extent_count > 0 ? &op->extents[op->extent_count - 1] : NULL;
 
@@ -48,11 +48,11 @@ static int add_data(struct op *op, const struct location *location)
         return result;
     next.zero = kind == FILE_EXTENT_HOLE;
     next.hole = next.zero && layer->format == IMAGE_FORMAT_RAW;
-    add(op, &next);
+    status_add(op, &next);
     return 0;
 }
 
-static int plan(struct op *op)
+static int status_plan(struct op *op)
 {
     struct location location;
     int result = chain_lookup(op, &location);
@@ -63,10 +63,10 @@ static int plan(struct op *op)
     if (m->kind == ENTRY_DATA)
         return add_data(op, &location);
     bool zero = m->kind != ENTRY_COMPRESSED;
-    add(op, &(struct extent){.length = m->length,
-                             .hole = zero && m->kind != ENTRY_ZERO_ALLOCATED,
-                             .zero = zero,
-                             .depth = location.depth});
+    status_add(op, &(struct extent){.length = m->length,
+                                    .hole = zero && m->kind != ENTRY_ZERO_ALLOCATED,
+                                    .zero = zero,
+                                    .depth = location.depth});
     return 0;
 }
 
@@ -90,7 +90,7 @@ static void status_step(struct op *op)
             op_finish(op, 0);
             return;
         }
-        result = plan(op);
+        result = status_plan(op);
     }
     if (result == 0)
         op_post(op);

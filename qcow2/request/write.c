@@ -36,7 +36,7 @@ static const char *const state_names[] = {
     [WRITE_SYNC] = "sync",
 };
 
-static uint64_t end_of(const struct op *op)
+static uint64_t write_end_of(const struct op *op)
 {
     return op->offset + op->length;
 }
@@ -82,8 +82,8 @@ static int find_stretch(struct op *op, const struct mapping *m, struct stretch *
     uint64_t limit = (op->pos / slice_span + 1) * slice_span;
     struct mapping next = *m;
 
-    if (limit > end_of(op))
-        limit = end_of(op);
+    if (limit > write_end_of(op))
+        limit = write_end_of(op);
     s->head_zero = s->all_zero = map_reads_as_zeros(image, m, op->pos);
     s->end = op->pos;
     for (;;) {
@@ -208,7 +208,7 @@ static int plan_allocating(struct op *op, const struct mapping *m)
 
     // New clusters are taken for the mappings that follow, too.
     if (!has_own_way(m))
-        last = end_of(op) - 1;
+        last = write_end_of(op) - 1;
     if (result == 0)
         result = op_bounce_wait(op);
     if (result == 0)
@@ -222,14 +222,14 @@ static int plan_allocating(struct op *op, const struct mapping *m)
     return has_own_way(m) ? use_reserved(op, m) : take_clusters(op, m);
 }
 
-static int plan(struct op *op)
+static int write_plan(struct op *op)
 {
     struct mapping m;
 
     epoch_enter(&op->image->grace.plans, &op->plan);
     int result = change_prepare(op);
     if (result == 0)
-        result = map_lookup(op, op->image, op->pos, end_of(op) - op->pos, &m);
+        result = map_lookup(op, op->image, op->pos, write_end_of(op) - op->pos, &m);
     if (result != 0)
         return result;
     if (m.copied && change_contradicted(op->image, &m))
@@ -241,7 +241,7 @@ static int plan(struct op *op)
 
 // ---- Copy on write
 
-static int start_copy(struct op *op, uint64_t guest, uint64_t length, unsigned char *to)
+static int write_start_copy(struct op *op, uint64_t guest, uint64_t length, unsigned char *to)
 {
     struct image *image = op->image;
 
@@ -260,7 +260,8 @@ static int copy_head(struct op *op)
     op->state = WRITE_TAIL;
     if (!op->work->copy_head)
         return 0;
-    return start_copy(op, op->pos - op->work->head_length, op->work->head_length, op->work->bounce);
+    return write_start_copy(op, op->pos - op->work->head_length, op->work->head_length,
+                            op->work->bounce);
 }
 
 static int copy_tail(struct op *op)
@@ -270,8 +271,8 @@ static int copy_tail(struct op *op)
     op->state = WRITE_DATA;
     if (!work->copy_tail)
         return 0;
-    return start_copy(op, op->pos + op->step_length, work->tail_length,
-                      work->bounce + work->head_length);
+    return write_start_copy(op, op->pos + op->step_length, work->tail_length,
+                            work->bounce + work->head_length);
 }
 
 static int write_data(struct op *op)
@@ -294,7 +295,7 @@ static int write_data(struct op *op)
 
 // ---- Link
 
-static void advance(struct op *op)
+static void write_advance(struct op *op)
 {
     sync_note_write(op->image);
     op->pos += op->step_length;
@@ -312,19 +313,19 @@ static int link_clusters(struct op *op)
     if (result != 0)
         return result;
     op_bounce_free(op);
-    advance(op);
+    write_advance(op);
     return 0;
 }
 
 // ---- The step function
 
-static int turn(struct op *op)
+static int write_turn(struct op *op)
 {
     switch (op->state) {
     case WRITE_PLAN:
-        return plan(op);
+        return write_plan(op);
     case WRITE_IN_PLACE:
-        advance(op);
+        write_advance(op);
         return 0;
     case WRITE_HEAD:
         return copy_head(op);
@@ -345,8 +346,8 @@ static void write_step(struct op *op)
         op_finish(op, result);
         return;
     }
-    while (result == 0 && op->pos < end_of(op))
-        result = turn(op);
+    while (result == 0 && op->pos < write_end_of(op))
+        result = write_turn(op);
     if (result == 0 && (op->flags & OP_FUA)) {
         op->state = WRITE_SYNC;
         result = sync_wait(op);

@@ -53,7 +53,7 @@ static const char *const state_names[] = {
     [ZERO_LINK] = "link",       [ZERO_SYNC] = "sync",
 };
 
-static uint64_t end_of(const struct op *op)
+static uint64_t zero_end_of(const struct op *op)
 {
     return op->offset + op->length;
 }
@@ -64,7 +64,7 @@ static bool has_zero_flag(const struct op *op)
     return op->image->header.version >= 3;
 }
 
-static void advance(struct op *op, uint64_t length)
+static void zero_advance(struct op *op, uint64_t length)
 {
     op->pos += length;
     op->state = ZERO_PLAN;
@@ -73,7 +73,7 @@ static void advance(struct op *op, uint64_t length)
 // Returns true when the range ends with the image, inside its last cluster, which counts as whole.
 static bool ends_whole(const struct op *op)
 {
-    return end_of(op) == op->image->size;
+    return zero_end_of(op) == op->image->size;
 }
 
 // Returns the bytes from pos that are whole clusters; 0 when pos is inside a cluster, or only a
@@ -85,8 +85,8 @@ static uint64_t whole_clusters(const struct op *op)
     if (geometry_in_cluster(g, op->pos) != 0)
         return 0;
     if (ends_whole(op))
-        return end_of(op) - op->pos;
-    return geometry_cluster_start(g, end_of(op)) - op->pos;
+        return zero_end_of(op) - op->pos;
+    return geometry_cluster_start(g, zero_end_of(op)) - op->pos;
 }
 
 // Looks up the mapping at pos, for at most length bytes. Clears a COPIED flag that refcounts
@@ -144,7 +144,7 @@ static uint64_t left_in_slice(const struct op *op)
 
 // Begins to wait for older writes to clusters that keep their host clusters: an older write that
 // ended after a newer one would bring its data back.
-static int drain(struct op *op, uint64_t clusters, uint64_t host_offset)
+static int zero_drain(struct op *op, uint64_t clusters, uint64_t host_offset)
 {
     unsigned bits = op->image->geometry.cluster_bits;
     uint64_t first = op->pos >> bits;
@@ -174,7 +174,7 @@ static int drained(struct op *op)
 static void reserved(struct op *op)
 {
     inflight_unlock(&op->image->inflight, &op->work->range);
-    advance(op, op->step_length);
+    zero_advance(op, op->step_length);
 }
 
 // Gives the clusters of m that are in the slice their new entries.
@@ -202,8 +202,8 @@ static int replace_entries(struct op *op, const struct mapping *m, uint64_t raw)
     if (op->step_length > m->length)
         op->step_length = m->length;
     if (keeps)
-        return drain(op, clusters, m->host_offset);
-    advance(op, op->step_length);
+        return zero_drain(op, clusters, m->host_offset);
+    zero_advance(op, op->step_length);
     return 0;
 }
 
@@ -215,7 +215,7 @@ static int link_provided(struct op *op)
                              has_zero_flag(op) ? ENTRY_ZERO_ALLOCATED : ENTRY_DATA);
 
     if (result == 0)
-        advance(op, op->step_length);
+        zero_advance(op, op->step_length);
     return result;
 }
 
@@ -282,7 +282,7 @@ static int write_zeros(struct op *op, uint64_t length)
 static void zeros_written(struct op *op)
 {
     op_bounce_free(op);
-    advance(op, op->step_length);
+    zero_advance(op, op->step_length);
 }
 
 // Asks for the status of the whole cluster, in which a backing image may show through.
@@ -322,7 +322,7 @@ static int zero_part_of_zeros(struct op *op, const struct mapping *m)
     } else if (m->kind != ENTRY_ZERO_ALLOCATED || !m->copied) {
         return has_zero_flag(op) ? provide(op, m) : write_zeros(op, m->length);
     }
-    advance(op, m->length);
+    zero_advance(op, m->length);
     return 0;
 }
 
@@ -333,10 +333,10 @@ static int zero_part(struct op *op)
     uint64_t length = g->cluster_size - geometry_in_cluster(g, op->pos);
     struct mapping m;
 
-    if (length > end_of(op) - op->pos)
-        length = end_of(op) - op->pos;
+    if (length > zero_end_of(op) - op->pos)
+        length = zero_end_of(op) - op->pos;
     if (op->kind == OP_DISCARD) {
-        advance(op, length);
+        zero_advance(op, length);
         return 0;
     }
     uint64_t cluster = op->pos >> g->cluster_bits;
@@ -388,7 +388,7 @@ static int zero_whole(struct op *op, uint64_t length)
     if (result != 0)
         return result;
     if (satisfied(op, &m)) {
-        advance(op, m.length);
+        zero_advance(op, m.length);
         return 0;
     }
     if (wanted_entry(op, &m, &raw))
@@ -399,7 +399,7 @@ static int zero_whole(struct op *op, uint64_t length)
     return zero_part(op);
 }
 
-static int plan(struct op *op)
+static int zero_plan(struct op *op)
 {
     epoch_enter(&op->image->grace.plans, &op->plan);
 
@@ -413,12 +413,12 @@ static int plan(struct op *op)
     return whole > 0 ? zero_whole(op, whole) : zero_part(op);
 }
 
-static int turn(struct op *op)
+static int zero_turn(struct op *op)
 {
     switch (op->state) {
     case ZERO_PLAN:
     case ZERO_CHECKED:
-        return plan(op);
+        return zero_plan(op);
     case ZERO_DRAIN:
         return drained(op);
     case ZERO_RESERVED:
@@ -442,7 +442,7 @@ static bool slow(const struct op *op)
     const struct image *image = op->image;
 
     return geometry_in_cluster(&image->geometry, op->offset) != 0 ||
-           (geometry_in_cluster(&image->geometry, end_of(op)) != 0 && !ends_whole(op)) ||
+           (geometry_in_cluster(&image->geometry, zero_end_of(op)) != 0 && !ends_whole(op)) ||
            (!has_zero_flag(op) && (image->backing || (op->flags & OP_NO_HOLE)));
 }
 
@@ -458,9 +458,9 @@ static void zero_step(struct op *op)
         result = do_without_host(op);
     if ((op->flags & OP_FAST_ZERO) && op->pos == op->offset && slow(op))
         result = -ENOTSUP;
-    if (result == 0 && op->pos < end_of(op))
-        result = turn(op);
-    if (result == 0 && op->pos < end_of(op)) {
+    if (result == 0 && op->pos < zero_end_of(op))
+        result = zero_turn(op);
+    if (result == 0 && op->pos < zero_end_of(op)) {
         // Only one slice is changed in a turn, so that other ops run between the parts of a large
         // request.
         op_post(op);

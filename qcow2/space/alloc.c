@@ -21,7 +21,7 @@ void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64
     reserve_init(&alloc->reserve, image->file, file_bytes);
 }
 
-static int take(struct image *image, uint64_t first, uint64_t count)
+static int alloc_take(struct image *image, uint64_t first, uint64_t count)
 {
     image->alloc->taken = true;
     for (uint64_t i = 0; i < count; i++) {
@@ -123,7 +123,7 @@ static int take_free(struct op *op, uint64_t want, struct alloc_run *run)
     if (found == 0)
         return 0;
 
-    int result = take(image, first, found);
+    int result = alloc_take(image, first, found);
     if (result < 0)
         return result;
     *run = (struct alloc_run){.first = first, .count = found, .zero = false};
@@ -190,7 +190,7 @@ static int take_fresh(struct op *op, uint64_t want, struct alloc_run *run)
         result = reserve_wait(op, &alloc->reserve,
                               (alloc->fresh + count) << image->geometry.cluster_bits);
     if (result == 0)
-        result = take(image, alloc->fresh, count);
+        result = alloc_take(image, alloc->fresh, count);
     if (result != 0)
         return result;
     *run = (struct alloc_run){
@@ -233,7 +233,7 @@ int alloc_fresh_exact(struct op *op, uint64_t count, uint64_t *first)
     if (result == 0)
         result = reserve_wait(op, &alloc->reserve, (at + count) << image->geometry.cluster_bits);
     if (result == 0)
-        result = take(image, at, count);
+        result = alloc_take(image, at, count);
     if (result != 0)
         return result;
     alloc->fresh = at + count;

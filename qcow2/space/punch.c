@@ -71,7 +71,7 @@ void punch_add(struct image *image, uint64_t first, uint64_t count)
     punch->count++;
 }
 
-static void start(struct punch *punch)
+static void punch_start(struct punch *punch)
 {
     if (punch->running || STAILQ_EMPTY(&punch->due))
         return;
@@ -88,7 +88,7 @@ void punch_age(struct image *image)
     STAILQ_CONCAT(&punch->due, &punch->ripe);
     STAILQ_CONCAT(&punch->ripe, &punch->young);
     punch->last = NULL;
-    start(punch);
+    punch_start(punch);
 }
 
 void punch_all(struct image *image)

@@ -151,7 +151,7 @@ struct refcount_load {
     struct iovec iov;
 };
 
-static void load_ended(struct file_io *io)
+static void refcount_load_ended(struct file_io *io)
 {
     struct refcount_load *load = container_of(io, struct refcount_load, io);
     struct refcounts *rc = load->image->refcounts;
@@ -212,7 +212,7 @@ int refcounts_load(struct op *op, uint64_t cluster)
                                 .length = rc->geometry.cluster_size,
                                 .iov = &load->iov,
                                 .iovcnt = 1,
-                                .done = load_ended};
+                                .done = refcount_load_ended};
     page->state = REFCOUNT_PAGE_LOADING;
     file_submit(image->file, &load->io);
     return op_park(op, &page->waiters);

@@ -47,7 +47,7 @@ static uint64_t step_ahead(const struct reserve *reserve)
     return step < RESERVE_STEP_MAX ? step : RESERVE_STEP_MAX;
 }
 
-static void ask(struct reserve *reserve, uint64_t end)
+static void reserve_ask(struct reserve *reserve, uint64_t end)
 {
     if (reserve->way == RESERVE_BY_GROWING)
         reserve->io = (struct file_io){.kind = FILE_TRUNCATE, .offset = end};
@@ -69,11 +69,11 @@ int reserve_wait(struct op *op, struct reserve *reserve, uint64_t end)
         return reserve->error;
     case RESERVE_IDLE:
         reserve->state = RESERVE_AHEAD;
-        ask(reserve, end + step_ahead(reserve));
+        reserve_ask(reserve, end + step_ahead(reserve));
         break;
     case RESERVE_SHORT:
         reserve->state = RESERVE_EXACT;
-        ask(reserve, end);
+        reserve_ask(reserve, end);
         break;
     case RESERVE_AHEAD:
     case RESERVE_EXACT:

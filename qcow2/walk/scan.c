@@ -16,7 +16,7 @@ static void go_on(struct task *task);
 enum place { PLACE_DATA, PLACE_HOLE, PLACE_UNKNOWN };
 
 // Tells where the range lies, as far as the last answer covers it.
-static enum place place_of(const struct scan *scan, const struct scan_range *range)
+static enum place scan_place_of(const struct scan *scan, const struct scan_range *range)
 {
     uint64_t begin = scan->ask.offset;
 
@@ -34,7 +34,7 @@ static enum place place_of(const struct scan *scan, const struct scan_range *ran
     return PLACE_UNKNOWN;
 }
 
-static void answered(struct file_io *io)
+static void scan_answered(struct file_io *io)
 {
     struct scan *scan = (struct scan *)((char *)io - offsetof(struct scan, ask));
 
@@ -45,7 +45,7 @@ static void answered(struct file_io *io)
         go_on(&scan->task);
 }
 
-static void ask(struct scan *scan)
+static void scan_ask(struct scan *scan)
 {
     scan->asking = true;
     scan->ask = (struct file_io){.kind = FILE_EXTENTS,
@@ -53,7 +53,7 @@ static void ask(struct scan *scan)
                                  .length = scan->range.length,
                                  .extents = scan->extents,
                                  .extent_max = SCAN_EXTENTS,
-                                 .done = answered};
+                                 .done = scan_answered};
     file_submit(scan->file, &scan->ask);
 }
 
@@ -74,7 +74,7 @@ static void read_range(struct scan *scan, struct scan_slot *slot)
     file_submit(scan->file, &slot->io);
 }
 
-static void fail(struct scan *scan, int result)
+static void scan_fail(struct scan *scan, int result)
 {
     if (scan->result == 0)
         scan->result = result;
@@ -84,7 +84,7 @@ static void fail(struct scan *scan, int result)
 // Submits reads until all slots are in use, the end is reached, the next range's place is unknown,
 // or other tasks need their turn. The scan continues when a read ends; with none in flight a task
 // is posted.
-static void fill(struct scan *scan)
+static void scan_fill(struct scan *scan)
 {
     unsigned holes = 0;
 
@@ -94,7 +94,7 @@ static void fill(struct scan *scan)
         if (slot->buf == NULL)
             slot->buf = aligned_alloc(BUFFER_ALIGNMENT, SCAN_RANGE_MAX);
         if (slot->buf == NULL) {
-            fail(scan, -ENOMEM);
+            scan_fail(scan, -ENOMEM);
             return;
         }
         if (!scan->held && !scan->next(scan->context, &scan->range)) {
@@ -102,12 +102,12 @@ static void fill(struct scan *scan)
             return;
         }
         scan->held = true;
-        switch (place_of(scan, &scan->range)) {
+        switch (scan_place_of(scan, &scan->range)) {
         case PLACE_DATA:
             read_range(scan, slot);
             break;
         case PLACE_UNKNOWN:
-            ask(scan);
+            scan_ask(scan);
             return;
         case PLACE_HOLE:
             scan->held = false;
@@ -127,15 +127,15 @@ static void pump(struct scan *scan)
         struct scan_slot *slot = &scan->slots[scan->first];
 
         if (scan->result == 0 && slot->io.result < 0)
-            fail(scan, slot->io.result);
+            scan_fail(scan, slot->io.result);
         if (scan->result == 0) {
             int ret = scan->take(scan->context, &slot->range, slot->buf);
             if (ret < 0)
-                fail(scan, ret);
+                scan_fail(scan, ret);
         }
         scan->first = (scan->first + 1) % SCAN_SLOTS;
         scan->count--;
-        fill(scan);
+        scan_fill(scan);
         if (scan->count > 0 && scan->slots[scan->first].ready)
             runq_post(scan->file->runq, &scan->task);
     }
@@ -160,7 +160,7 @@ static void go_on(struct task *task)
 {
     struct scan *scan = container_of(task, struct scan, task);
 
-    fill(scan);
+    scan_fill(scan);
     pump(scan);
 }
 

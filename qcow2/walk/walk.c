@@ -402,7 +402,7 @@ static void start_phase(struct walk *walk, const struct walk_phase *phase)
     scan_start(&walk->scan);
 }
 
-static void finish(struct walk *walk, int result)
+static void walk_finish(struct walk *walk, int result)
 {
     free(walk->l1_sources);
     free(walk->l2_tables);
@@ -421,10 +421,10 @@ static void phase_done(void *context, int result)
     if (next != NULL)
         start_phase(walk, next);
     else
-        finish(walk, result);
+        walk_finish(walk, result);
 }
 
-static void begin(struct task *task)
+static void walk_begin(struct task *task)
 {
     struct walk *walk = container_of(task, struct walk, task);
     int64_t size = file_size(walk->file);
@@ -440,7 +440,7 @@ static void begin(struct task *task)
     if (ret == 0)
         ret = visit_header(walk);
     if (ret < 0)
-        finish(walk, ret);
+        walk_finish(walk, ret);
     else
         start_phase(walk, &phase_l1);
 }
@@ -459,6 +459,6 @@ void walk_start(struct walk *walk)
     walk->next_l1 = 0;
     walk->next_l1_offset = 0;
     walk->run.clusters = 0;
-    walk->task = (struct task){.run = begin};
+    walk->task = (struct task){.run = walk_begin};
     runq_post(walk->file->runq, &walk->task);
 }

@@ -116,13 +116,13 @@ ROWS = [
          "image->dirty_bit = DIRTY_BIT_UNSURE; if (!passes(result))",
          "image->dirty_bit = DIRTY_BIT_SET; if (!passes(result))")),
     row("4: refcounts before L2 without lazy refcounts",
-        "`write_refcounts`: no `demand.barrier`",
+        "`sync_write_refcounts`: no `demand.barrier`",
         ("sync.c",
          "sync->demand.barrier = true;\n"
          "sync->op.wait.result = result;",
          "sync->op.wait.result = result;")),
     row("4: refcounts at all then",
-        "`write_refcounts`: `true ||` before the first condition",
+        "`sync_write_refcounts`: `true ||` before the first condition",
         ("sync.c",
          "if (lazy_now(image) || sync->writeback",
          "if (true || lazy_now(image) || sync->writeback")),
@@ -229,7 +229,7 @@ ROWS = [
          "#include \"qcow2/durable/writeback.h\"\n"
          "#include \"qcow2/mapping/cache.h\"\n")),
     row("copies of the moment the sync began",
-        "`write_tables`: `memcpy` the slices again",
+        "`sync_write_tables`: `memcpy` the slices again",
         ("sync.c",
          "writeback_start(&sync->writeback, &sync->op, image->file);",
          "for (size_t i = 0; i < sync->writeback.count; i++)\n"
@@ -248,7 +248,7 @@ ROWS = [
          "image->latched_error = -EIO;",
          "")),
     row("and nothing is written after it",
-        "`begin`: `result = 0` instead of `latched_error`",
+        "`sync_begin`: `result = 0` instead of `latched_error`",
         ("sync.c",
          "int result = image->latched_error;",
          "int result = 0;")),
@@ -277,8 +277,8 @@ ROWS = [
     row("refcounts before the dirty bit goes",
         "`clean_refcounts`: no barrier",
         ("sync.c",
-         "return result < 0 ? end(image, result) : submit_barrier(image, SYNC_CLEAN_BARRIER);",
-         "return result < 0 ? end(image, result) : SYNC_CLEAN_BARRIER;")),
+         "return result < 0 ? sync_end(image, result) : submit_barrier(image, SYNC_CLEAN_BARRIER);",
+         "return result < 0 ? sync_end(image, result) : SYNC_CLEAN_BARRIER;")),
     row("not over tables in memory, or under ops",
         "`at_rest`: `true`",
         ("sync.c",
@@ -322,12 +322,12 @@ ROWS = [
          "WALK_MAPPING | WALK_SNAPSHOTS | WALK_OTHER",
          "WALK_MAPPING | WALK_OTHER")),
     row("without room for refcounts: the dirty bit instead",
-        "`write_refcounts`: no `go_on_dirty`",
+        "`sync_write_refcounts`: no `go_on_dirty`",
         ("sync.c",
          "if (passes(result) && image->header.version >= 3)",
          "if (false)")),
     row("bitmaps: the dirty bit with their end",
-        "`begin`: `needs_dirty` without `SYNC_DROPS_BITMAPS`",
+        "`sync_begin`: `needs_dirty` without `SYNC_DROPS_BITMAPS`",
         ("sync.c",
          "sync->drops == SYNC_DROPS_BITMAPS || (lazy_now",
          "(lazy_now")),
@@ -344,7 +344,7 @@ ROWS = [
     row("in all the clusters that are taken",
         "`plan_allocating`: `last` stays that of the mapping",
         ("write.c",
-         "last = end_of(op) - 1;",
+         "last = write_end_of(op) - 1;",
          "last = last;")),
     row("no punch under a new owner",
         "`punch_front`: no `set_taken(…, true)`",
@@ -396,21 +396,21 @@ ROWS = [
          "if (ret == 0 && all)",
          "if (ret == 0 && all)")),
     row("repair: new refcounts before the header",
-        "`write_all`: no barrier before it",
+        "`check_rebuild_write_all`: no barrier before it",
         ("check_rebuild.c",
          "if (ret == 0)\n"
          "ret = file_do_blocking(pass->file, FILE_DATASYNC, 0, 0);\n"
          "format_put64(fields,",
          "format_put64(fields,")),
     row("repair: the old refcounts stay until then",
-        "`check_rebuild`: `forget_old` before `place`",
+        "`check_rebuild`: `forget_old` before `check_rebuild_place`",
         ("check_rebuild.c",
-         "ret = place(&r);\n"
+         "ret = check_rebuild_place(&r);\n"
          "if (ret == 0 && !pass->hides)\n"
          "ret = forget_old(&r);",
          "ret = pass->hides ? 0 : forget_old(&r);\n"
          "if (ret == 0)\n"
-         "ret = place(&r);")),
+         "ret = check_rebuild_place(&r);")),
     row("repair: the dirty bit last",
         "`check_repair`, `mark_consistent`: no barrier before it",
         ("check_repair.c",
@@ -426,10 +426,10 @@ ROWS = [
     row("repair: the file's length before entries are counted",
         "`check_restore_growth`: no barrier",
         ("check_repair.c",
-         "return ret < 0 ? failed(pass, ret, err) : barrier(pass, err);\n"
+         "return ret < 0 ? check_repair_failed(pass, ret, err) : barrier(pass, err);\n"
          "}\n"
          "int check_repair",
-         "return ret < 0 ? failed(pass, ret, err) : 0;\n"
+         "return ret < 0 ? check_repair_failed(pass, ret, err) : 0;\n"
          "}\n"
          "int check_repair")),
     row("repair: refcounts that are too low",

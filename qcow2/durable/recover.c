@@ -35,6 +35,7 @@
 #include "qcow2/format/bitmap_directory.h"
 #include "qcow2/format/geometry.h"
 #include "qcow2/format/header.h"
+#include "qcow2/mapping/guard.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/quarantine.h"
 #include "qcow2/space/refcount.h"
@@ -187,12 +188,17 @@ static void claim_table(struct image *image)
     struct refcounts *rc = image->refcounts;
     const struct header *header = &image->header;
 
-    if (claim(image, header->refcount_table_offset, header->refcount_table_clusters))
+    if (claim(image, header->refcount_table_offset, header->refcount_table_clusters)) {
+        rc->place = REFCOUNT_TABLE_CLAIMED;
+        guard_move_refcount_table(image, header->refcount_table_offset >> header->cluster_bits,
+                                  header->refcount_table_clusters);
         return;
+    }
     tell_fault(image, "the refcount table lies where something else does, or beyond the end", 0,
                header->refcount_table_offset);
     rc->table_moved = true;
-    rc->table_foreign = true;
+    rc->place = REFCOUNT_TABLE_FOREIGN;
+    guard_move_refcount_table(image, 0, 0);
 }
 
 // Claims the block of a page, if it has one, and makes all of it dirty, because its content on disk
@@ -204,6 +210,9 @@ static int claim_block(struct image *image, uint64_t page)
 
     if (rc->table[page] != 0 && !claim(image, rc->table[page], 1))
         refcounts_set_block(rc, page, 0);
+    else if (rc->table[page] != 0)
+        result = guard_add(image, rc->table[page]);
+    rc->blocks_claimed = page + 1;
     for (uint64_t piece = 0; rc->table[page] != 0 && piece < refcounts_pieces(rc) && result == 0;
          piece++)
         result = refcounts_piece_again(rc, page, piece);
@@ -229,6 +238,7 @@ static int claim_blocks(struct op *op)
         if (result < 0)
             return result;
     }
+    rc->blocks_claimed = REFCOUNT_BLOCKS_ALL;
     return 0;
 }
 
@@ -338,6 +348,7 @@ void recover_start(struct image *image)
         return;
     }
     image->recovery->running = true;
+    refcounts_unclaim(image->refcounts);
     image->drop_autoclear = true;
     sync_request(image);
 }

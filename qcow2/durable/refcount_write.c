@@ -252,10 +252,10 @@ static int moved(struct op *op, struct refcount_write *rw)
     struct image *image = op->image;
     struct header *header = &image->header;
 
-    if (!image->refcounts->table_foreign)
+    if (image->refcounts->place != REFCOUNT_TABLE_FOREIGN)
         quarantine_add(image, header->refcount_table_offset >> header->cluster_bits,
                        header->refcount_table_clusters);
-    image->refcounts->table_foreign = false;
+    image->refcounts->place = REFCOUNT_TABLE_CLAIMED;
     header->refcount_table_offset = rw->table_first << header->cluster_bits;
     header->refcount_table_clusters = (uint32_t)rw->table_clusters;
     guard_move_refcount_table(image, rw->table_first, rw->table_clusters);

@@ -105,25 +105,29 @@ static int guard_begin(struct image *image)
         return -ENOMEM;
     put_ranges(image);
     merge_ranges(guard);
-    guard->refcount_table = (struct guard_range){
-        .first = h->refcount_table_offset >> h->cluster_bits,
-        .end = (h->refcount_table_offset >> h->cluster_bits) + h->refcount_table_clusters,
-        .what = "the refcount table"};
+    guard->refcount_table = (struct guard_range){.what = "the refcount table"};
+    if (image->refcounts->place == REFCOUNT_TABLE_CLAIMED)
+        guard_move_refcount_table(image, h->refcount_table_offset >> h->cluster_bits,
+                                  h->refcount_table_clusters);
     guard->next = 0;
     // Reserved for every entry: unused memory costs nothing, while growing a full set takes long.
     cluster_set_reserve(&guard->tables, entries);
     return 0;
 }
 
-// Looks at one entry of the refcount table, or, behind those, of the L1 table.
+// Looks at one entry of the L1 table, or, behind those, of the refcount table, which recovery may
+// enlarge meanwhile. A block that recovery has not claimed yet may be anything.
 static int guard_collect(struct image *image, uint64_t i)
 {
-    uint64_t blocks = image->refcounts->table_size;
+    const struct refcounts *rc = image->refcounts;
 
-    if (i < blocks)
-        return put_table(image, image->refcounts->table[i], true);
+    if (i >= image->l1.size) {
+        uint64_t page = i - image->l1.size;
+
+        return page < rc->blocks_claimed ? put_table(image, rc->table[page], true) : 0;
+    }
     // A table that is shared with a snapshot is copied before it is written.
-    uint64_t entry = image->l1.entries[i - blocks];
+    uint64_t entry = image->l1.entries[i];
     return put_table(image, entry & FORMAT_L1_OFFSET_MASK, (entry & FORMAT_COPIED) != 0);
 }
 

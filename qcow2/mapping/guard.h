@@ -42,7 +42,7 @@ struct guard {
 
     // The members below are used while COLLECTING.
     struct op op; // internal
-    // Next entry to look at: of the refcount table first, then of the L1 table.
+    // Next entry to look at: of the L1 table first, then of the refcount table.
     uint64_t next;
     // Tables added since collecting began; the op that added each has checked it.
     struct cluster_set added;

@@ -39,7 +39,11 @@ static uint64_t table_pieces(const struct refcounts *rc)
 int refcounts_init(struct refcounts *rc, const struct geometry *g, uint64_t *table,
                    uint64_t table_size)
 {
-    *rc = (struct refcounts){.geometry = *g, .table = table, .table_size = table_size};
+    *rc = (struct refcounts){.geometry = *g,
+                             .table = table,
+                             .table_size = table_size,
+                             .place = REFCOUNT_TABLE_CLAIMED,
+                             .blocks_claimed = REFCOUNT_BLOCKS_ALL};
     rc->pages = calloc(table_size, sizeof(*rc->pages));
     rc->table_dirty = calloc(bits_words(table_pieces(rc)), sizeof(*rc->table_dirty));
     rc->dirty_bits = calloc(bits_words(table_size), sizeof(*rc->dirty_bits));
@@ -63,6 +67,12 @@ void refcounts_free(struct refcounts *rc)
     *rc = (struct refcounts){0};
 }
 
+void refcounts_unclaim(struct refcounts *rc)
+{
+    rc->place = REFCOUNT_TABLE_UNCLAIMED;
+    rc->blocks_claimed = 0;
+}
+
 void refcounts_forget(struct refcounts *rc)
 {
     for (uint64_t i = 0; i < rc->table_size; i++) {
@@ -71,6 +81,7 @@ void refcounts_forget(struct refcounts *rc)
     }
     memset(rc->dirty_bits, 0, bits_words(rc->table_size) * sizeof(*rc->dirty_bits));
     rc->dirty_pages = 0;
+    refcounts_unclaim(rc);
 }
 
 // Returns a larger copy of an array of bits; NULL without memory.

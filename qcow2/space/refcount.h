@@ -16,6 +16,17 @@
 struct image;
 struct op;
 
+// The place of the table on disk. Where the refcounts are counted anew, something else may lie there:
+//
+//   CLAIMED ── refcounts_unclaim ─> UNCLAIMED ── recovery ──> CLAIMED
+//      ^                                 └── recovery ──> FOREIGN
+//      └───────────── the table has moved ───────────────────┘
+enum refcount_table_place {
+    REFCOUNT_TABLE_CLAIMED,
+    REFCOUNT_TABLE_UNCLAIMED,
+    REFCOUNT_TABLE_FOREIGN,
+};
+
 struct refcounts {
     struct geometry geometry;
     // Host offsets of refcount blocks, in host byte order; 0: no block.
@@ -26,8 +37,9 @@ struct refcounts {
     bool table_any_dirty;
     // The table in memory has outgrown the table on disk.
     bool table_moved;
-    // Something else lies where the header says that the table is.
-    bool table_foreign;
+    enum refcount_table_place place;
+    // The blocks of so many leading entries are ours: all, unless recovery has still to claim them.
+    uint64_t blocks_claimed;
     struct refcount_page *pages; // table_size of them
     uint64_t *dirty_bits;        // bit a page that is dirty
     uint64_t dirty_pages;        // how many
@@ -38,7 +50,11 @@ int refcounts_init(struct refcounts *rc, const struct geometry *g, uint64_t *tab
                    uint64_t table_size);
 void refcounts_free(struct refcounts *rc);
 
-// Sets all refcounts to 0, whatever is on disk. The caller counts them anew.
+#define REFCOUNT_BLOCKS_ALL UINT64_MAX
+
+// Takes the places of the table and its blocks as unknown until recovery claims them.
+void refcounts_unclaim(struct refcounts *rc);
+// The same, and sets all refcounts to 0, whatever is on disk. The caller counts them anew.
 void refcounts_forget(struct refcounts *rc);
 
 // Makes the page of the cluster known. Returns 0, OP_PARKED (plan again) or a negative errno.

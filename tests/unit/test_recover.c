@@ -13,6 +13,7 @@
 #include "qcow2/durable/recover.h"
 #include "qcow2/format/format.h"
 #include "qcow2/format/refcount_array.h"
+#include "qcow2/mapping/guard.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/refcount.h"
 #include "tests/unit/engine.h"
@@ -225,7 +226,7 @@ static void refcounts_that_lie_over_data_are_moved(void **state)
                  engine_disk_entry(&e, 2) & FORMAT_L2_OFFSET_MASK);
     engine_crash(&e, &options);
     assert_true(engine_said(&e, "the refcount table lies where something else does"));
-    assert_true(e.image->refcounts->table_foreign);
+    assert_int_equal(e.image->refcounts->place, REFCOUNT_TABLE_FOREIGN);
     engine_expect(&e, 2 * CLUSTER, CLUSTER, 1);
     engine_end(&e);
 }
@@ -477,6 +478,57 @@ static void bitmaps_of_a_crashed_image_go_first(void **state)
     engine_free(&e);
 }
 
+// Until they are claimed, the refcount table and its blocks may lie where data is, and a write in
+// place there is no damage. Afterwards those that are ours are known as metadata.
+static void old_refcounts_stand_in_no_way(void **state)
+{
+    struct request in_place;
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    uint64_t data = engine_disk_entry(&e, 1) & FORMAT_L2_OFFSET_MASK;
+    uint64_t table = e.image->header.refcount_table_offset;
+    // Two blocks in one place, which is that of guest cluster 1.
+    uint64_t block = format_get64(e.disk->bytes + table);
+    format_put64(e.disk->bytes + table + 8, data);
+    format_put64(e.disk->bytes + table + 16, data);
+    engine_crash_only(&e, &options);
+    engine_start(&e, &in_place, OP_WRITE, 0, CLUSTER, 512);
+    engine_hold(&e, "extents");
+    assert_true(e.image->recovery->running);
+    assert_int_equal(in_place.done, 1);
+    assert_int_equal(in_place.op.result, 0);
+    assert_null(guard_hit(e.image, table, 1));
+    assert_null(guard_hit(e.image, block, 1));
+    engine_run(&e);
+    assert_non_null(guard_hit(e.image, table, 1));
+    assert_non_null(guard_hit(e.image, block, 1));
+    assert_null(guard_hit(e.image, data, 1));
+    assert_int_equal(engine_write(&e, CLUSTER, 512, 3), 0);
+    engine_end(&e);
+}
+
+// The same for a table that is not ours.
+static void a_write_where_the_refcount_table_is_said_to_be(void **state)
+{
+    struct request in_place;
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    uint64_t data = engine_disk_entry(&e, 1) & FORMAT_L2_OFFSET_MASK;
+    format_put64(e.disk->bytes + FORMAT_HEADER_REFCOUNT_TABLE_OFFSET, data);
+    engine_crash_only(&e, &options);
+    engine_start(&e, &in_place, OP_WRITE, 0, CLUSTER, 512);
+    engine_run(&e);
+    assert_int_equal(in_place.op.result, 0);
+    assert_true(engine_said(&e, "the refcount table lies where something else does"));
+    assert_int_equal(engine_write(&e, CLUSTER, 512, 3), 0);
+    engine_expect(&e, CLUSTER, 512, 3);
+    engine_free(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -499,6 +551,8 @@ int main(void)
         cmocka_unit_test(a_shared_cluster_that_says_it_is_not),
         cmocka_unit_test(a_reference_too_far_out),
         cmocka_unit_test(a_size_that_cannot_be_told),
+        cmocka_unit_test(old_refcounts_stand_in_no_way),
+        cmocka_unit_test(a_write_where_the_refcount_table_is_said_to_be),
     };
 
     return cmocka_run_group_tests_name("recover", tests, NULL, NULL);

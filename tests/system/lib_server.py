@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.parse
 
@@ -366,14 +367,24 @@ class Server:
 
 
 def refused(directory, *arguments, timeout=STOP_SECONDS, environment=None):
-    """Runs `lazycow serve` with arguments that it must refuse; returns its one line of error."""
-    result = subprocess.run([BINARY, "serve", *map(str, arguments)], stdin=subprocess.DEVNULL,
-                            capture_output=True, timeout=timeout, cwd=str(directory), check=False,
-                            env=sanitizer_environment(environment))
-    text = result.stderr.decode(errors="replace")
+    """Runs `lazycow serve` with arguments that it must refuse; returns its one line of error. A server
+    that begins to serve fails the test at once."""
+    with tempfile.TemporaryFile() as stderr:
+        with subprocess.Popen([BINARY, "serve", *map(str, arguments)], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=stderr, cwd=str(directory),
+                              env=sanitizer_environment(environment)) as process:
+            try:
+                ready, _, _ = select.select([process.stdout], [], [], timeout)
+                assert ready, f"neither refused nor served after {timeout} s: {arguments}"
+                said = os.read(process.stdout.fileno(), 4096)
+                assert said == b"", f"not refused: {arguments}: {said}"
+                code = process.wait(timeout)
+            finally:
+                process.kill()
+        stderr.seek(0)
+        text = stderr.read().decode(errors="replace")
     assert not SANITIZER.search(text), text
-    assert result.returncode == 1, f"exit code {result.returncode}: {arguments}\n{text}"
-    assert result.stdout == b"", result.stdout
+    assert code == 1, f"exit code {code}: {arguments}\n{text}"
     lines = text.splitlines()
     assert len(lines) == 1, f"not one line: {text!r}"
     return lines[0]

@@ -108,7 +108,7 @@ WRONG = [
     ("create -b missing -F qcow2 x", "'x': backing file: missing: cannot open"),
     ("create -b text -F qcow2 x", "-F raw"),
     ("create -q '' 1M", "the name of the image is empty"),
-    ("create -q folder 1M", "folder: is a directory"),
+    ("create -q folder 1M", "folder: cannot open: Is a directory; name an image file"),
     ("create -q none/x 1M", "make its folder first"),
     ("create -q away 1M", "a link to a file that is not there"),
     ("create nbd://host/x 1M", "not the name of a local file"),

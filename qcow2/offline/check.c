@@ -145,10 +145,16 @@ static int run_pass(struct check_pass *pass, struct file *file, const struct che
     int ret = check_pass_begin(pass, err);
     if (ret == 0)
         ret = check_pass_count(pass, err);
-    if (ret == 0)
+    if (ret == 0) {
+        pass->stage = CHECK_COUNTED;
         ret = check_pass_compare(pass, err);
-    if (ret == 0)
+    }
+    if (ret == 0) {
+        pass->stage = CHECK_COMPARED;
         ret = check_pass_flags(pass, err);
+    }
+    if (ret == 0)
+        pass->stage = CHECK_FLAGGED;
     pass->result.image_end = pass->end << pass->header.cluster_bits;
     return ret;
 }
@@ -184,7 +190,7 @@ static uint64_t fixed(uint64_t before, uint64_t after)
 static bool anything_wrong(const struct check_pass *pass)
 {
     return pass->result.corruptions > 0 || pass->result.leaks > 0 ||
-           (pass->refcounts_beyond && pass->beyond_end == 0);
+           ((pass->found & CHECK_FOUND_REFCOUNT_BEYOND) && pass->beyond_end == 0);
 }
 
 // Ends the pass and makes another one over the image as it is now.
@@ -208,8 +214,8 @@ static int repair(struct check_pass *pass, struct error *err)
         if (ret == 0)
             ret = run_again(pass, err);
     }
-    const bool hides = pass->hides;
-    if (ret == 0 && hides && pass->options->message != NULL)
+    const unsigned hidden = pass->found & CHECK_FOUND_HIDDEN;
+    if (ret == 0 && hidden != 0 && pass->options->message != NULL)
         pass->options->message(pass->options->context,
                                "Damaged entries may hide clusters: none that seems unused is freed "
                                "or overwritten, so leaks stay until those entries are put right");
@@ -217,7 +223,7 @@ static int repair(struct check_pass *pass, struct error *err)
         ret = check_repair(pass, err);
         if (ret == 0)
             ret = run_again(pass, err);
-        pass->hides |= hides; // even if the entry has been repaired meanwhile
+        pass->found |= hidden; // even if the entry has been repaired meanwhile
     }
     if (ret == 0 && pass->result.corruptions == 0)
         ret = mark_consistent(pass->file, &pass->header, err);

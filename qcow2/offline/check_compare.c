@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // check_compare.c: compares the refcounts on disk with the references that were counted.
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -63,8 +64,10 @@ static void look_beyond(struct check_pass *pass, uint64_t cluster, uint64_t n, c
 {
     uint64_t i = cluster < pass->clusters ? pass->clusters - cluster : 0;
 
-    for (; i < n && !pass->refcounts_beyond; i++)
-        pass->refcounts_beyond = refcount_array_get(bytes, pass->header.refcount_order, i) != 0;
+    for (; i < n && !(pass->found & CHECK_FOUND_REFCOUNT_BEYOND); i++) {
+        if (refcount_array_get(bytes, pass->header.refcount_order, i) != 0)
+            pass->found |= CHECK_FOUND_REFCOUNT_BEYOND;
+    }
 }
 
 static int take_block(void *context, const struct scan_range *range, const uint8_t *bytes)
@@ -132,10 +135,10 @@ static void mismatch(struct check_pass *pass, uint64_t cluster, uint64_t stored,
         pass->result.leaks++;
     } else {
         pass->result.corruptions++;
-        pass->refcounts_differ = true;
+        pass->found |= CHECK_FOUND_LOW_REFCOUNT;
         uint64_t block = cluster / per_block(pass);
         if (block >= pass->block_count || pass->blocks[block] == 0)
-            pass->block_missing = true;
+            pass->found |= CHECK_FOUND_MISSING_BLOCK;
     }
     if (m->clusters > 0 && m->first + m->clusters == cluster && m->stored == stored &&
         m->counted == counted) {
@@ -210,7 +213,7 @@ static void check_overlaps(struct check_pass *pass)
         // No two parts of the disk share a table: one of the entries is wrong.
         if (counts_get(&pass->copied, i) + counts_get(&pass->not_copied, i) > 1 &&
             counts_get(&pass->l2_tables, i) > 1)
-            pass->hides = true;
+            pass->found |= CHECK_FOUND_HIDDEN;
         if (counts_get(&pass->counted, i) == counts_get(&pass->l2_tables, i))
             continue;
         pass->result.corruptions++;
@@ -219,7 +222,7 @@ static void check_overlaps(struct check_pass *pass)
     for (uint64_t i = 0; i < pass->block_count; i++) {
         uint64_t cluster = pass->blocks[i] >> pass->header.cluster_bits;
         if (pass->blocks[i] != 0 && counts_get(&pass->counted, cluster) != 1)
-            pass->structure_broken = true;
+            pass->found |= CHECK_FOUND_BROKEN_STRUCTURE;
     }
 }
 
@@ -227,6 +230,7 @@ int check_pass_compare(struct check_pass *pass, struct error *err)
 {
     unsigned order = pass->header.refcount_order;
 
+    assert(pass->stage == CHECK_COUNTED);
     pass->ones = calloc(GROUP / 8, (size_t)1 << order);
     if (pass->ones == NULL)
         return error_set(err, ENOMEM, "'%s': no memory to check it", pass->file->name);
@@ -241,7 +245,7 @@ int check_pass_compare(struct check_pass *pass, struct error *err)
     for (uint64_t i = 0; i < pass->header.refcount_table_clusters; i++) {
         uint64_t cluster = (pass->header.refcount_table_offset >> pass->header.cluster_bits) + i;
         if (cluster < pass->clusters && counts_get(&pass->counted, cluster) != 1)
-            pass->structure_broken = true;
+            pass->found |= CHECK_FOUND_BROKEN_STRUCTURE;
     }
     return 0;
 }

@@ -36,7 +36,7 @@ static void beyond(struct check_pass *pass, const struct walk_reference *ref, ui
     pass->result.corruptions += entries;
     // No lost growth explains an entry this far out, so it may be meant for another place.
     if (!of_refcounts(ref) && end > pass->clusters + check_lost_growth(pass))
-        pass->hides = true;
+        pass->found |= CHECK_FOUND_HIDDEN;
     if (end > pass->beyond_end)
         pass->beyond_end = end;
     if (ref->kind == WALK_REFCOUNT_BLOCK)
@@ -102,7 +102,7 @@ static int count_reference(void *context, const struct walk_reference *ref)
         uint64_t first = ref->cluster > pass->clusters ? ref->cluster : pass->clusters;
         beyond(pass, ref, first, ref->cluster + clusters);
         if (of_refcounts(ref))
-            pass->structure_broken = true;
+            pass->found |= CHECK_FOUND_BROKEN_STRUCTURE;
         ret = count_beyond(pass, ref, first, ref->cluster + clusters);
         if (ret < 0 || ref->cluster >= pass->clusters)
             return ret;
@@ -135,14 +135,14 @@ static int count_problem(void *context, const struct walk_problem *problem)
 
     pass->result.corruptions += problem->count;
     if (may_hide(pass, problem))
-        pass->hides = true;
+        pass->found |= CHECK_FOUND_HIDDEN;
     switch (problem->kind) {
     case WALK_L1:
         check_say(pass, "ERROR L1 table of snapshot %" PRIu64 " %s", problem->entry,
                   faults[problem->fault]);
         break;
     case WALK_REFCOUNT_BLOCK:
-        pass->structure_broken = true;
+        pass->found |= CHECK_FOUND_BROKEN_STRUCTURE;
         check_say(pass, "ERROR refcount table entry %" PRIu64 " (%#" PRIx64 ") %s", problem->guest,
                   problem->value, faults[problem->fault]);
         break;

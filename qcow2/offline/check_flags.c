@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // check_flags.c: compares the COPIED flags of the disk's L1 and L2 entries with the refcounts.
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
@@ -39,7 +40,7 @@ static int flag_reference(void *context, const struct walk_reference *ref)
                   ref->kind == WALK_L2 ? "L2 table" : "data cluster", entry, guest,
                   ref->copied ? "has" : "lacks", cluster, one ? "1" : "not 1");
         // A cluster that seems to be referenced once may also have a hidden reference.
-        if (pass->hides && count < 2)
+        if ((pass->found & CHECK_FOUND_HIDDEN) && count < 2)
             continue;
         add_fix(pass, (struct check_fix){
                           .entry = entry, .keep = ~FORMAT_COPIED, .set = one ? FORMAT_COPIED : 0});
@@ -120,8 +121,9 @@ static int take_ones(struct check_pass *pass, uint64_t cluster, uint64_t n, cons
 
 int check_pass_flags(struct check_pass *pass, struct error *err)
 {
-    bool refcounts_agree = pass->result.leaks == 0 && !pass->refcounts_differ;
+    bool refcounts_agree = pass->result.leaks == 0 && !(pass->found & CHECK_FOUND_LOW_REFCOUNT);
 
+    assert(pass->stage == CHECK_COMPARED);
     if (refcounts_agree && pass->beyond_end == 0 && flags_agree(pass))
         return 0;
     pass->flag_counts = &pass->counted;

@@ -43,7 +43,25 @@ struct check_fix {
 // Most fixes that are kept before they are written (6 MiB); more take another walk.
 #define CHECK_FIXES_MAX (256u << 10)
 
+// How far a pass has come. Each stage needs what the ones before it have found.
+enum check_stage { CHECK_BEGUN, CHECK_COUNTED, CHECK_COMPARED, CHECK_FLAGGED };
+
+// Findings of a pass that decide how it is repaired.
+enum check_found {
+    // The refcount table or a refcount block is not where it can be trusted.
+    CHECK_FOUND_BROKEN_STRUCTURE = 1,
+    // A fault that may hide references, so that a cluster that seems unused may be in use.
+    CHECK_FOUND_HIDDEN = 2,
+    CHECK_FOUND_LOW_REFCOUNT = 4,
+    // A cluster in use has no refcount block.
+    CHECK_FOUND_MISSING_BLOCK = 8,
+    // A refcount behind the end of the file is not 0.
+    CHECK_FOUND_REFCOUNT_BEYOND = 16,
+};
+
 struct check_pass {
+    enum check_stage stage;
+    unsigned found; // bits of enum check_found
     struct file *file;
     const struct check_options *options;
     // No messages: the findings of this pass were reported before.
@@ -69,16 +87,9 @@ struct check_pass {
     uint64_t block_count; // entries of the refcount table
     // One past the highest referenced cluster beyond the end of the file; 0: none.
     uint64_t beyond_end;
-    // The refcount table or a block lies where it cannot be trusted.
-    bool structure_broken;
-    // A fault may hide references, so a cluster that looks unused may be in use.
-    bool hides;
 
     // Results of the comparison.
     struct check_mismatch mismatch; // not yet said
-    bool refcounts_differ;          // a refcount is too low
-    bool block_missing;             // a cluster in use has no refcount block
-    bool refcounts_beyond;          // a refcount behind the end of the file is not 0
     uint64_t end;                   // one past the highest cluster in use
     uint8_t *ones;                  // 64 refcounts of 1 as on disk
 

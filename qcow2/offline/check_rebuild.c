@@ -253,10 +253,10 @@ int check_rebuild(struct check_pass *pass, struct error *err)
     if (r.end < pass->beyond_end)
         r.end =
             pass->beyond_end < pass->counted.clusters ? pass->beyond_end : pass->counted.clusters;
-    int ret = pass->hides ? keep_all(pass, err) : 0;
+    int ret = (pass->found & CHECK_FOUND_HIDDEN) ? keep_all(pass, err) : 0;
     if (ret == 0)
         ret = check_rebuild_place(&r);
-    if (ret == 0 && !pass->hides)
+    if (ret == 0 && !(pass->found & CHECK_FOUND_HIDDEN))
         ret = forget_old(&r);
     if (ret == 0 && !counts_fit(pass))
         ret = -ERANGE;

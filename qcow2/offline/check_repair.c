@@ -16,6 +16,7 @@
 //     table), a cluster that looks unused is neither freed nor written: no refcount gets lower, no
 //     COPIED flag is set, and a new refcount structure lies behind the end of the file.
 // So a repair can be interrupted and started again any number of times.
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -66,7 +67,7 @@ static bool correct_piece(const struct check_pass *pass, uint8_t *piece, uint64_
         uint64_t stored = refcount_array_get(piece, order, i);
         uint64_t counted = beyond ? 0 : counts_get(&pass->counted, cluster + i);
         bool repair =
-            (stored > counted && !pass->hides) ||
+            (stored > counted && !(pass->found & CHECK_FOUND_HIDDEN)) ||
             (stored < counted && counted <= max && pass->options->repair == CHECK_REPAIR_ALL);
         if (repair) {
             refcount_array_set(piece, order, i, counted);
@@ -196,9 +197,10 @@ int check_repair(struct check_pass *pass, struct error *err)
     bool all = pass->options->repair == CHECK_REPAIR_ALL;
     int ret;
 
-    if (all && (pass->structure_broken || pass->block_missing))
+    assert(pass->stage == CHECK_FLAGGED);
+    if (all && (pass->found & (CHECK_FOUND_BROKEN_STRUCTURE | CHECK_FOUND_MISSING_BLOCK)))
         ret = check_rebuild(pass, err);
-    else if (pass->structure_broken)
+    else if (pass->found & CHECK_FOUND_BROKEN_STRUCTURE)
         return 0; // a block may overlap something else; -r all makes new blocks
     else
         ret = correct_blocks(pass, err);

@@ -406,9 +406,9 @@ ROWS = [
         "`check_rebuild`: `forget_old` before `check_rebuild_place`",
         ("check_rebuild.c",
          "ret = check_rebuild_place(&r);\n"
-         "if (ret == 0 && !pass->hides)\n"
+         "if (ret == 0 && !(pass->found & CHECK_FOUND_HIDDEN))\n"
          "ret = forget_old(&r);",
-         "ret = pass->hides ? 0 : forget_old(&r);\n"
+         "ret = (pass->found & CHECK_FOUND_HIDDEN) ? 0 : forget_old(&r);\n"
          "if (ret == 0)\n"
          "ret = check_rebuild_place(&r);")),
     row("repair: the dirty bit last",

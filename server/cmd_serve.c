@@ -20,6 +20,7 @@
 #include "server/notify.h"
 #include "server/pid_file.h"
 #include "server/privileges.h"
+#include "server/serve_listen.h"
 #include "server/serve_options.h"
 #include "server/serve_set.h"
 #include "server/server.h"

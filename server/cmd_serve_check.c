@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/cmd.h"
+#include "server/serve_listen.h"
 #include "server/serve_options.h"
 
 bool serve_options_check_tls(const struct serve_options *options)

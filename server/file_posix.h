@@ -12,13 +12,14 @@
 #include "qcow2/base/error.h"
 #include "qcow2/base/file.h"
 #include "qcow2/base/runq.h"
-#include "server/file_backend.h"
 #include "server/file_map.h"
 #include "server/file_pace.h"
 
 // Requests that wait for something other than the run queue; linked through file_io.task.link,
 // which is free until the request completes.
 STAILQ_HEAD(io_list, task);
+
+struct backend;
 
 struct backend_ops {
     const char *name;

@@ -7,6 +7,7 @@
 
 #include "server/cmd.h"
 #include "server/file_map.h"
+#include "server/listen.h"
 #include "server/serve_settings.h"
 #include "server/loop_spin.h"
 

@@ -4,59 +4,9 @@
 #define LAZYCOW_SERVER_SERVE_OPTIONS_H
 
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 
-#include "server/export.h"
 #include "server/export_argument.h"
-#include "server/file_backend.h"
-#include "server/keepalive.h"
-#include "server/log.h"
-#include "server/serve_listen.h"
-#include "server/tls.h"
-
-// Patterns of --tls-allow; more than fit in a command line that someone understands.
-#define SERVE_TLS_ALLOW_MAX 256u
-// Settings of single exports: four for each of as many as there may be.
-#define SERVE_SETS_MAX 4096u
-// A connection takes about 200 KiB when idle; beyond this the descriptors of a process run out on
-// common systems.
-#define SERVE_CONNECTIONS_LIMIT 16384
-
-enum serve_tls { SERVE_TLS_REQUIRE, SERVE_TLS_ON, SERVE_TLS_OFF };
-
-// A rule of --tls-allow.
-struct serve_tls_allow {
-    const char *name; // of the export; NULL: the text may begin with one
-    const char *text;
-};
-
-struct serve_options {
-    struct export_options exports;
-    struct serve_listen listen;
-    struct keepalive keepalive;
-    bool skip_broken; // images that cannot be opened are left out
-    enum backend_kind aio;
-    unsigned connections_max;
-    uint64_t poll_max_ns;
-    uint64_t mmap_bytes;
-    bool exit_with_last_client;
-    struct tls_options tls; // neither certificates nor psk: there is no TLS
-    enum serve_tls tls_mode;
-    bool tls_given; // --tls was
-    struct serve_tls_allow tls_allow[SERVE_TLS_ALLOW_MAX];
-    size_t tls_allow_count;
-    const char *user;     // or NULL
-    const char *group;    // or NULL
-    const char *pid_file; // or NULL
-    enum log_level log_level;
-    bool log_timestamps;
-    const char *sets[SERVE_SETS_MAX]; // NAME:KEY=VALUE
-    size_t set_count;
-    // In the order of the command line; those beyond the room are counted only.
-    struct export_argument images[EXPORTS_MAX];
-    size_t image_count;
-};
+#include "server/serve_settings.h"
 
 // One option of the command line.
 struct serve_setting {

@@ -1,14 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
-// serve_settings.h: what the files that hold serve's options share: reading values, and the options
-// that serve_options.c lists but that are set elsewhere.
+// serve_settings.h: what the command line of `lazycow serve` can say, as data; reading values; and the
+// options that serve_options.c lists but that serve_listen.c sets.
 #ifndef LAZYCOW_SERVER_SERVE_SETTINGS_H
 #define LAZYCOW_SERVER_SERVE_SETTINGS_H
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "server/serve_options.h"
+#include "server/export.h"
+#include "server/export_argument.h"
+#include "server/file_backend.h"
+#include "server/keepalive.h"
+#include "server/listen_vsock.h"
+#include "server/log.h"
+#include "server/tls_options.h"
+
+// Addresses of one kind: more than anybody names on a command line, and all kinds together no more
+// than LISTEN_MAX.
+#define SERVE_LISTEN_MAX 16u
+
+// Where to listen; with nothing given, TCP on localhost. The strings are borrowed.
+struct serve_listen {
+    const char *sockets[SERVE_LISTEN_MAX]; // paths
+    size_t socket_count;
+    const char *socket_mode;             // octal, for all of them; NULL: what the umask leaves
+    const char *socket_group;            // for all of them, or NULL
+    const char *binds[SERVE_LISTEN_MAX]; // hosts
+    size_t bind_count;
+    uint16_t port; // of all of these
+    bool port_given;
+    struct vsock_address vsocks[SERVE_LISTEN_MAX];
+    size_t vsock_count;
+    bool stdio; // nowhere: the client is at standard input and output
+};
+
+// Patterns of --tls-allow; more than fit in a command line that someone understands.
+#define SERVE_TLS_ALLOW_MAX 256u
+// Settings of single exports: four for each of as many as there may be.
+#define SERVE_SETS_MAX 4096u
+// A connection takes about 200 KiB when idle; beyond this the descriptors of a process run out on
+// common systems.
+#define SERVE_CONNECTIONS_LIMIT 16384
+
+enum serve_tls { SERVE_TLS_REQUIRE, SERVE_TLS_ON, SERVE_TLS_OFF };
+
+// A rule of --tls-allow.
+struct serve_tls_allow {
+    const char *name; // of the export; NULL: the text may begin with one
+    const char *text;
+};
+
+struct serve_options {
+    struct export_options exports;
+    struct serve_listen listen;
+    struct keepalive keepalive;
+    bool skip_broken; // images that cannot be opened are left out
+    enum backend_kind aio;
+    unsigned connections_max;
+    uint64_t poll_max_ns;
+    uint64_t mmap_bytes;
+    bool exit_with_last_client;
+    struct tls_options tls; // neither certificates nor psk: there is no TLS
+    enum serve_tls tls_mode;
+    bool tls_given; // --tls was
+    struct serve_tls_allow tls_allow[SERVE_TLS_ALLOW_MAX];
+    size_t tls_allow_count;
+    const char *user;     // or NULL
+    const char *group;    // or NULL
+    const char *pid_file; // or NULL
+    enum log_level log_level;
+    bool log_timestamps;
+    const char *sets[SERVE_SETS_MAX]; // NAME:KEY=VALUE
+    size_t set_count;
+    // In the order of the command line; those beyond the room are counted only.
+    struct export_argument images[EXPORTS_MAX];
+    size_t image_count;
+};
 
 // Finds a value in a list of names, which ends with NULL. Returns its index, or -1.
 static inline int choice(const char *value, const char *const names[])

@@ -5,10 +5,12 @@
 #define LAZYCOW_SERVER_TLS_CREDENTIALS_H
 
 #include <gnutls/gnutls.h>
+#include <stdbool.h>
+#include <time.h>
 
 #include "qcow2/base/error.h"
-#include "server/tls.h"
 #include "server/tls_check.h"
+#include "server/tls_options.h"
 
 struct tls_psk_list;
 

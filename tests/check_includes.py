@@ -33,10 +33,7 @@ CIRCLES = [
     {"qcow2/offline/check", "qcow2/offline/check_pass"},
     {"protocol/meta_context", "protocol/options"},
     {"server/connection", "server/connection_end", "server/connection_output", "server/connection_tls"},
-    {"server/file_backend", "server/file_posix"},
     {"server/listen", "server/listen_unix", "server/listen_vsock"},
-    {"server/serve_listen", "server/serve_options", "server/serve_settings"},
-    {"server/tls", "server/tls_credentials"},
 ]
 
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)

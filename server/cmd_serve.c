@@ -260,7 +260,7 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
     } else {
         start_watch_end(&serve->watch);
         code = cmd_serve_run(serve, signal_fd);
-        listen_close(&serve->listeners);
+        listeners_close(&serve->listeners);
     }
     tls_server_free(serve->tls);
     access_destroy(&serve->access);

@@ -13,40 +13,12 @@
 #include <unistd.h>
 
 #include "server/listen_unix.h"
+#include "server/listen_vsock.h"
 
 // Connections that may wait to be accepted: as many as the kernel is set to allow.
 #define LISTEN_BACKLOG SOMAXCONN
 // With port 0 the kernel picks a port for the first address, which may be taken on the second.
 #define LISTEN_PORT_TRIES 16
-
-struct listener *listen_add(struct listeners *listeners, int fd)
-{
-    struct listener *listener = &listeners->list[listeners->count];
-
-    assert(listeners->count < LISTEN_MAX);
-    listeners->count++;
-    *listener = (struct listener){.fd = fd, .announce = true};
-    return listener;
-}
-
-void listen_truncate(struct listeners *listeners, size_t count)
-{
-    while (listeners->count > count) {
-        struct listener *listener = &listeners->list[--listeners->count];
-
-        if (listener->unlink) {
-            listen_unix_remove(listener);
-        }
-        close(listener->fd);
-        free(listener->authority);
-        free(listener->path);
-    }
-}
-
-void listen_close(struct listeners *listeners)
-{
-    listen_truncate(listeners, 0);
-}
 
 // ---- Socket activation --------------------------------------------------------------------------
 
@@ -68,7 +40,6 @@ unsigned listen_activated(void)
     return count;
 }
 
-// Names the listener after the address that its socket is bound to.
 union socket_address {
     struct sockaddr any;
     struct sockaddr_storage storage;
@@ -148,7 +119,7 @@ int listen_take(struct listeners *listeners, unsigned count, struct error *err)
 
         if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || type != SOCK_STREAM ||
             getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) < 0 || !listening) {
-            listen_close(listeners);
+            listeners_close(listeners);
             return error_set(err, EINVAL,
                              "descriptor %d of LISTEN_FDS is no listening stream socket; the "
                              "socket unit needs ListenStream= and Accept=no, or the service "
@@ -157,12 +128,12 @@ int listen_take(struct listeners *listeners, unsigned count, struct error *err)
         }
         result = listen_prepare(fd);
         if (result < 0) {
-            listen_close(listeners);
+            listeners_close(listeners);
             return error_set(err, -result, "descriptor %d: %s", fd, strerror(-result));
         }
-        result = name_from_socket(listen_add(listeners, fd), err);
+        result = name_from_socket(listeners_add(listeners, fd), err);
         if (result < 0) {
-            listen_close(listeners);
+            listeners_close(listeners);
             return result;
         }
     }
@@ -237,10 +208,10 @@ static int open_addresses(struct listeners *listeners, struct addrinfo *addresse
             continue;
         }
         if (fd < 0) {
-            listen_truncate(listeners, before);
+            listeners_truncate(listeners, before);
             return fd;
         }
-        listener = listen_add(listeners, fd);
+        listener = listeners_add(listeners, fd);
         listener->family = LISTENER_TCP;
         listener->announce = listeners->count == before + 1;
         port = bound_port(fd);
@@ -300,7 +271,7 @@ int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, boo
     result =
         set_authority(&listeners->list[before], host, bound_port(listeners->list[before].fd), err);
     if (result < 0) {
-        listen_truncate(listeners, before);
+        listeners_truncate(listeners, before);
     }
     return result;
 }

@@ -43,16 +43,6 @@ int listen_unix_name(struct listener *listener, struct error *err)
     return listener->path != NULL ? 0 : error_set(err, ENOMEM, "out of memory");
 }
 
-void listen_unix_remove(const struct listener *listener)
-{
-    struct stat st;
-
-    if (lstat(listener->path, &st) == 0 && st.st_dev == listener->device &&
-        st.st_ino == listener->inode) {
-        unlink(listener->path);
-    }
-}
-
 // The path as an absolute one, allocated; NULL with errno when there is no such directory.
 static char *absolute_path(const char *path)
 {

@@ -3,8 +3,11 @@
 #ifndef LAZYCOW_SERVER_LISTEN_UNIX_H
 #define LAZYCOW_SERVER_LISTEN_UNIX_H
 
+#include <stdint.h>
+#include <sys/types.h>
+
 #include "qcow2/base/error.h"
-#include "server/listen.h"
+#include "server/listeners.h"
 
 // Makes a descriptor non-blocking and closed on exec. Returns 0 or a negative errno.
 int listen_prepare(int fd);
@@ -13,7 +16,16 @@ int listen_prepare(int fd);
 // Returns 0 or a negative errno with a message.
 int listen_unix_name(struct listener *listener, struct error *err);
 
-// Removes the listener's path if it still leads to its socket.
-void listen_unix_remove(const struct listener *listener);
+// Who may connect to a Unix socket; each field may be LISTEN_UNIX_AS_IS.
+struct listen_unix_access {
+    mode_t mode;
+    gid_t group;
+};
+#define LISTEN_UNIX_AS_IS UINT32_MAX
+
+// Appends a Unix socket. One that nobody listens on is replaced, one that is alive is not. Returns 0, or
+// a negative errno with a message; listeners are what they were before then.
+int listen_unix(struct listeners *listeners, const char *path,
+                const struct listen_unix_access *access, struct error *err);
 
 #endif

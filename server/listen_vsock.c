@@ -14,8 +14,6 @@
 // It uses struct sockaddr of the header above.
 #include <linux/vm_sockets.h>
 
-#include "server/listen.h"
-
 // ---- Addresses ----------------------------------------------------------------------------------
 
 // A decimal number of 32 bits but for the last one, which stands for "any".
@@ -172,9 +170,9 @@ int listen_vsock(struct listeners *listeners, const struct vsock_address *addres
     if (fd < 0) {
         return open_failed(address, fd, err);
     }
-    result = listen_vsock_name(listen_add(listeners, fd), err);
+    result = listen_vsock_name(listeners_add(listeners, fd), err);
     if (result < 0) {
-        listen_truncate(listeners, before);
+        listeners_truncate(listeners, before);
     }
     return result;
 }

@@ -7,8 +7,7 @@
 #include <stdint.h>
 
 #include "qcow2/base/error.h"
-
-struct listener;
+#include "server/listeners.h"
 
 // A machine's number and a port there.
 struct vsock_address {
@@ -32,5 +31,9 @@ uint32_t vsock_local_cid(void);
 // Names the listener after the address that its vsock socket is bound to. Returns 0, or a negative
 // errno with a message.
 int listen_vsock_name(struct listener *listener, struct error *err);
+
+// Appends the socket of an address. Port 0: any. Returns as listen_unix().
+int listen_vsock(struct listeners *listeners, const struct vsock_address *address,
+                 struct error *err);
 
 #endif

@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "server/privileges.h"
+#include "server/listen_unix.h"
+#include "server/listen_vsock.h"
 #include "server/serve_settings.h"
 #include "server/start_watch.h"
 
@@ -156,7 +158,7 @@ int serve_listen_open(const struct serve_listen *listen, struct start_watch *wat
         result = open_unix(listen, watch, listeners, err);
     }
     if (result < 0) {
-        listen_close(listeners);
+        listeners_close(listeners);
         return result;
     }
     paths_first(listeners, addresses);

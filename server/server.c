@@ -153,7 +153,7 @@ static void stop(struct server *server)
     }
     uv_timer_start(&server->turn_timer, on_turn_timer, CONNECTION_SET_LINGER_MS,
                    CONNECTION_SET_LINGER_MS);
-    listen_close(server->options->listeners);
+    listeners_close(server->options->listeners);
     connection_set_stop(&server->connections);
     loop_want_tick(&server->loop);
     stop_if_done(server);

@@ -33,7 +33,6 @@ CIRCLES = [
     {"qcow2/offline/check", "qcow2/offline/check_pass"},
     {"protocol/meta_context", "protocol/options"},
     {"server/connection", "server/connection_end", "server/connection_output", "server/connection_tls"},
-    {"server/listen", "server/listen_unix", "server/listen_vsock"},
 ]
 
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)

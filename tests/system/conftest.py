@@ -59,7 +59,7 @@ def time_limit(request):
     """Ends a test that hangs, and the servers that it started."""
     before = set(lib_server.running)
     marker = request.node.get_closest_marker("limit")
-    seconds = marker.args[0] if marker else LIMIT_SECONDS
+    seconds = int((marker.args[0] if marker else LIMIT_SECONDS) * max(lib_tools.SCALE, 1))
 
     def expired(_number, _frame):
         for server in list(lib_server.running):

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// guest_nbd.c: gives /dev/nbd0 connections over netlink, and new ones where the old ones are dead:
-// what the kernel offers for a device that outlives its server, and nbd-client does not use.
-// Usage: guest_nbd connect|reconnect HOST PORT EXPORT CONNECTIONS
+// guest_nbd.c: gives /dev/nbdINDEX connections over netlink, and new ones for those that are dead:
+// the kernel offers that for a device that outlives its server, and nbd-client does not use it.
+// Usage: guest_nbd connect|reconnect INDEX HOST PORT EXPORT CONNECTIONS
+//        guest_nbd wait HOST PORT      until all connections to the address are dead: those alone are
+//                                      replaced by reconnect, which tells nothing of the others
 #include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
@@ -122,23 +124,51 @@ static int connect_export(const char *host, const char *port, const char *name,
     return fd;
 }
 
+// True while the kernel has a connection to the address that it has not shut down: one that stands,
+// or whose end has come and was not read.
+static int connection_lives(const char *host, const char *port)
+{
+    enum { ESTABLISHED = 1, CLOSE_WAIT = 8 };
+    struct in_addr address;
+    FILE *table = fopen("/proc/net/tcp", "r");
+    char line[512];
+    int lives = 0;
+
+    must(table != NULL, "/proc/net/tcp");
+    must(inet_pton(AF_INET, host, &address) == 1, "the address");
+    while (fgets(line, sizeof(line), table)) {
+        unsigned remote, remote_port, state;
+
+        if (sscanf(line, "%*d: %*x:%*x %x:%x %x", &remote, &remote_port, &state) == 3 &&
+            remote == address.s_addr && remote_port == (unsigned)atoi(port))
+            lives |= state == ESTABLISHED || state == CLOSE_WAIT;
+    }
+    fclose(table);
+    return lives;
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 6)
+    if (argc == 4 && strcmp(argv[1], "wait") == 0) {
+        while (connection_lives(argv[2], argv[3]))
+            usleep(10000);
+        return 0;
+    }
+    if (argc != 7)
         return 2;
     int connecting = strcmp(argv[1], "connect") == 0;
     int netlink = socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC);
     must(netlink >= 0, "netlink");
     struct message m, answer;
     message_begin(&m, find_family(netlink), connecting ? NBD_CMD_CONNECT : NBD_CMD_RECONFIGURE);
-    uint32_t index = 0;
+    uint32_t index = (uint32_t)atoi(argv[2]);
     attribute(&m, NBD_ATTR_INDEX, &index, sizeof(index));
     struct export_reply reply;
     uint32_t descriptors[16];
-    unsigned count = (unsigned)atoi(argv[5]);
+    unsigned count = (unsigned)atoi(argv[6]);
     must(count <= 16, "so many connections");
     for (unsigned i = 0; i < count; i++)
-        descriptors[i] = (uint32_t)connect_export(argv[2], argv[3], argv[4], &reply);
+        descriptors[i] = (uint32_t)connect_export(argv[3], argv[4], argv[5], &reply);
     if (connecting) {
         attribute_u64(&m, NBD_ATTR_SIZE_BYTES, be64toh(reply.size));
         attribute_u64(&m, NBD_ATTR_BLOCK_SIZE_BYTES, 4096);

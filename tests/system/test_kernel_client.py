@@ -167,7 +167,7 @@ RECONNECT_SCRIPT = r"""
 ifconfig lo 127.0.0.1
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0
 load() { guest_files run /mnt/files /tmp/model $1 OPERATIONS; }
-guest_nbd connect HOST PORT disk CONNECTIONS
+guest_nbd connect 0 HOST PORT disk CONNECTIONS
 MAKE /dev/nbd0
 mount -t TYPE -o discard /dev/nbd0 /mnt
 mkdir /mnt/files
@@ -178,8 +178,9 @@ echo STOP THE SERVER
 sleep 4
 load 2 &
 sleep 3
+guest_nbd wait HOST PORT
 tries=0
-until guest_nbd reconnect HOST PORT disk CONNECTIONS; do
+until guest_nbd reconnect 0 HOST PORT disk CONNECTIONS; do
     tries=$((tries + 1))
     [ $tries -lt 60 ]
     sleep 1

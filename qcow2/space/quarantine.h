@@ -14,7 +14,7 @@
 //
 // From refcount 0 on a cluster can be taken at any point (punch.h):
 //
-//   young ──a sync ends──> ripe ──a sync ends, or a tick──> due ──> punched (taken meanwhile) ──> free
+//   young ──sync ends──> ripe ──sync ends, or a tick──> due ──> punched (taken meanwhile) ──> free
 //
 // A sync that fails moves syncing back to pending.
 #ifndef LAZYCOW_QCOW2_SPACE_QUARANTINE_H

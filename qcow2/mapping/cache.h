@@ -21,7 +21,7 @@ struct op;
 // A change needs one slice to change and one to look at; with fewer the engine cannot progress.
 #define CACHE_SLICES_MIN 2
 
-//   LOADING ──> CLEAN ──a change──> DIRTY ──a sync begins──> WRITING ──> CLEAN, or DIRTY if it failed
+//   LOADING ──> CLEAN ──a change──> DIRTY ──a sync begins──> WRITING ──> CLEAN; after an error DIRTY
 //                                     ^                         │
 //                                     │                      a change
 //                                     │                         v
@@ -30,8 +30,10 @@ enum slice_state {
     SLICE_LOADING,
     SLICE_CLEAN,
     SLICE_DIRTY,
-    SLICE_WRITING,       // a sync is writing a copy; the slice stays in memory until that is done
-    SLICE_WRITING_DIRTY, // and it was changed since the copy was taken
+    // A sync is writing a copy. The slice stays in memory until the write ends.
+    SLICE_WRITING,
+    // A sync is writing a copy, and the slice has changed since the copy was taken.
+    SLICE_WRITING_DIRTY,
 };
 
 struct slice {

@@ -16,9 +16,9 @@
 //      ^                          │
 //      └──one op is told── FAILED <┘
 enum refcount_page_state {
-    REFCOUNT_PAGE_UNKNOWN, // still to be loaded from the block
+    REFCOUNT_PAGE_UNKNOWN, // the block is still to be loaded
     REFCOUNT_PAGE_LOADING,
-    REFCOUNT_PAGE_FAILED, // loading did, and no op was told yet
+    REFCOUNT_PAGE_FAILED, // the load failed, and no op has seen the error yet
     REFCOUNT_PAGE_KNOWN,
 };
 
@@ -32,7 +32,7 @@ struct refcount_page {
     uint64_t *dirty;
     uint64_t free; // refcounts that are 0
     bool any_dirty;
-    struct waitq waiters; // for the loading
+    struct waitq waiters; // ops that wait for the load
 };
 
 static inline uint64_t refcount_page_size(const struct geometry *g)

@@ -21,7 +21,7 @@ struct op;
 // A change needs one slice to change and one to look at; with fewer the engine cannot progress.
 #define CACHE_SLICES_MIN 2
 
-//   LOADING ──> CLEAN ──a change──> DIRTY ──a sync begins──> WRITING ──> CLEAN; after an error DIRTY
+//   LOADING ──> CLEAN ──a change──> DIRTY ──a sync begins──> WRITING ──> CLEAN; on error DIRTY
 //                                     ^                         │
 //                                     │                      a change
 //                                     │                         v

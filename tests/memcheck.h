@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// memcheck.h: tells valgrind, where a program runs under it (make memcheck), which bytes mean nothing
-// yet, and has it complain of those that leave the program nevertheless. Without valgrind, or its
-// headers, these do nothing.
+// memcheck.h: tells valgrind, where a program runs under it (make memcheck), which bytes mean
+// nothing yet, and has it complain of those that leave the program nevertheless. Without valgrind,
+// or its headers, these do nothing.
 #ifndef LAZYCOW_TESTS_MEMCHECK_H
 #define LAZYCOW_TESTS_MEMCHECK_H
 

@@ -11,7 +11,7 @@
 
 // Longest single write in bytes.
 #define RUN_MAX (1u << 20)
-// The buffer at first: some of the largest pieces.
+// Initial size of the buffer: a few of the largest pieces.
 #define BUFFER_MIN 65536u
 
 void writeback_free(struct writeback *wb)
@@ -37,7 +37,7 @@ static unsigned char *larger_buffer(const struct writeback *wb, size_t size)
 
 void *writeback_room(struct writeback *wb, size_t length)
 {
-    // Twice the buffer has room for what is in it and one piece more.
+    // A buffer of twice the size holds the present pieces and one more.
     assert(length <= BUFFER_MIN);
     if (wb->count == wb->capacity) {
         size_t capacity = wb->capacity ? wb->capacity * 2 : 16;

@@ -43,7 +43,7 @@ struct check_fix {
 // Most fixes that are kept before they are written (6 MiB); more take another walk.
 #define CHECK_FIXES_MAX (256u << 10)
 
-// How far a pass has come. Each stage needs what the ones before it have found.
+// Progress of a pass. Each stage needs the results of the stages before it.
 enum check_stage { CHECK_BEGUN, CHECK_COUNTED, CHECK_COMPARED, CHECK_FLAGGED };
 
 // Findings of a pass that decide how it is repaired.

@@ -16,7 +16,7 @@
 struct image;
 struct op;
 
-// The place of the table on disk. Where the refcounts are counted anew, something else may lie there:
+// The place of the table on disk. While refcounts are counted anew something else may lie there:
 //
 //   CLAIMED ── refcounts_unclaim ─> UNCLAIMED ── recovery ──> CLAIMED
 //      ^                                 └── recovery ──> FOREIGN
@@ -38,7 +38,7 @@ struct refcounts {
     // The table in memory has outgrown the table on disk.
     bool table_moved;
     enum refcount_table_place place;
-    // The blocks of so many leading entries are ours: all, unless recovery has still to claim them.
+    // Leading entries whose blocks are known to be refcount blocks: all, except during recovery.
     uint64_t blocks_claimed;
     struct refcount_page *pages; // table_size of them
     uint64_t *dirty_bits;        // bit a page that is dirty

@@ -7,12 +7,13 @@
 #define LINE_BYTES 256
 
 struct finding {
-    char first[LINE_BYTES]; // line about what a power cut must not leave
+    // Line about a fault that a power cut must not leave.
+    char first[LINE_BYTES];
 };
 
-// What an image whose dirty bit is set may have: refcounts that are not up to date, flags that do
-// not agree with them, entries for space that the file did not keep. All else would mislead
-// recovery.
+// Returns true for a finding that an image with its dirty bit set may have: outdated refcounts,
+// flags that contradict them, entries for space that the file did not keep. Every other fault would
+// mislead recovery.
 static bool bearable(const char *line)
 {
     static const char *const parts[] = {"Leaked cluster", " refcount=", "the COPIED flag, but",

@@ -8,7 +8,7 @@ struct damage {
     struct memory *memory;
     const struct reader *reader;
     struct rng *rng;
-    bool table_spoiled; // what it leads to may be anything
+    bool table_spoiled; // its entries may point anywhere
 };
 
 static void put64(struct damage *d, uint64_t offset, uint64_t value)
@@ -30,7 +30,7 @@ static uint64_t block_at(const struct damage *d, uint64_t index)
            FORMAT_REFCOUNT_TABLE_OFFSET_MASK;
 }
 
-// Blocks stand at the front of the table, mostly.
+// Draws a refcount block, mostly one at the front of the table.
 static uint64_t draw_block(const struct damage *d, uint64_t *index)
 {
     uint64_t used = 0;
@@ -41,14 +41,14 @@ static uint64_t draw_block(const struct damage *d, uint64_t *index)
     return used > 0 ? block_at(d, *index) : 0;
 }
 
-// Some bytes of a block, or all of them.
+// Damages some bytes of a block, or all of them.
 static void spoil_block(struct damage *d)
 {
     uint64_t index;
     uint64_t block = draw_block(d, &index);
     uint64_t bytes = d->reader->cluster_size;
     uint64_t count = rng_percent(d->rng, 10) ? bytes : rng_scaled(d->rng, 16);
-    // Most clusters in use have their refcounts at the front.
+    // The refcounts of most clusters in use are at the front.
     uint64_t end = rng_percent(d->rng, 70) && bytes > 64 ? 64 : bytes;
 
     if (d->table_spoiled || block == 0 || block + bytes > d->memory->size)
@@ -60,7 +60,7 @@ static void spoil_block(struct damage *d)
     }
 }
 
-// An entry of the refcount table: missing, or leading anywhere.
+// Damages an entry of the refcount table: removes it, or points it anywhere.
 static void spoil_table(struct damage *d)
 {
     uint64_t clusters = d->memory->size >> d->reader->cluster_bits;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// damage.h: spoils what an image says of its clusters, and leaves what it maps alone: refcounts,
-// the refcount table, COPIED flags. `check -r all` has to put all of it right.
+// damage.h: damages the refcounts, the refcount table and the COPIED flags of an image, and leaves
+// its mapping alone. `check -r all` has to repair all of it.
 #ifndef LAZYCOW_TESTS_SIM_DAMAGE_H
 #define LAZYCOW_TESTS_SIM_DAMAGE_H
 
 #include "tests/sim/reader.h"
 #include "tests/sim/rng.h"
 
-// memory is that of the reader.
+// memory is the one that reader has opened.
 void damage_refcounts(struct memory *memory, const struct reader *reader, struct rng *rng);
 
 #endif

@@ -10,9 +10,9 @@ const char *const disk_kind_names[] = {"read",  "write",    "barrier",  "zero",
 
 // ---- Applying changes
 
-// Which sectors of an entry take effect.
+// The sectors of an entry that take effect.
 struct selection {
-    uint64_t seeds[2]; // half of the sectors each; 0: all
+    uint64_t seeds[2]; // each selects half of the sectors; 0: all
     bool content;      // false: none at all
     bool size;         // whether the file grows
 };
@@ -82,7 +82,7 @@ static void entry_free(struct sim_entry *entry)
     free(entry);
 }
 
-// What is durable from the beginning of the log on needs no decision any more.
+// Applies the oldest entries of the log that are durable: they need no decision any more.
 static void fold_durable(struct sim_disk *disk)
 {
     struct sim_entry *entry;
@@ -114,7 +114,7 @@ void disk_in_flight(struct sim_disk *disk, struct sim_entry *entry, struct rng *
 {
     struct sim_entry *last = TAILQ_LAST(&disk->log, sim_entry_list);
 
-    // In any order among themselves, and after all that completed before.
+    // Requests in flight come in any order among themselves, and after all that completed before.
     entry->in_flight = true;
     if (last && last->in_flight && rng_percent(rng, 50))
         TAILQ_INSERT_BEFORE(last, entry, link);
@@ -149,16 +149,17 @@ void sim_disk_free(struct sim_disk *disk)
     memory_free(&disk->durable);
 }
 
-// What becomes of the changes that no barrier covers. A run that keeps or drops nearly all of them
-// finds other faults than one that throws a coin for each.
+// The fate of the changes that no barrier covers. A run that keeps or drops nearly all of them
+// finds other faults than a run that throws a coin for each.
 struct fate {
-    unsigned keep;       // per cent, of those from late on
+    unsigned keep;       // per cent of those from late on
     unsigned keep_early; // of those before
     uint64_t late;
-    unsigned tear;   // of those that are kept
-    unsigned split;  // of those that are kept: content without size, or size without content
-    bool no_growth;  // the file is found as short as it was
-    uint64_t single; // the one whose fate is the other one
+    unsigned tear; // of those that are kept
+    // Of those that are kept: content without size, or size without content.
+    unsigned split;
+    bool no_growth;  // the file is as short as it was
+    uint64_t single; // the one change with the opposite fate
 };
 
 static struct fate choose_fate(struct rng *rng, uint64_t undecided)
@@ -170,7 +171,7 @@ static struct fate choose_fate(struct rng *rng, uint64_t undecided)
     fate.split = rng_percent(rng, 70) ? 0 : 25;
     fate.no_growth = rng_percent(rng, 12);
     if (undecided > 0 && rng_percent(rng, 40)) {
-        // The last ones without what they build on: tables without data.
+        // Keeps late changes without the earlier ones that they rely on: tables without data.
         fate.keep = 100;
         fate.keep_early = rng_percent(rng, 70) ? 0 : 50;
         fate.late = undecided - rng_scaled(rng, undecided);

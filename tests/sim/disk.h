@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// disk.h: a simulated disk: what is durable, what was written since, and what a power cut may leave
-// of that.
+// disk.h: a simulated disk: the durable bytes, the changes since, and the states that a power cut
+// may leave.
 //
-// What the disk has after a power cut: all that the last completed barrier covered, and of every
-// write, growth, cut, hole punch and zeroed range after it any part, torn at 512 bytes. A barrier
+// After a power cut the disk has all changes that the last completed barrier covered, and of every
+// later write, growth, cut, hole punch and zeroed range any part, torn at 512 bytes. A barrier
 // covers exactly the requests whose done ran before it was submitted.
 #ifndef LAZYCOW_TESTS_SIM_DISK_H
 #define LAZYCOW_TESTS_SIM_DISK_H
@@ -26,12 +26,15 @@ struct sim_entry {
     enum file_io_kind kind;
     uint64_t offset;
     uint64_t length;
-    unsigned char *bytes;  // FILE_WRITE
-    uint64_t partial_seed; // of a request that failed: which sectors it changed; 0: all
-    uint64_t reported_at;  // its place among those whose done ran; 0: it did not
-    bool durable;          // a barrier covers it
-    bool lost;             // the barrier that covered it failed: no later one does
-    bool in_flight;        // when the power went
+    unsigned char *bytes; // FILE_WRITE
+    // Of a request that failed: selects the sectors that it changed; 0: all.
+    uint64_t partial_seed;
+    // Its place in the order in which done ran; 0: done did not run.
+    uint64_t reported_at;
+    bool durable; // a barrier covers it
+    // The barrier that covered it failed, so no later barrier makes it durable.
+    bool lost;
+    bool in_flight; // when the power went
     char label[48];
 };
 
@@ -43,35 +46,37 @@ struct sim_loan {
     unsigned char bytes[];
 };
 
-// What is on a disk, and what is on its way. Lives through power cuts.
+// The contents of a disk, and the changes on their way. Lives through power cuts.
 struct sim_disk {
-    struct memory live;                        // what a read sees
-    struct memory durable;                     // what the log below is to be applied to after a cut
+    struct memory live; // what a read sees
+    // The state to which the log below is applied after a cut.
+    struct memory durable;
     TAILQ_HEAD(sim_entry_list, sim_entry) log; // in the order in which reads see them
     uint64_t reported;                         // requests whose done ran
-    uint64_t limit;                            // the file cannot grow beyond; bytes
-    unsigned unsupported;        // kinds of request that are answered with -EOPNOTSUPP, a bit each
-    bool no_extents;             // the host cannot tell holes
-    bool device;                 // a block device: its size stays, and fresh space holds anything
+    uint64_t limit;                            // bytes beyond which the file cannot grow
+    // Kinds of requests that end with -EOPNOTSUPP, a bit each.
+    unsigned unsupported;
+    bool no_extents; // the host cannot tell holes
+    // A block device: it keeps its size, and fresh space holds any bytes.
+    bool device;
     bool loans_made;             // reads may take loans
     LIST_HEAD(, sim_loan) loans; // that were not returned
 };
 
 void sim_disk_init(struct sim_disk *disk);
 void sim_disk_free(struct sim_disk *disk);
-// One of the states that the disk may be found in if the power goes, or went, now; out is
+// Draws one of the states that the disk may have if the power goes, or went, now. out is
 // initialized here.
 void sim_disk_cut(const struct sim *sim, const struct sim_disk *disk, struct rng *rng,
                   struct memory *out);
-// The disk is found in that state; nothing may be in flight. Takes the pages of state.
+// Gives the disk that state and takes its pages. No request may be in flight.
 void sim_disk_restart(struct sim_disk *disk, struct memory *state);
 
-// For file_sim.c.
-// A request completes: reads see it from now on. The disk owns the entry.
+// For file_sim.c. A request completes: reads see its change from now on. The disk owns the entry.
 void disk_apply(struct sim_disk *disk, struct sim_entry *entry);
-// A request was in flight when the power went: it may have reached the disk or not.
+// A request was in flight when the power went: its change may have reached the disk.
 void disk_in_flight(struct sim_disk *disk, struct sim_entry *entry, struct rng *rng);
-// A barrier ends that covers the first requests whose done ran.
+// A barrier ends that covers the first `covers` requests whose done ran.
 void disk_barrier(struct sim_disk *disk, uint64_t covers, bool success);
 extern const char *const disk_kind_names[]; // by enum file_io_kind
 

@@ -12,7 +12,7 @@
 #include "tests/memcheck.h"
 #include "tests/sim/heap.h"
 
-// As long as a few I/Os may take in a job's way.
+// Longest time of a job: as long as a few I/Os.
 #define JOB_LONGEST 400u
 
 struct sim_request {
@@ -20,12 +20,13 @@ struct sim_request {
     struct sim *sim;
     struct sim_disk *disk;
     struct file_io *io;
-    struct offload_job *job; // instead of all the rest but due
+    // A job of sim_offload; then only due is used besides.
+    struct offload_job *job;
     struct sim_entry *entry; // NULL: changes nothing
     struct task task;
     uint64_t due;
     uint64_t number;
-    uint64_t covers; // FILE_DATASYNC: those reported so far
+    uint64_t covers; // FILE_DATASYNC: requests reported so far
     int result;
 };
 
@@ -172,7 +173,7 @@ void sim_power_off(struct sim *sim)
     }
 }
 
-// One more event; false: the power went before it.
+// Counts one more event. Returns false when the power goes before it.
 static bool event(struct sim *sim)
 {
     sim->events++;
@@ -200,7 +201,7 @@ static void fill_read(const struct sim_disk *disk, const struct file_io *io)
     }
 }
 
-// What is in a buffer before the read ends: nothing that anybody should look at.
+// Fills the buffer of a read with bytes that no one may look at before the read ends.
 static void scribble(const struct file_io *io)
 {
     for (int i = 0; i < io->iovcnt; i++) {
@@ -234,7 +235,7 @@ static void report(struct task *task)
         request->entry->reported_at = ++request->disk->reported;
     io->result = request->result;
     free(request);
-    // What file_submit put there calls done.
+    // The task that file_submit set up calls done.
     io->task.run(&io->task);
 }
 
@@ -257,7 +258,7 @@ static void loan_take_from(struct sim_disk *disk, struct file_io *io)
     io->loan = loan->bytes;
 }
 
-// The disk has changed: it shows.
+// The disk has changed: lent memory shows the change.
 static void refresh_loans(struct sim_disk *disk)
 {
     struct sim_loan *loan;
@@ -266,7 +267,7 @@ static void refresh_loans(struct sim_disk *disk)
         memory_read(&disk->live, loan->bytes, loan->offset, loan->length);
 }
 
-// Tells some of the extents from the offset on, at least one.
+// Fills in some of the extents from the offset on, at least one.
 static void fill_extents(struct sim *sim, const struct sim_disk *disk, struct file_io *io)
 {
     uint64_t at = io->offset;
@@ -439,7 +440,7 @@ static void submit(struct file *file, struct file_io *io)
               (unsigned long long)io->length);
     if (io->kind == FILE_READ)
         scribble(io);
-    // The host looks at any time until it answers.
+    // The host may look at the extents at any time until it answers.
     if (io->kind == FILE_EXTENTS && request->result == 0 && rng_percent(&sim->rng, 50))
         fill_extents(sim, f->disk, io);
     if (alive && request->result != -EOPNOTSUPP && io->kind != FILE_READ &&

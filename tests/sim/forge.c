@@ -12,11 +12,11 @@
 #include "qcow2/format/header.h"
 #include "tests/sim/pattern.h"
 
-// Host clusters of the largest image that is filled up with leaks.
+// Most host clusters of an image that is filled up with leaks.
 #define LEAKS_MAX 16384u
 
 #define LAYERS_MAX (FORGE_SNAPSHOTS_MAX + 1)
-// What free clusters hold: bytes of no write.
+// Value of the bytes in free clusters, which belongs to no write.
 #define STALE_VALUE 0x7ffff0u
 
 // The disk as a snapshot keeps it, or as it is now (the last layer).
@@ -36,12 +36,13 @@ struct forge {
     uint64_t l2_entries;
     struct layer layers[LAYERS_MAX];
     unsigned layer_count;
-    uint64_t next;       // first host cluster that is not used
+    uint64_t next;       // first unused host cluster
     uint64_t first_leak; // [first_leak, end_leak) count as used
     uint64_t end_leak;
-    uint64_t packed_end;       // where the last compressed cluster ended, bytes; 0: begin a cluster
-    uint64_t bitmap_clusters;  // of all that bitmaps have
-    uint64_t bitmap_directory; // first cluster
+    // Offset at which the last compressed cluster ended; 0: begin a new host cluster.
+    uint64_t packed_end;
+    uint64_t bitmap_clusters;                  // of all that bitmaps have
+    uint64_t bitmap_directory;                 // first cluster
     uint64_t bitmap_tables[FORGE_BITMAPS_MAX]; // a cluster each
     uint64_t bitmap_entries[FORGE_BITMAPS_MAX][FORGE_BITMAP_ENTRIES];
     unsigned bitmap_sizes[FORGE_BITMAPS_MAX]; // entries of each
@@ -49,7 +50,7 @@ struct forge {
     uint64_t snapshot_bytes;
     uint64_t table_cluster; // of the refcount table
     uint64_t table_clusters;
-    uint64_t block_cluster; // first refcount block; they are contiguous
+    uint64_t block_cluster; // first refcount block; all are contiguous
     uint64_t blocks;
     uint64_t *references;  // of each host cluster
     unsigned char *buffer; // one cluster
@@ -114,7 +115,7 @@ static uint64_t put_data(struct forge *f, uint64_t guest, uint32_t value)
     return host;
 }
 
-// Packs the cluster in buffer. Returns how many bytes it takes; packed has twice a cluster's.
+// Compresses the cluster in buffer. Returns its compressed size; packed has room for two clusters.
 static uint64_t pack(struct forge *f, unsigned char *packed)
 {
     z_stream stream = {.next_in = f->buffer,
@@ -146,8 +147,8 @@ static uint64_t put_compressed(struct forge *f, uint64_t guest, uint32_t value)
     uint64_t length = pack(f, packed);
     assert(length < f->cluster_size);
 
-    // Narrow refcounts cannot count the neighbours in one cluster. Some begin so late in theirs that
-    // they end in the next one.
+    // Narrow refcounts cannot count several compressed clusters in one host cluster. Some begin so
+    // late in their host cluster that they end in the next one.
     uint64_t used = f->packed_end % f->cluster_size;
     if (used == 0 || f->recipe->refcount_order < FORMAT_REFCOUNT_ORDER_V2 ||
         f->packed_end / f->cluster_size + 1 != f->next || rng_percent(f->rng, 20)) {
@@ -194,7 +195,7 @@ static void make_layer(struct forge *f, unsigned number)
         for (uint64_t g = zone->offset / f->cluster_size; g < end; g++) {
             unsigned percent = number == 0 ? f->recipe->fill : f->recipe->fill / 3;
 
-            // Half of the tables stay as the snapshot has them, and so can be shared with it.
+            // Half of the tables stay as the snapshot has them, so that they can be shared with it.
             if (number > 0 && rng_mix(seed ^ g / f->l2_entries) % 2)
                 continue;
             if (rng_percent(f->rng, percent))
@@ -239,7 +240,7 @@ static void place_tables(struct forge *f, unsigned number)
     layer->l1_cluster = take(f, divide_up(f->l1_size * 8, f->cluster_size));
 }
 
-// Each bitmap has clusters of bits, and parts that are all zeros or all ones without one.
+// Each bitmap has clusters of bits, and parts that are all zeros or all ones without a cluster.
 static void place_bitmaps(struct forge *f)
 {
     if (f->recipe->bitmaps == 0)
@@ -248,7 +249,7 @@ static void place_bitmaps(struct forge *f)
     for (unsigned i = 0; i < f->recipe->bitmaps; i++) {
         leave_gap(f);
         f->bitmap_tables[i] = take(f, 1);
-        // One entry is as many as a disk here needs; nobody reads a bitmap that is in use.
+        // One entry is enough for a disk here; nobody reads a bitmap that is in use.
         f->bitmap_sizes[i] = rng_percent(f->rng, 50) ? 1 : FORGE_BITMAP_ENTRIES;
         for (unsigned k = 0; k < f->bitmap_sizes[i]; k++) {
             f->bitmap_entries[i][k] = rng_below(f->rng, 2);
@@ -258,8 +259,8 @@ static void place_bitmaps(struct forge *f)
     }
 }
 
-// Clusters that count as used and are not, up to where the refcount table has no room for more, so
-// that it has to grow soon.
+// Counts unused clusters as used, until the refcount table has no room for more and has to grow
+// soon.
 static void place_leaks(struct forge *f, uint64_t per_block)
 {
     uint64_t covered = per_block * (f->cluster_size / 8);
@@ -433,7 +434,7 @@ static void write_snapshots(struct forge *f)
 
 // Each entry has a name of one byte and is padded.
 #define BITMAP_BYTES ((FORMAT_BITMAP_ENTRY_BYTES + 1 + 7) / 8 * 8)
-// Bits for 64 KiB each: a cluster of them is enough for any disk here.
+// Bits for 64 KiB each: one cluster of bits is enough for any disk here.
 #define BITMAP_GRANULARITY 16
 
 static void write_bitmaps(struct forge *f)
@@ -444,7 +445,7 @@ static void write_bitmaps(struct forge *f)
 
         format_put64(entry + FORMAT_BITMAP_TABLE_OFFSET, table);
         format_put32(entry + FORMAT_BITMAP_TABLE_SIZE, f->bitmap_sizes[i]);
-        // In use, or kept up to date by whoever writes.
+        // Flags: in use, or to be kept up to date by writers.
         format_put32(entry + FORMAT_BITMAP_FLAGS, f->bitmap_sizes[i] > 1 ? 1 : 2);
         entry[FORMAT_BITMAP_GRANULARITY - 1] = 1; // the type: of dirty parts
         entry[FORMAT_BITMAP_GRANULARITY] = BITMAP_GRANULARITY;
@@ -456,7 +457,7 @@ static void write_bitmaps(struct forge *f)
     }
 }
 
-// Returns where the extensions go on.
+// Returns the place of the next extension.
 static size_t put_bitmaps_extension(const struct forge *f, size_t at)
 {
     unsigned char *h = f->buffer;
@@ -471,7 +472,7 @@ static size_t put_bitmaps_extension(const struct forge *f, size_t at)
     format_put64(h + FORMAT_HEADER_AUTOCLEAR,
                  f->recipe->stale_bitmaps ? 0 : FORMAT_AUTOCLEAR_BITMAPS);
     if (f->recipe->later_extension) {
-        // A type that nobody knows, and no data.
+        // An unknown type, without data.
         format_put32(h + at, 0x6c617a79);
         at += FORMAT_EXTENSION_BYTES;
     }
@@ -483,7 +484,7 @@ static void write_header(struct forge *f)
     const struct forge_recipe *r = f->recipe;
     unsigned char *h = f->buffer;
     bool zstd = r->zstd && r->compressed;
-    // The kind of compression has a field behind the shortest header of version 3.
+    // The compression type is a field behind the shortest header of version 3.
     uint32_t length = FORMAT_HEADER_V3_BYTES_MIN + (zstd ? 8 : 0);
     size_t at = r->version >= 3 ? length : FORMAT_HEADER_V2_BYTES;
 
@@ -564,7 +565,7 @@ uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct 
     return f.end_leak - f.first_leak + (recipe->stale_bitmaps ? f.bitmap_clusters : 0);
 }
 
-// Bytes of a device that are not zeros in the beginning: those that are taken first.
+// Bytes of a device that are not zeros at first: those that are taken first.
 #define STALE_BYTES (4u << 20)
 
 void forge_device(uint64_t room, struct memory *out)

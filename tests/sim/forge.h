@@ -11,7 +11,7 @@
 #include "tests/sim/memory.h"
 #include "tests/sim/rng.h"
 
-// Parts of the guest disk that are used; the rest stays empty.
+// Most parts of the guest disk that are used; the rest stays empty.
 #define FORGE_ZONES_MAX 4
 
 struct forge_zone {
@@ -29,14 +29,19 @@ struct forge_recipe {
     const char *backing_format;
     unsigned snapshots; // at most FORGE_SNAPSHOTS_MAX
     bool compressed;
-    bool zstd;            // compressed with zstd instead of zlib; version 3 only
-    bool leaks;           // count so many clusters as used that the refcount table is nearly full
-    bool gaps;            // leave free clusters in between
-    unsigned bitmaps;     // persistent ones, at most FORGE_BITMAPS_MAX; version 3 only
-    bool stale_bitmaps;   // they are not kept in step with the image, and their clusters leak
-    bool later_extension; // the header has an extension behind that of bitmaps
-    unsigned fill;        // per cent of the clusters in zones that are mapped
-    uint32_t value;       // of the first layer (pattern.h); the layers above it count on
+    bool zstd; // compressed with zstd instead of zlib; version 3 only
+    // Count so many unused clusters as used that the refcount table is nearly full.
+    bool leaks;
+    bool gaps; // leave free clusters in between
+    // Persistent bitmaps, at most FORGE_BITMAPS_MAX; version 3 only.
+    unsigned bitmaps;
+    // The bitmaps are out of date, and their clusters leak.
+    bool stale_bitmaps;
+    // The header has an extension behind the one of bitmaps.
+    bool later_extension;
+    unsigned fill; // per cent of the clusters in zones that are mapped
+    // Value of the first layer (pattern.h); later layers have the numbers that follow.
+    uint32_t value;
     struct forge_zone zones[FORGE_ZONES_MAX];
     unsigned zone_count;
 };
@@ -46,12 +51,12 @@ struct forge_recipe {
 // Clusters of a bitmap's table of entries, and entries in use.
 #define FORGE_BITMAP_ENTRIES 3
 
-// The image in out, which is initialized here. The recipe has to fit the format.
-// Returns how many clusters leak.
+// Writes the image into out, which is initialized here. The recipe must fit the format. Returns the
+// number of leaked clusters.
 uint64_t forge_image(const struct forge_recipe *recipe, struct rng *rng, struct memory *out);
-// The file in out becomes a block device with so many more bytes, and old ones in them.
+// Turns the file in out into a block device with room more bytes, which hold old data.
 void forge_device(uint64_t room, struct memory *out);
-// A raw file of that size, full of value.
+// Writes a raw file of that size, full of value.
 void forge_raw(uint64_t size, uint32_t value, struct memory *out);
 
 #endif

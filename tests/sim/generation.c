@@ -14,7 +14,7 @@ struct generation {
     const struct scenario_generation *plan;
     struct service service;
     struct guest *guests[SCENARIO_GUESTS_MAX];
-    struct guest_list left; // what is still done for those that have left
+    struct guest_list left; // have left, with work still under way
     unsigned connections;   // so far
     bool immediate;         // bytes pass at once
     bool stopped;           // the guests were told that the server stops
@@ -22,9 +22,11 @@ struct generation {
     unsigned next; // op to start
     bool drawn;    // upcoming is that op
     struct scenario_op upcoming;
-    bool wants_clean;      // a clean point is to come as soon as nothing is asked for
-    unsigned clean_before; // the op before which one was asked for last, plus one
-    uint64_t next_time;    // when the next op is started
+    // A clean point is to come as soon as no request is waiting.
+    bool wants_clean;
+    // One plus the number of the op before which a clean point was last asked for.
+    unsigned clean_before;
+    uint64_t next_time; // when the next op is started
 };
 
 // ---- Guests
@@ -49,7 +51,7 @@ static void dismiss_all(struct generation *gen, enum scenario_leave how)
     }
 }
 
-// Nobody hears of anything any more.
+// Cuts all guests off.
 static void cut_off(struct generation *gen)
 {
     struct guest *guest;
@@ -74,7 +76,7 @@ static void free_left(struct generation *gen)
     }
 }
 
-// The server drops whom it has no memory for; another one comes.
+// Replaces a guest that the server dropped for want of memory.
 static void replace_dropped(struct generation *gen)
 {
     for (unsigned i = 0; i < gen->plan->guests; i++) {
@@ -86,7 +88,7 @@ static void replace_dropped(struct generation *gen)
     }
 }
 
-// Requests without an answer, of all guests.
+// Returns the number of unanswered requests of all guests.
 static unsigned waiting(const struct generation *gen)
 {
     const struct guest *guest;
@@ -99,7 +101,7 @@ static unsigned waiting(const struct generation *gen)
     return count;
 }
 
-// Bytes pass on all connections, or on some of them. Returns whether any did.
+// Passes bytes on all connections, or on some of them. Returns whether any passed.
 static bool pass(struct generation *gen, bool eager)
 {
     struct rng *rng = &gen->run->sim.rng;
@@ -134,7 +136,7 @@ static void stop(struct generation *gen)
 static void start_clean(struct generation *gen)
 {
     gen->wants_clean = false;
-    // The next op comes in its way, or after it.
+    // The next op comes while the last one runs, or after it.
     static const uint64_t pauses[] = {0, 3000, 60, 200};
     gen->next_time = gen->run->sim.now + pauses[gen->next % 4];
     if (!gen->service.cleaning && !gen->plan->read_only)
@@ -182,11 +184,11 @@ static bool may_start(struct generation *gen)
     if (!gen->drawn)
         scenario_draw_op(&gen->run->scenario, gen->plan, gen->next, &gen->upcoming);
     gen->drawn = true;
-    // Once the server stops a guest may wait for ever to be let in.
+    // After the server has stopped a guest may wait for ever to be let in.
     return gen->stopped || guest_ready(gen->guests[gen->upcoming.guest]);
 }
 
-// One more thing happens. False: nothing is left to happen.
+// Lets one more thing happen. Returns false when nothing is left to happen.
 static bool advance(struct generation *gen)
 {
     struct sim *sim = &gen->run->sim;
@@ -203,10 +205,10 @@ static bool advance(struct generation *gen)
         return true;
     }
     if (sim_quiet(sim)) {
-        // Where no bytes pass a request that waited for memory may go on.
+        // A request that waited for memory may go on when no bytes pass.
         return sim_run(sim) || pass(gen, true) || !runq_empty(&sim->runq) || !sim_quiet(sim);
     }
-    // What completes together is seen together, now and then.
+    // Several completions are sometimes seen together.
     do
         sim_complete_next(sim);
     while (sim_next_due(sim) <= sim->now && rng_percent(&sim->rng, 80));
@@ -233,7 +235,7 @@ static void serve(struct generation *gen)
     free_left(gen);
 }
 
-// Whether everything that was started has ended.
+// Checks that everything that was started has ended.
 static bool check_ended(struct generation *gen)
 {
     struct sim *sim = &gen->run->sim;
@@ -246,7 +248,7 @@ static bool check_ended(struct generation *gen)
     return false;
 }
 
-// All guests go, and the image is finished. Returns whether it is clean.
+// Removes all guests and finishes the image. Returns true when it is clean.
 static bool finish(struct generation *gen)
 {
     struct sim *sim = &gen->run->sim;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// generation.h: the image is opened, guests work on it, and it ends well or by a power cut.
+// generation.h: a generation opens the image, lets guests work on it, and ends well or by a power
+// cut.
 #ifndef LAZYCOW_TESTS_SIM_GENERATION_H
 #define LAZYCOW_TESTS_SIM_GENERATION_H
 
@@ -7,8 +8,8 @@
 
 #include "tests/sim/run.h"
 
-// Returns whether the image was closed cleanly (the power may go yet: what was written last need
-// not be durable). Nothing is in flight any more; sim.failure says what went wrong.
+// Returns true when the image was closed cleanly. (The power may still go: the last writes need not
+// be durable.) No request is in flight any more. sim.failure has the failure, if there was one.
 bool generation_run(struct run *run, const struct scenario_generation *g);
 
 #endif

@@ -9,7 +9,7 @@
 #include "tests/sim/heap.h"
 #include "tests/sim/pattern.h"
 
-// A request of a guest, from when it is put into the connection to its answer.
+// A request of a guest, from its first byte in the connection to its answer.
 struct guest_request {
     TAILQ_ENTRY(guest_request) link;
     unsigned number; // its cookie
@@ -220,7 +220,7 @@ static uint16_t flags_of(const struct guest *guest, const struct scenario_op *pl
     return flags;
 }
 
-// The change, and the payload of a WRITE; NULL where there is none.
+// Begins a change in the model. Returns the payload of a WRITE; NULL when there is none.
 static void *begin_change(struct guest *guest, struct guest_request *request,
                           const struct scenario_op *plan)
 {
@@ -236,7 +236,7 @@ static void *begin_change(struct guest *guest, struct guest_request *request,
         payload = need(malloc(request->length));
         pattern_fill(payload, value, request->offset, request->length);
     }
-    // What a discard leaves of its range is not said anywhere.
+    // The protocol does not tell the content of a discarded range.
     request->change = model_begin(&run->model, value, request->offset, request->length,
                                   plan->kind == OP_DISCARD, keeps);
     request->changes = true;
@@ -253,7 +253,7 @@ void guest_start(struct guest *guest, const struct scenario_op *plan, unsigned n
     request->number = number;
     request->type = commands[plan->kind].type;
     request->flags = flags_of(guest, plan);
-    // Whoever did not ask for contexts cannot ask for their status.
+    // A guest that did not negotiate contexts cannot ask for a block status.
     if (request->type == NBD_CMD_BLOCK_STATUS && !guest->peer.wishes.contexts) {
         request->type = NBD_CMD_CACHE;
         request->flags = 0;
@@ -283,7 +283,7 @@ void guest_start(struct guest *guest, const struct scenario_op *plan, unsigned n
 
 static void changed(void *context)
 {
-    // guest_pass looks for itself.
+    // guest_pass checks this itself.
     (void)context;
 }
 
@@ -327,7 +327,7 @@ void guest_free(struct guest *guest)
 {
     struct guest_request *request;
 
-    // Nothing is done for them any more; what was done, nobody knows.
+    // No work is done for these requests any more; they may have been done.
     while ((request = TAILQ_FIRST(&guest->requests)) != NULL) {
         if (request->changes && !sim_of(guest)->dead)
             model_end(&guest->run->model, request->change, false, false);
@@ -422,8 +422,8 @@ static void go(struct guest *guest)
     client_abandon(guest->client);
 }
 
-// The server has stopped, and this guest has heard all that it was to hear: a request without an answer
-// was never begun, so the guest may send it again to the next server.
+// The server has stopped and this guest has received everything: a request without an answer was
+// never begun, so that the guest may send it again to the next server.
 static void begun_is_answered(struct guest *guest)
 {
     struct guest_request *request;
@@ -438,7 +438,7 @@ static void begun_is_answered(struct guest *guest)
     }
 }
 
-// Acts on what the bridge says of itself.
+// Acts on the state that the bridge reports.
 static void check_client(struct guest *guest, enum client_state state)
 {
     struct sim *sim = sim_of(guest);
@@ -467,7 +467,7 @@ bool guest_pass(struct guest *guest, bool eager)
 
     if (guest->gone)
         return false;
-    // As a connection does: bytes in, act on them, bytes out.
+    // Works like a connection: bytes in, act on them, bytes out.
     uint64_t taken = client_requests_taken(guest->client);
     passed = pass_to_server(guest, eager);
     uint64_t failed = heap_failed();
@@ -502,7 +502,7 @@ void guest_leave(struct guest *guest, enum scenario_leave how)
     } else if (how == LEAVE_DISCONNECT && guest->peer.phase == PEER_TRANSMISSION) {
         peer_request(&guest->peer, NBD_CMD_DISC, 0, 0, 0, 0, NULL);
     } else {
-        // What still passes ends anywhere in a request; nothing comes behind it.
+        // The bytes that still pass end anywhere in a request; nothing follows.
         size_t left = peer_says(&guest->peer, &bytes);
 
         while (left > 0 && rng_percent(&sim->rng, 80) && pass_to_server(guest, false)) {

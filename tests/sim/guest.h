@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // guest.h: a simulated guest: an NBD client on one connection to the bridge (server/client.h),
-// whose bytes pass in portions of any size. Tells the model what it asked for and what it was
-// answered.
+// whose bytes pass in portions of any size. Tells the model of its requests and their answers.
 #ifndef LAZYCOW_TESTS_SIM_GUEST_H
 #define LAZYCOW_TESTS_SIM_GUEST_H
 
@@ -26,32 +25,36 @@ struct guest {
     struct peer_listener listener;
     struct guest_request_list requests; // that were not answered yet
     unsigned waiting;                   // how many
-    uint64_t portion;                   // bytes that pass at once, at most
-    unsigned deaf;                      // per cent of the times that it does not take what it could
-    bool stopping;                      // the server is
-    bool leaving; // DISC was said, or the end of the stream: nothing more is asked for
+    uint64_t portion;                   // most bytes that pass at once
+    // Per cent of the times that it does not take bytes that it could take.
+    unsigned deaf;
+    bool stopping; // the server is
+    // DISC was sent, or the stream has ended: the guest asks for nothing more.
+    bool leaving;
     enum scenario_leave how;
-    bool gone; // nothing more passes in either direction
+    bool gone; // no more bytes pass in either direction
 };
 
-// A guest that connects. run, shared and plan outlive it.
+// Connects a guest. run, shared and plan outlive it.
 struct guest *guest_new(struct run *run, struct client_shared *shared,
                         const struct scenario_generation *plan, unsigned number);
-// Frees it; only where guest_over() says so.
+// Frees the guest, for which guest_over() is true.
 void guest_free(struct guest *guest);
 
-// Whether it can be asked to do something.
+// Returns true when the guest can be given a request.
 bool guest_ready(const struct guest *guest);
 // Puts a request into the connection.
 void guest_start(struct guest *guest, const struct scenario_op *plan, unsigned number);
-// Some bytes pass. eager: all that can, whatever the guest's manners. Returns whether any did.
+// Passes some bytes; eager: all that can pass, whatever the guest's portion and deafness. Returns
+// whether any did.
 bool guest_pass(struct guest *guest, bool eager);
 
-// It says goodbye, stops sending, or is cut off. What was not answered may have been done or not.
+// Disconnects the guest, stops its sending, or cuts it off. A request without an answer may have
+// been done.
 void guest_leave(struct guest *guest, enum scenario_leave how);
-// The server is told to stop.
+// Tells the guest's client that the server stops.
 void guest_stop(struct guest *guest);
-// It has gone, and nothing is done for it any more.
+// Returns true when the guest has gone and no work is done for it any more.
 bool guest_over(const struct guest *guest);
 
 #endif

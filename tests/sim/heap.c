@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <stddef.h>
 
-// Names that the linker gives them.
+// Names that the linker gives to the real functions.
 void *__real_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
 void *__real_realloc(void *old, size_t bytes);
@@ -14,7 +14,7 @@ void *__wrap_calloc(size_t count, size_t bytes);
 void *__wrap_realloc(void *old, size_t bytes);
 int __wrap_posix_memalign(void **out, size_t alignment, size_t bytes);
 
-// There is but one heap, and one thread.
+// There is only one heap and one thread.
 static struct {
     bool inside;
     uint64_t number;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// heap.h: memory that runs out: what the engine and the bridge allocate while they serve may fail.
+// heap.h: memory that runs out: allocations of the engine and the bridge may fail while they serve.
 // The program is linked so that their calls come here first (-Wl,--wrap, see Makefile.am).
 #ifndef LAZYCOW_TESTS_SIM_HEAP_H
 #define LAZYCOW_TESTS_SIM_HEAP_H
@@ -7,12 +7,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-// Of the allocations from now on, [first, first + count) fail; count 0: none.
+// Makes the allocations [first, first + count) from now on fail; count 0: none.
 void heap_begin(uint64_t first, uint64_t count);
-// How many failed since.
+// Returns the number of allocations that failed since heap_begin.
 uint64_t heap_failed(void);
-// Only what is allocated between enter(true) and enter(false) counts and may fail. Returns what it
-// was before.
+// Allocations between enter(true) and enter(false) count and may fail. Returns the state before.
 bool heap_enter(bool inside);
 
 #endif

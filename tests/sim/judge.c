@@ -9,14 +9,14 @@
 #include "qcow2/format/format.h"
 #include "qcow2/format/header.h"
 
-// Clusters beyond the end of the file whose refcounts are looked at.
+// Clusters beyond the end of the file whose refcounts are judged.
 #define BEYOND_END 2048u
 
 enum use { USE_HEADER, USE_TABLE, USE_L2, USE_REFCOUNTS, USE_DATA, USE_COMPRESSED, USE_BITMAP };
 
 struct cluster {
     uint32_t references;
-    uint32_t active; // of them, from the disk itself
+    uint32_t active; // those of count that come from the disk itself
     uint8_t uses;    // bit an enum use
 };
 
@@ -149,7 +149,7 @@ static void count_refcounts(struct judge *judge)
     free(table);
 }
 
-// The directory, and tables and bits of the bitmaps in it.
+// Counts the directory, and the tables and bits of the bitmaps in it.
 static void count_bitmaps(struct judge *judge)
 {
     const struct reader *r = judge->reader;
@@ -159,7 +159,8 @@ static void count_bitmaps(struct judge *judge)
         refer(judge, at, r->bitmap_bytes, USE_BITMAP, true);
     for (uint32_t i = 0; i < r->bitmap_count; i++) {
         uint64_t table = reader_read64(r, at + FORMAT_BITMAP_TABLE_OFFSET);
-        // The size is followed by the flags, the length of the name by that of what else there is.
+        // The u64 reads also hold the field behind each length: the flags, and the length of the
+        // extra data.
         uint64_t entries = reader_read64(r, at + FORMAT_BITMAP_TABLE_SIZE) >> 32;
         uint64_t name = reader_read64(r, at + FORMAT_BITMAP_NAME_LENGTH) >> 48;
 
@@ -250,7 +251,7 @@ static void judge_cluster(struct judge *judge, uint64_t index, const struct clus
                 (unsigned long long)offset);
 }
 
-// block: where the refcount is, or 0.
+// block: offset of the block with the refcount, or 0.
 static void judge_refcount(struct judge *judge, uint64_t block, uint64_t index)
 {
     struct judge_result *result = judge->result;
@@ -279,7 +280,8 @@ static void judge_refcounts(struct judge *judge)
                 (unsigned long long)(judge->result->end << r->cluster_bits));
     if (end < judge->result->end)
         end = judge->result->end;
-    // Space that was allocated, and whose growth of the file did not last.
+    // These refcounts may belong to clusters that were taken, with a growth of the file that was
+    // lost.
     end += BEYOND_END;
     uint64_t per_block = r->cluster_size * 8 >> r->refcount_order;
     uint64_t block = 0;
@@ -342,7 +344,7 @@ void judge_flag_order(const struct reader *before, const struct reader *after,
 
     *result = (struct judge_result){0};
     count_all(&judge);
-    // What else is wrong with them is not asked here.
+    // Other faults of these images are judged elsewhere.
     *result = (struct judge_result){0};
     for (uint64_t i = 0; i < after->active.size; i++) {
         uint64_t entry = reader_read64(after, after->active.offset + i * 8);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// limit.h: an end for scenarios that go round in circles, by processor time: other programs may
+// limit.h: ends scenarios that do not progress. Counts processor time, because other programs may
 // slow this one down.
 #ifndef LAZYCOW_TESTS_SIM_LIMIT_H
 #define LAZYCOW_TESTS_SIM_LIMIT_H
@@ -8,7 +8,7 @@
 
 #include "tests/memcheck.h"
 
-// SIGVTALRM comes after so many seconds; 0: never.
+// SIGVTALRM comes after so many seconds of processor time; 0: never.
 static inline void limit_cpu(unsigned seconds)
 {
     const struct itimerval timer = {

@@ -43,7 +43,7 @@ void memory_copy(struct memory *to, const struct memory *from)
     }
 }
 
-// The page of its own for writing, made if there is none.
+// Returns a page that no copy shares, made if there is none.
 static struct memory_page *page_own(struct memory *m, uint64_t index)
 {
     if (index >= m->page_count) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// memory.h: the bytes of a simulated file, sparse, in pages that copies share until one of them is
-// changed: keeping the state of a disk at several moments costs next to nothing.
+// memory.h: the bytes of a simulated file, sparse, in pages that copies share until one of them
+// changes: keeping the state of a disk at several moments costs next to nothing.
 #ifndef LAZYCOW_TESTS_SIM_MEMORY_H
 #define LAZYCOW_TESTS_SIM_MEMORY_H
 
@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 #define MEMORY_PAGE_BYTES 4096u
-// Largest file; an image that grows beyond it has gone wrong.
+// Largest file in bytes. An image that grows beyond it has a fault.
 #define MEMORY_BYTES_MAX (4ull << 30)
 
 struct memory_page;
@@ -22,16 +22,17 @@ struct memory {
 
 void memory_init(struct memory *m);
 void memory_free(struct memory *m);
-// to is initialized here.
+// Copies from into to, which is initialized here.
 void memory_copy(struct memory *to, const struct memory *from);
-// What is cut off reads as zeros when the file grows again. size <= MEMORY_BYTES_MAX.
+// Bytes that are cut off read as zeros when the file grows again. size <= MEMORY_BYTES_MAX.
 void memory_resize(struct memory *m, uint64_t size);
 void memory_read(const struct memory *m, void *buf, uint64_t offset, size_t length);
-// Bytes at and beyond the size are dropped.
+// Drops bytes at and beyond the size.
 void memory_write(struct memory *m, const void *buf, uint64_t offset, size_t length);
-// As memory_write of zeros; whole pages are given up.
+// Writes zeros like memory_write; frees whole pages.
 void memory_zero(struct memory *m, uint64_t offset, uint64_t length);
-// Whether nothing is stored at offset, and for how many bytes that is so, at most to the end.
+// Returns true when nothing is stored at offset. Sets *length to the bytes for which that stays so,
+// at most to the end.
 bool memory_hole(const struct memory *m, uint64_t offset, uint64_t *length);
 
 #endif

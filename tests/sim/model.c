@@ -7,7 +7,7 @@
 
 #include "tests/sim/pattern.h"
 
-// A part of a sector that a change is about.
+// The part of a sector that a change covers.
 struct model_version {
     uint32_t change;
     uint16_t from; // bytes [from, to) of the sector
@@ -129,7 +129,8 @@ void model_flushed(struct model *model, uint64_t began)
 
 // ---- What may be found
 
-// The moment of asking: of a read that began then, or UINT64_MAX for the state after a power cut.
+// Returns true when the change's effect is certain at the moment: that of a read's beginning, or
+// UINT64_MAX for the state after a power cut.
 static bool established(const struct model_change *c, uint64_t moment)
 {
     if (c->weak || !c->success)
@@ -137,7 +138,7 @@ static bool established(const struct model_change *c, uint64_t moment)
     return moment == UINT64_MAX ? c->durable : c->ended < moment;
 }
 
-// Whether a change that ended then is out of date in [from, to) of the sector.
+// Returns true when a change that ended then is out of date in [from, to) of the sector.
 static bool out_of_date(const struct model *model, const struct model_sector *s, uint64_t ended,
                         unsigned from, unsigned to, uint64_t moment)
 {
@@ -167,7 +168,7 @@ static bool part_allowed(const struct model *model, uint64_t sector, unsigned fr
     const struct model_sector *s = model->sectors[sector];
     unsigned char expected[MODEL_SECTOR];
 
-    // The latest first: that is what is found nearly always.
+    // The latest version comes first, because nearly every check finds it.
     for (uint32_t i = s ? s->count : 0; i-- > 0;) {
         const struct model_version *v = &s->versions[i];
         const struct model_change *c = &model->changes[v->change];
@@ -184,7 +185,7 @@ static bool part_allowed(const struct model *model, uint64_t sector, unsigned fr
            (!s || !out_of_date(model, s, 0, from, to, moment));
 }
 
-// A read that meets writes may see some bytes before and some after them: each has to be allowed
+// A read that meets writes may see some bytes before and some after them, so each byte is checked
 // by itself.
 static bool bytes_allowed(const struct model *model, uint64_t sector, unsigned from, unsigned to,
                           const unsigned char *bytes, uint64_t moment)
@@ -196,7 +197,7 @@ static bool bytes_allowed(const struct model *model, uint64_t sector, unsigned f
     return true;
 }
 
-// The end of the part that begins at from: where the next change begins or ends.
+// Returns the end of the part that begins at from: the next change begins or ends there.
 static unsigned part_end(const struct model_sector *s, unsigned from, unsigned to)
 {
     for (uint32_t i = 0; s && i < s->count; i++) {
@@ -269,7 +270,8 @@ bool model_check_read(struct model *model, uint64_t began, uint64_t offset, uint
     return true;
 }
 
-// The sector was given space, and nothing that may take it away has ended since.
+// Returns true when the sector was given space, and no request that may take it away has ended
+// since.
 static bool has_space(const struct model *model, const struct model_sector *s, uint64_t began)
 {
     uint64_t kept = 0;

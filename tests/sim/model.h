@@ -33,32 +33,34 @@ void model_init(struct model *model, uint64_t size,
 void model_free(struct model *model);
 
 // A change of [offset, offset + length) to value (pattern.h) begins. weak: it may be carried out or
-// not (a discard). keeps: what it changes has space in the image afterwards. Returns a handle for it.
+// not (a discard). keeps: what it changes has space in the image afterwards. Returns a handle for
+// it.
 size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_t length, bool weak,
                    bool keeps);
-// It was answered: well or not, and if so for good or not.
+// The change was answered: with success or not, durable or not.
 void model_end(struct model *model, size_t change, bool success, bool durable);
-// And it was certainly not carried out.
+// The change was answered with an error and certainly not carried out.
 void model_refused(struct model *model, size_t change);
-// Moments, for reads and flushes.
+// Returns the present moment, for reads and flushes.
 uint64_t model_now(struct model *model);
-// A flush that began at a moment was answered well.
+// A flush that began at this moment was answered with success.
 void model_flushed(struct model *model, uint64_t began);
 
-// What the running image gave to a read that began at a moment. Returns whether that may be; if
-// not, text (MODEL_TEXT bytes) says what is wrong.
+// Checks the bytes that the running image gave to a read that began at a moment. Returns false,
+// with the reason in text (MODEL_TEXT bytes), when they are not allowed.
 bool model_check_read(struct model *model, uint64_t began, uint64_t offset, uint64_t length,
                       const void *bytes, char *text);
-// As model_check_read, of a block status that says hole.
+// Checks a block status of hole as model_check_read checks bytes.
 bool model_check_hole(const struct model *model, uint64_t began, uint64_t offset, uint64_t length,
                       char *text);
-// What is found in one sector after a power cut (or a clean end, if all was flushed before).
+// Checks the content of one sector after a power cut (or after a clean end, if all was flushed
+// before).
 bool model_check_cut(struct model *model, uint64_t sector, const void *bytes, char *text);
-// That is from now on what the sector holds, and nothing else.
+// From now on the sector has this content and no other.
 void model_settle(struct model *model, uint64_t sector, const void *bytes);
 // All sectors are settled: forgets the changes.
 void model_settled(struct model *model);
-// Whether anything was ever written to the sector.
+// Returns true when the sector was ever written.
 bool model_touched(const struct model *model, uint64_t sector);
 
 #endif

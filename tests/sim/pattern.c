@@ -39,7 +39,7 @@ void pattern_fill(void *buf, uint32_t value, uint64_t guest, size_t length)
     }
 }
 
-// The inverses of the steps of rng_mix, backwards.
+// Inverts rng_mix: the inverses of its steps, backwards.
 static uint64_t unmix(uint64_t x)
 {
     x ^= x >> 31 ^ x >> 62;
@@ -56,7 +56,7 @@ void pattern_describe(const void *bytes, char *text)
     memcpy(&found, bytes, sizeof(found));
     uint64_t plain = unmix(found);
     uint64_t guest = (plain & ((1ull << PLACE_BITS) - 1)) * WORD_BYTES;
-    // No guest disk here is larger than this, so any other bytes hardly look like a stamp.
+    // No guest disk here is larger, so other bytes hardly look like a stamp.
     if (found == 0)
         snprintf(text, PATTERN_TEXT, "zeros");
     else if (guest < 1ull << 33)

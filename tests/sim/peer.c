@@ -72,7 +72,7 @@ static void say_option(struct peer *peer, uint32_t option, const void *data, siz
     append(&peer->out, data, length);
 }
 
-// The empty name is the first export's, and here there is but one.
+// The empty name stands for the first export, and there is only one.
 static void say_contexts(struct peer *peer)
 {
     struct peer_queue data = {0};
@@ -90,7 +90,7 @@ static void say_contexts(struct peer *peer)
     free(data.bytes);
 }
 
-// Says all that it wants at once; the answers come in the same order.
+// Sends all options at once; the answers come in their order.
 static bool take_greeting(struct peer *peer, const unsigned char *at, size_t length)
 {
     const struct peer_wishes *w = &peer->wishes;
@@ -171,7 +171,7 @@ static bool take_option_reply(struct peer *peer, const unsigned char *at, size_t
         take_context(peer, at, bytes);
     else if (type == NBD_REP_ACK && option == NBD_OPT_GO)
         peer->phase = PEER_TRANSMISSION;
-    // What is the last option but EXPORT_NAME, whose answer has no header?
+    // The last option has been answered, except EXPORT_NAME, whose answer has no header.
     else if (type == NBD_REP_ACK && peer->wishes.export_name &&
              option ==
                  (peer->wishes.contexts ? NBD_OPT_SET_META_CONTEXT : NBD_OPT_STRUCTURED_REPLY))
@@ -249,7 +249,7 @@ static bool take_simple(struct peer *peer, const unsigned char *at, size_t lengt
     return true;
 }
 
-// A reply chunk, either form.
+// A reply chunk of either form.
 struct chunk {
     uint16_t flags;
     uint16_t type;
@@ -304,7 +304,7 @@ static void take_status(struct peer *peer, const struct chunk *chunk)
     l->status(l->context, chunk->cookie, (enum peer_context)which, peer->extents, count);
 }
 
-// Returns the error that the chunk tells of, or 0.
+// Returns the error in the chunk, or 0.
 static uint32_t take_chunk(struct peer *peer, const struct chunk *chunk)
 {
     const struct peer_listener *l = peer->listener;
@@ -350,7 +350,7 @@ static bool take_structured(struct peer *peer, const unsigned char *at, size_t l
 
     if (length < header)
         return false;
-    // Both forms begin alike; the length stands last.
+    // Both forms begin alike and end with the length.
     chunk.flags = (uint16_t)(get32(at + 4) >> 16);
     chunk.type = (uint16_t)get32(at + 4);
     chunk.cookie = get64(at + 8);

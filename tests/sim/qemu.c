@@ -36,7 +36,7 @@ static bool save(const struct memory *memory, const char *folder, const char *na
     return good;
 }
 
-// Runs qemu-img in the folder; what it says goes to its file "said". Returns its exit code.
+// Runs qemu-img in the folder; its output goes to the file "said". Returns its exit code.
 static int qemu_img(const char *folder, const char *const arguments[])
 {
     int status;
@@ -87,7 +87,7 @@ static void compare(struct run *run, const struct reader *reader, const char *fo
         const struct forge_zone *zone = &run->scenario.image.zones[i];
         uint64_t end = zone->offset + zone->length;
 
-        // It knows whole sectors only.
+        // qemu-img knows whole sectors only.
         end -= end % SIM_SECTOR;
         for (uint64_t at = zone->offset; at < end; at += reader->cluster_size) {
             uint64_t length = end - at < reader->cluster_size ? end - at : reader->cluster_size;
@@ -114,7 +114,7 @@ static void judge_in(struct run *run, const struct reader *reader, bool clean, c
 
     if (clean && (code = qemu_img(folder, check)) != 0)
         complain(run, folder, "check", code);
-    // Its exit code tells of what it found, too; what counts is that nothing is found again.
+    // The exit code of a repair tells its findings, too. The check after it must find nothing.
     qemu_img(folder, repair);
     if ((code = qemu_img(folder, check)) != 0)
         complain(run, folder, "check after check -r all", code);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// qemu.h: has qemu-img look at a state of the image: it repairs it, finds nothing wrong then, and
-// reads the same.
+// qemu.h: has qemu-img repair a state of the image, check it without a finding afterwards, and read
+// equal content.
 #ifndef LAZYCOW_TESTS_SIM_QEMU_H
 #define LAZYCOW_TESTS_SIM_QEMU_H
 
@@ -9,7 +9,7 @@
 #include "tests/sim/reader.h"
 #include "tests/sim/run.h"
 
-// clean: nothing is to be found before a repair either. Failures go to run->sim.
+// clean: nothing is found before a repair either. Failures go to run->sim.
 void qemu_judge(struct run *run, const struct reader *reader, bool clean);
 
 #endif

@@ -130,7 +130,7 @@ static void read_backing(const struct reader *r, uint64_t guest, unsigned char *
         memset(buf, 0, r->cluster_size);
 }
 
-// Both return whether all of the cluster came out.
+// Each returns true when a whole cluster came out.
 static bool inflate_zlib(const unsigned char *packed, uint64_t length, unsigned char *buf,
                          uint64_t cluster_size)
 {
@@ -156,7 +156,7 @@ static bool inflate_zstd(const unsigned char *packed, uint64_t length, unsigned 
 
     if (!stream)
         abort();
-    // Behind the frame there may be anything.
+    // Any bytes may follow the frame.
     while (left > 0 && !ZSTD_isError(left) && in.pos < in.size && out.pos < out.size)
         left = ZSTD_decompressStream(stream, &out, &in);
     ZSTD_freeDStream(stream);
@@ -172,7 +172,7 @@ static void read_compressed(const struct reader *r, uint64_t entry, unsigned cha
     if (!packed)
         abort();
     memory_read(r->memory, packed, offset, length);
-    // What cannot be inflated is no content that anybody expects.
+    // A cluster that cannot be inflated gets content that no one expects.
     if (!(r->zstd ? inflate_zstd : inflate_zlib)(packed, length, buf, r->cluster_size))
         memset(buf, 0xee, r->cluster_size);
     free(packed);
@@ -216,7 +216,7 @@ void reader_bytes(const struct reader *r, void *buf, uint64_t guest, uint64_t le
     free(cluster);
 }
 
-// Clusters whose refcounts are in one block, as a power of two.
+// Returns log2 of the clusters whose refcounts are in one block.
 static unsigned block_bits(const struct reader *r)
 {
     return r->cluster_bits + 3 - r->refcount_order;

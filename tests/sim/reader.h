@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// reader.h: reads a qcow2 image in memory with as little code as that takes, and none of the
-// engine's: what the judges go by. Format: qcow2 specification.
+// reader.h: reads a qcow2 image in memory with as little code as possible and none of the engine's.
+// The judges rely on it. Format: qcow2 specification.
 #ifndef LAZYCOW_TESTS_SIM_READER_H
 #define LAZYCOW_TESTS_SIM_READER_H
 
@@ -17,10 +17,10 @@ struct reader_l1 {
     uint32_t size; // entries
 };
 
-// Snapshots of an image here; the forge makes no more.
+// Most snapshots of an image here; the forge makes no more.
 #define READER_SNAPSHOTS_MAX 8
 
-// What is behind an image: a raw file or an image; both NULL: nothing.
+// The backing file: raw bytes or an image; both NULL: none.
 struct reader_backing {
     const struct memory *raw;
     const struct reader *image;
@@ -48,19 +48,20 @@ struct reader {
     struct reader_l1 snapshots[READER_SNAPSHOTS_MAX];
 };
 
-// Decodes the header and the snapshot table. Returns whether it could; else says why.
+// Decodes the header and the snapshot table. Returns false with the reason in text when it cannot.
 bool reader_open(struct reader *reader, const struct memory *memory, struct reader_backing backing,
                  char *text);
 uint64_t reader_read64(const struct reader *reader, uint64_t offset);
-// The L2 entry for a guest cluster, 0 where there is no table; l1 is active or one of snapshots.
+// Returns the L2 entry of a guest cluster, 0 where there is no table. l1 is active or a snapshot's.
 uint64_t reader_entry(const struct reader *reader, const struct reader_l1 *l1, uint64_t cluster);
-// The content of a guest cluster; buf has cluster_size bytes. Beyond the size: anything.
+// Reads a guest cluster into buf, which has cluster_size bytes. Bytes beyond the size are
+// undefined.
 void reader_cluster(const struct reader *reader, const struct reader_l1 *l1, uint64_t cluster,
                     unsigned char *buf);
-// As the active disk has them; beyond its size: zeros.
+// Reads bytes of the active disk; zeros beyond its size.
 void reader_bytes(const struct reader *reader, void *buf, uint64_t guest, uint64_t length);
-// The offset of the refcount block that a cluster's refcount is in, 0: there is none; the refcount
-// in that block; and both in one.
+// Returns the offset of the refcount block of a cluster, 0: there is none; the refcount in that
+// block; and both in one call.
 uint64_t reader_refcount_block(const struct reader *reader, uint64_t host_cluster);
 uint64_t reader_refcount_in(const struct reader *reader, uint64_t block, uint64_t host_cluster);
 uint64_t reader_refcount(const struct reader *reader, uint64_t host_cluster);

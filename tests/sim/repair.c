@@ -9,13 +9,13 @@
 #include "tests/sim/damage.h"
 #include "tests/sim/judge.h"
 
-// Attempts that are cut short or fail, at most.
+// Most attempts that are cut short or fail.
 #define ATTEMPTS_MAX 3
 
 struct repair {
     struct run *run;
     struct rng *rng;
-    struct memory *before; // what the content is compared with
+    struct memory *before; // the content is compared with this
     struct sim sim;        // a machine of its own
     struct sim_disk disk;
     bool damaged;
@@ -75,7 +75,7 @@ static void judge(struct repair *r, const struct memory *state, enum check_repai
     if (result.corruptions > 0)
         sim_fail(sim, "after half a repair: %s", result.text);
     judge_tables(&after, all, &result);
-    // Until it is repaired what was spoiled is wrong.
+    // Damage is wrong until it is repaired.
     if (result.corruptions > 0 && (all || !r->damaged))
         sim_fail(sim, "%s: %s", all ? "after -r all" : "after half a repair", result.text);
     if (all && result.leaks > 0)
@@ -104,7 +104,7 @@ static int check(struct repair *r, enum check_repair mode, struct check_result *
     return ret;
 }
 
-// The power goes, if it has not yet, and the disk is found in some state.
+// The power goes, if it has not yet, and the disk comes back in some state.
 static void restart(struct repair *r, enum check_repair mode, bool done)
 {
     struct memory state;
@@ -150,7 +150,7 @@ static void disturbed(struct repair *r)
     sim_power_on(&r->sim);
     draw_disturbance(r);
     sim_trace(&r->sim, "repair %s, disturbed", mode == CHECK_REPAIR_ALL ? "all" : "leaks");
-    // What was not disturbed in the end has to be as good as any.
+    // An attempt that nothing disturbed must repair everything.
     bool done = check(r, mode, &result) == 0 && !r->sim.dead;
     restart(r, mode, done);
 }
@@ -209,7 +209,7 @@ enum repair_outcome repair_run(struct run *run, struct memory *state, bool damag
         disturbed(&r);
     if (run->sim.failure[0] == '\0' && (damage || rng_percent(rng, 60)))
         outcome = undisturbed(&r);
-    // A full device has no room for new refcounts: then what was spoiled stays so, and is not used.
+    // A full device has no room for new refcounts: the damage stays, and the state is not used.
     bool useless = damage && outcome != REPAIR_ALL;
     memory_free(state);
     memory_copy(state, useless ? &whole : &r.disk.live);

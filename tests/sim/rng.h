@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// rng.h: the simulator's only source of chance. Everything that a run decides comes from its seed.
+// rng.h: the simulator's only source of randomness. Every decision of a run comes from its seed.
 #ifndef LAZYCOW_TESTS_SIM_RNG_H
 #define LAZYCOW_TESTS_SIM_RNG_H
 
@@ -10,7 +10,7 @@ struct rng {
     uint64_t state;
 };
 
-// A bijection that leaves no bit where it was (the finalizer of splitmix64).
+// A bijection that mixes all bits (the finalizer of splitmix64).
 static inline uint64_t rng_mix(uint64_t x)
 {
     x ^= x >> 30;
@@ -26,19 +26,19 @@ static inline uint64_t rng_next(struct rng *rng)
     return rng_mix(rng->state);
 }
 
-// A stream of its own, so that what one part draws does not change what another one does.
+// Returns an independent stream, so that the draws of one part do not change those of another.
 static inline struct rng rng_stream(uint64_t seed, uint64_t stream)
 {
     return (struct rng){.state = rng_mix(seed + 0x632be59bd9b4e019ull * (stream + 1))};
 }
 
-// 0 .. n - 1; n > 0.
+// Returns 0 .. n - 1; n > 0.
 static inline uint64_t rng_below(struct rng *rng, uint64_t n)
 {
     return rng_next(rng) % n;
 }
 
-// from .. to, both included.
+// Returns from .. to, both included.
 static inline uint64_t rng_between(struct rng *rng, uint64_t from, uint64_t to)
 {
     return from + rng_below(rng, to - from + 1);
@@ -49,7 +49,7 @@ static inline bool rng_percent(struct rng *rng, unsigned percent)
     return rng_below(rng, 100) < percent;
 }
 
-// 1 .. n, small numbers as likely as large ones: each power of two has the same share.
+// Returns 1 .. n, small numbers as likely as large ones: each power of two has an equal share.
 static inline uint64_t rng_scaled(struct rng *rng, uint64_t n)
 {
     unsigned bits = 64 - (unsigned)__builtin_clzll(n);

@@ -13,10 +13,10 @@
 #include "tests/sim/qemu.h"
 #include "tests/sim/repair.h"
 
-// Of the content of a raw backing file (pattern.h); the layers of images have smaller ones.
+// Value of the content of a raw backing file (pattern.h); the layers of images have smaller ones.
 #define VALUE_RAW 60u
 
-// What the streams of chance beside those of scenario.c are for.
+// Streams of random numbers beside those of scenario.c.
 enum { STREAM_FORGE = 1, STREAM_SIM, STREAM_CUTS };
 
 static uint64_t salted(const struct run *run)
@@ -24,11 +24,12 @@ static uint64_t salted(const struct run *run)
     return run->scenario.seed + (run->scenario.limits.salt << 32);
 }
 
-// Clusters that the tables of a new image take, at most; and bytes, for there are few of the largest.
+// Most clusters that the tables of a new image take; and bytes, because few of the largest clusters
+// are needed.
 #define CREATED_CLUSTERS 2048ull
 #define CREATED_BYTES_MAX (256ull << 20)
 
-// Of the states after a cut.
+// Per cent of the states after a cut that are repaired.
 #define REPAIRED_PERCENT 12
 
 // ---- The content in the beginning
@@ -109,7 +110,7 @@ static void create(struct run *run, struct memory *out)
     sim_disk_free(&disk);
 }
 
-// The images behind the image, from the farthest on. Returns what its reader needs.
+// Makes the backing images, the farthest first. Returns them for the reader of the image.
 static struct reader_backing make_backings(struct run *run, struct rng *rng)
 {
     const struct scenario *s = &run->scenario;
@@ -173,11 +174,11 @@ static void make_images(struct run *run)
 
 // ---- Judging a state
 
-// What a state is expected to be.
+// The expectations for a state.
 struct expectation {
     bool clean;     // the image was closed, and nothing failed
     bool faults;    // something other than the power failed
-    bool no_leaks;  // it was closed for good, if not clean
+    bool no_leaks;  // it was closed for good, cleanly or not
     uint64_t leaks; // clusters that may leak after a clean end
 };
 
@@ -266,8 +267,8 @@ static void judge_state(struct run *run, const struct memory *state,
     if (result.corruptions > 0)
         sim_fail(&run->sim, "%s: %s", expect->clean ? "after a clean end" : "after the cut",
                  result.text);
-    // Without lazy refcounts a power cut may leave leaks. With them, while the image says that it
-    // is clean, its refcounts are exact; but a refcount table that moved is given up after that.
+    // Without lazy refcounts a power cut may leave leaks. With them the refcounts are exact while
+    // the image says that it is clean; but a refcount table that moved is given up after that.
     uint64_t leaks = expect->leaks + (expect->clean ? 0 : reader.refcount_table_clusters);
     bool exact = (expect->clean || is_lazy(run)) && !expect->faults;
     if ((exact || expect->no_leaks) && result.leaks > leaks)
@@ -310,7 +311,7 @@ static void settle(struct run *run, struct memory *state)
     sim_disk_restart(&run->disk, state);
 }
 
-// The image is repaired before it is served again, as far as that comes.
+// Repairs the image before it is served again, as far as the repair gets.
 static void repair_and_judge(struct run *run, struct memory *state,
                              const struct expectation *expect, struct rng *rng)
 {
@@ -326,7 +327,7 @@ static void repair_and_judge(struct run *run, struct memory *state,
         judge_state(run, state, &after);
 }
 
-// The power has gone: judges some of the states that the disk may be in, and goes on from the last.
+// The power has gone: judges some of the states that the disk may have, and goes on from the last.
 static void judge_cut(struct run *run, const struct scenario_generation *g, bool clean,
                       uint64_t leaks)
 {
@@ -338,7 +339,7 @@ static void judge_cut(struct run *run, const struct scenario_generation *g, bool
     struct memory state;
 
     run->cuts++;
-    // What a clean end leaves is judged as reads would see it, too.
+    // The state after a clean end is also judged as reads would see it.
     if (clean) {
         sim_trace(&run->sim, "state: closed");
         judge_state(run, &run->disk.live, &expect);
@@ -347,7 +348,8 @@ static void judge_cut(struct run *run, const struct scenario_generation *g, bool
         sim_trace(&run->sim, "state %u", i);
         sim_disk_cut(&run->sim, &run->disk, &rng, &state);
         judge_state(run, &state, &expect);
-        // That entries are kept and the growth of the file is not is rare: on with it.
+        // It is rare that entries are kept and the growth of the file is lost: goes on from such a
+        // state.
         bool last = i + 1 == RUN_STATES || (run->beyond > 0 && rng_percent(&rng, 60));
         if (rng_percent(&rng, REPAIRED_PERCENT))
             repair_and_judge(run, &state, &expect, &rng);
@@ -390,15 +392,15 @@ static void serve_once(struct run *run, unsigned number, bool last)
     struct scenario_generation g;
 
     scenario_draw_generation(&run->scenario, number, last, &g);
-    // An end beyond the file has to be mended also where nothing is written.
+    // References beyond the end of the file must be repaired even if nothing is written.
     if (run->beyond > 0 && number % 2 == 0)
         scenario_make_idle(&g);
-    // A dirty image has its leaks mended when it is served, another one keeps them.
+    // Serving repairs the leaks of a dirty image; another image keeps them.
     uint64_t leaks = run->dirty ? 0 : run->leaks;
     run->out_of_room = false;
     bool clean = generation_run(run, &g);
 
-    // Without room for refcounts all else is written, where a bit can say so.
+    // Without room for refcounts everything else is written if the image has a dirty bit.
     if (clean || (run->out_of_room && run->scenario.image.version >= 3))
         model_flushed(&run->model, model_now(&run->model));
     // A block device may be too small for the refcounts.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // run.h: carries out a scenario: serves the image generation after generation, cuts the power, and
-// has what is left judged.
+// judges the states that are left.
 #ifndef LAZYCOW_TESTS_SIM_RUN_H
 #define LAZYCOW_TESTS_SIM_RUN_H
 
@@ -12,8 +12,7 @@
 #include "tests/sim/reader.h"
 #include "tests/sim/scenario.h"
 
-// States that a disk may be found in are judged so many at each cut; the image goes on from the
-// last.
+// Number of states that are judged at each cut; the image goes on from the last.
 #define RUN_STATES 3
 
 struct run {
@@ -24,22 +23,26 @@ struct run {
     struct memory pristine; // the image in the beginning
     struct reader pristine_reader;
     struct reader backing_readers[SCENARIO_DEPTH_MAX];
-    unsigned char *originals; // what zones held in the beginning, one zone after the other
+    // Initial content of the zones, one zone after the other.
+    unsigned char *originals;
     struct model model;
-    uint64_t leaks;      // clusters that leaked when the image was last judged
-    uint64_t beyond;     // references beyond the end of the file that it had then
-    bool dirty;          // its dirty bit was set then
-    bool out_of_room;    // the last end failed for want of room, and nothing else ever failed
-    uint32_t last_value; // that a write had (pattern.h)
+    // Clusters that leaked when the image was last judged.
+    uint64_t leaks;
+    // References beyond the end of the file that the image had then.
+    uint64_t beyond;
+    bool dirty; // its dirty bit was set then
+    // The last end failed only because there was no room.
+    bool out_of_room;
+    uint32_t last_value; // the value of the last write (pattern.h)
     uint64_t ops;        // started
     uint64_t states;     // judged
     uint64_t cuts;
     uint64_t settles; // how often the engine wanted replies to be settled
-    bool with_qemu;   // qemu-img has a look at every state, too
+    bool with_qemu;   // qemu-img looks at every state, too
 };
 
-// Returns whether all was well; run->sim.failure says what was not. Zero run before, set
-// sim.trace and with_qemu afterwards as wanted.
+// Returns true when all went well; else run->sim.failure has the failure. The caller zeroes run,
+// and then sets sim.trace and with_qemu as wanted.
 bool run_scenario(struct run *run, uint64_t seed, const struct scenario_limits *limits, bool trace,
                   bool with_qemu);
 

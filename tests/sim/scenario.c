@@ -7,18 +7,18 @@
 
 #include "qcow2/image.h"
 
-// What the streams of chance are for; ops have theirs from STREAM_OPS on.
+// Streams of random numbers; each op has its own from STREAM_OPS on.
 enum { STREAM_SCENARIO, STREAM_MEMORY = 4, STREAM_GENERATIONS = 16, STREAM_OPS = 64 };
 
 // Values of the layers (pattern.h); guests' writes are numbered from 1000 on.
 #define VALUE_IMAGE 1u
 #define VALUE_BACKING 20u
 
-// Images behind the image have clusters as large as its own, or larger ones up to this.
+// A backing image has clusters as large as those of the image, or larger ones up to this.
 #define BACKING_CLUSTER_BITS_MAX 16u
 
-// Clusters behind an image on a block device: for all that guests may write, and tables. Large
-// clusters take less: there are fewer of them.
+// Clusters behind an image on a block device: enough for all that guests may write, and tables.
+// Fewer of the large clusters are needed.
 #define DEVICE_CLUSTERS 4096ull
 #define DEVICE_BYTES_MAX (256ull << 20)
 
@@ -36,7 +36,7 @@ struct shape {
     uint64_t zone_clusters; // most of them in one zone
 };
 
-// Small clusters have the most tables for their bytes, and so the most ways to go wrong.
+// Small clusters have the most tables for their bytes, and so the most possible faults.
 static const struct shape shapes[] = {
     {35, 9, 8192, 160}, {8, 10, 8192, 96},  {24, 12, 16384, 48},
     {5, 14, 16384, 24}, {26, 16, 16384, 8}, {2, 21, 2048, 2},
@@ -67,7 +67,7 @@ static void draw_zones(struct forge_recipe *r, const struct shape *shape, struct
         uint64_t count = rng_between(rng, 1, smaller(slice, shape->zone_clusters));
         uint64_t first = i * slice + rng_below(rng, slice - count + 1);
 
-        // The end of the disk is worth a look.
+        // The end of the disk is a special case, so it is often included.
         if (i + 1 == r->zone_count && rng_percent(rng, 50))
             first = clusters - count;
         r->zones[i].offset = first * cluster;
@@ -92,9 +92,9 @@ static void draw_layers(struct forge_recipe *r, struct rng *rng)
     r->compressed = rng_percent(rng, 40);
     r->zstd = r->version >= 3 && rng_percent(rng, 35);
     r->gaps = rng_percent(rng, 35);
-    // Only with the smallest clusters is the refcount table easily full.
+    // The refcount table is easily full only with the smallest clusters.
     r->leaks = rng_percent(rng, r->cluster_bits == 9 ? 55 : 20);
-    // A refcount of one bit cannot say that anything is shared.
+    // A refcount of one bit cannot express sharing.
     if (r->refcount_order > 0 && rng_percent(rng, 40))
         r->snapshots = (unsigned)rng_between(rng, 1, FORGE_SNAPSHOTS_MAX);
 }
@@ -140,7 +140,7 @@ static void draw_backing_image(struct scenario_backing *b, const struct forge_re
 {
     struct forge_recipe *r = &b->recipe;
 
-    // qemu-img leaves out what lies behind the last whole sector of an image.
+    // qemu-img ignores bytes behind the last whole sector of an image.
     b->size = (b->size + 511) / 512 * 512;
     *r = (struct forge_recipe){.version = rng_percent(rng, 20) ? 2 : 3,
                                .cluster_bits = above->cluster_bits,
@@ -150,7 +150,7 @@ static void draw_backing_image(struct scenario_backing *b, const struct forge_re
     if (r->cluster_bits < BACKING_CLUSTER_BITS_MAX && rng_percent(rng, 30))
         r->cluster_bits = (unsigned)rng_between(rng, r->cluster_bits, BACKING_CLUSTER_BITS_MAX);
     draw_layers(r, rng);
-    // What is not in it is looked for below.
+    // Clusters that it lacks are looked up in the next backing image.
     r->fill = level > 0 || rng_percent(rng, 50) ? 80 : 40;
     for (unsigned i = 0; i < above->zone_count; i++) {
         struct forge_zone zone = above->zones[i];
@@ -178,7 +178,7 @@ static void draw_backings(struct scenario *s, struct rng *rng)
         b->raw = s->depth + 1 == depth && rng_percent(rng, 50);
         above->backing_name = b->name;
         above->backing_format = b->raw ? "raw" : "qcow2";
-        // Every byte of it is there, and so it is kept small.
+        // Every byte of a raw file is stored, so it is kept small.
         if (b->raw)
             b->size = smaller(b->size, 4u << 20);
         else
@@ -198,7 +198,7 @@ static void draw_serving(struct scenario *s, struct rng *rng)
         {20, 30, 5, 35, 8, 2},
         {15, 45, 25, 10, 5, 0},
         {40, 30, 10, 10, 2, 8},
-        // Few changes in one sync: no op's barrier covers for what another one forgot.
+        // Few changes in one sync: no op's barrier covers for one that another op forgot.
         {5, 50, 0, 5, 40, 0},
         {10, 45, 10, 5, 30, 0},
         {2, 8, 30, 30, 30, 0},
@@ -223,7 +223,7 @@ static void draw_serving(struct scenario *s, struct rng *rng)
         s->no_extents = true;
         s->device = smaller(DEVICE_CLUSTERS << s->image.cluster_bits, DEVICE_BYTES_MAX);
         s->device -= rng_below(rng, s->device / 2);
-        // It is seldom full.
+        // The device is seldom full.
         s->device_tight = rng_percent(rng, 20);
         if (s->device_tight)
             s->device = rng_scaled(rng, 256ull << s->image.cluster_bits);
@@ -264,7 +264,7 @@ static void draw_fault(struct sim_fault *fault, struct rng *rng)
     fault->count = rng_scaled(rng, 12);
 }
 
-// How bytes pass between guests and the server. In half of the generations they do at once.
+// Draws how bytes pass between guests and the server. In half of the generations they pass at once.
 static void draw_network(struct scenario_generation *g, struct rng *rng)
 {
     g->guests = rng_percent(rng, 40) ? 1 : (unsigned)rng_between(rng, 2, SCENARIO_GUESTS_MAX);
@@ -273,7 +273,7 @@ static void draw_network(struct scenario_generation *g, struct rng *rng)
         g->deaf = rng_percent(rng, 50) ? 0 : (unsigned)rng_between(rng, 10, 95);
     }
     g->leave = rng_percent(rng, 70) ? 0 : (unsigned)rng_between(rng, 1, 10);
-    // Mostly when all has been asked for.
+    // Mostly when all ops have been started.
     g->stop_at = rng_percent(rng, 70) ? SCENARIO_OPS_MAX : (unsigned)rng_below(rng, g->ops + 1);
 }
 
@@ -314,12 +314,12 @@ void scenario_draw_generation(const struct scenario *s, unsigned number, bool la
         g->heap_first = rng_scaled(&memory, 2ull * g->ops + 20);
         g->heap_count = rng_scaled(&memory, 8);
     }
-    // A barrier that was about to end is the moment that most depends on it.
+    // Most depends on a barrier at the moment before it ends.
     if (rng_percent(&salted, 40))
         g->cut_barrier = rng_scaled(&salted, 16);
     else if (rng_percent(&salted, 70))
         g->cut_at = 1 + rng_below(&salted, 30 + 7ull * g->ops);
-    // A disk that is nearly full: space cannot be had ahead, and in the end not at all.
+    // A disk that is nearly full: space cannot be reserved ahead, and in the end not at all.
     if (!s->limits.no_faults && rng_percent(&rng, 15))
         g->room = rng_scaled(&rng, 64ull << s->image.cluster_bits);
     if (!s->limits.no_faults && rng_percent(&rng, 30)) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// scenario.h: what a seed stands for: an image, how it is served, what guests do to it, and what
-// goes wrong. Only choices, nothing runs here.
+// scenario.h: the choices of a seed: an image, the way it is served, the guests' requests, and the
+// faults. Nothing runs here.
 #ifndef LAZYCOW_TESTS_SIM_SCENARIO_H
 #define LAZYCOW_TESTS_SIM_SCENARIO_H
 
@@ -13,15 +13,17 @@
 #include "tests/sim/file_sim.h"
 #include "tests/sim/forge.h"
 
-// What the command line, or the search for a shorter trace, takes away from a seed.
+// Restrictions from the command line, or from the search for a shorter trace.
 struct scenario_limits {
-    uint64_t salt;        // another draw of times and cuts for the same image and ops
+    // Another draw of times and cuts for an unchanged image and unchanged ops.
+    uint64_t salt;
     unsigned generations; // at most; 0: as drawn
-    unsigned ops;         // a generation, at most; 0: as drawn
-    bool no_faults;       // nothing fails but the power
+    unsigned ops;         // most ops of a generation; 0: as drawn
+    bool no_faults;       // no fault but the power cut
     bool no_clean;        // no clean points in between
-    unsigned depth;       // ops in flight, at most; 0: as drawn
-    const bool *skip;     // by SCENARIO_OP_NUMBER: ops that are left out; NULL: none
+    unsigned depth;       // most ops in flight; 0: as drawn
+    // Indexed by SCENARIO_OP_NUMBER: ops that are left out; NULL: none.
+    const bool *skip;
 };
 
 #define SCENARIO_GENERATIONS_MAX 6
@@ -31,24 +33,25 @@ struct scenario_limits {
 #define SCENARIO_PAYLOAD_MAX (300u << 10)
 
 #define SCENARIO_GUESTS_MAX 4
-// Memory that the bridge keeps for the largest request here, when others have the rest: its payload
-// in a buffer of a power of two, and extents.
+// Memory that the bridge keeps for the largest request here while others have the rest: its payload
+// in a buffer of a power of two, and its extents.
 #define SCENARIO_RESERVE (640u << 10)
 
-// How a guest leaves its connection; another one takes its place.
+// A way for a guest to leave its connection; another guest takes its place.
 enum scenario_leave {
     LEAVE_NOT,
-    LEAVE_DISCONNECT, // says so, and hears all answers
-    LEAVE_HALF,       // stops sending, perhaps in a request, and hears what is still said
+    LEAVE_DISCONNECT, // sends DISC and receives all answers
+    // Stops sending, perhaps inside a request, and receives all answers.
+    LEAVE_HALF,
     LEAVE_CUT_OFF,
 };
 
-// Images behind the image, at most.
+// Most backing images of the image.
 #define SCENARIO_DEPTH_MAX 5
 
 struct scenario_backing {
     const char *name;
-    bool raw;                   // else the recipe says what it is
+    bool raw;                   // else described by the recipe
     uint64_t size;              // bytes
     struct forge_recipe recipe; // of a qcow2 image
 };
@@ -58,7 +61,8 @@ struct scenario {
     struct scenario_limits limits;
 
     struct forge_recipe image;
-    bool created; // by qcow2/offline/create.h instead of the forge; empty then
+    // Created by qcow2/offline/create.h instead of the forge; empty then.
+    bool created;
     bool preallocated;
     struct scenario_backing backings[SCENARIO_DEPTH_MAX]; // the nearest first
     unsigned depth;                                       // how many there are
@@ -66,12 +70,14 @@ struct scenario {
     bool unmap;
     bool force_fua;
     enum detect_zeroes detect_zeroes;
-    bool offload;  // inflating is done by other threads
-    bool loans;    // reads may take loans of the files
-    size_t budget; // payload memory of all guests, bytes; 0: as much as the server has
-    int lazy;      // enum lazy_refcounts
+    bool offload; // other threads inflate
+    bool loans;   // reads may take loans of the files
+    // Payload memory of all guests in bytes; 0: as much as the server has.
+    size_t budget;
+    int lazy; // enum lazy_refcounts
     size_t cache_bytes;
-    uint64_t device;      // the image is on a block device, with so many bytes behind it; 0: a file
+    // The image is on a block device with so many bytes behind it; 0: on a file.
+    uint64_t device;
     bool device_tight;    // and that may be too few
     unsigned unsupported; // sim_disk.unsupported
     bool no_extents;
@@ -82,28 +88,33 @@ struct scenario {
     uint64_t longest;    // bytes
 };
 
-// One time that the image is served.
+// One period in which the image is served.
 struct scenario_generation {
     unsigned number;
     unsigned ops;
     unsigned depth;
     enum sim_delays delays;
-    uint64_t pause;       // most time between two ops
-    uint64_t cut_at;      // event at which the power goes; 0: not before the end
+    uint64_t pause; // most time between two ops
+    // Event at which the power goes; 0: not before the end.
+    uint64_t cut_at;
     uint64_t cut_barrier; // barrier that does not end any more; 0: none
-    uint64_t room;        // bytes that the file can still grow by; UINT64_MAX: as it likes
-    bool finish;          // ends well, unless the power goes meanwhile
+    // Bytes by which the file can still grow; UINT64_MAX: without limit.
+    uint64_t room;
+    bool finish; // ends well, unless the power goes before
     bool read_only;
-    bool reads_only;     // guests change nothing
-    unsigned fua;        // per cent of the changes that are to be durable at once
+    bool reads_only; // guests change nothing
+    // Per cent of the changes that are to be durable at once.
+    unsigned fua;
     uint64_t heap_first; // allocations of the server that fail (heap.h)
     uint64_t heap_count;
     unsigned guests;
-    uint64_t portion; // bytes that pass at once between a guest and the server, at most; 0: all
-    unsigned deaf;    // per cent of the times that a guest does not take what it is sent
+    // Most bytes that pass at once between a guest and the server; 0: no limit.
+    uint64_t portion;
+    // Per cent of the times that a guest does not take bytes sent to it.
+    unsigned deaf;
     unsigned leave;   // per cent of ops in whose place a guest leaves
     unsigned stop_at; // op before which the server is told to stop
-    unsigned clean;   // per cent of ops before which a clean point is asked for
+    unsigned clean;   // per cent of ops before which a clean point is requested
     struct sim_fault faults[SIM_FAULTS_MAX];
     unsigned fault_count;
 };
@@ -114,7 +125,8 @@ struct scenario_op {
     uint64_t offset;
     uint64_t length;
     bool zeros; // a write of zeros
-    bool whole; // a read that wants its data in one piece, a block status of one extent
+    // A read that wants its data in one piece, or a block status of one extent.
+    bool whole;
     unsigned guest;
     enum scenario_leave leave; // instead of all the rest
     bool clean_before;
@@ -123,14 +135,14 @@ struct scenario_op {
 };
 
 void scenario_draw(struct scenario *s, uint64_t seed, const struct scenario_limits *limits);
-// last: nothing goes wrong, and it ends well.
+// last: nothing fails, and the generation ends well.
 void scenario_draw_generation(const struct scenario *s, unsigned number, bool last,
                               struct scenario_generation *g);
-// Nothing is changed in it, and it ends well.
+// Makes a generation change nothing and end well.
 void scenario_make_idle(struct scenario_generation *g);
 void scenario_draw_op(const struct scenario *s, const struct scenario_generation *g, unsigned i,
                       struct scenario_op *op);
-// One line of text about the image and how it is served.
+// Describes the image, and how it is served, in one line.
 void scenario_describe(const struct scenario *s, char *text, size_t bytes);
 
 #endif

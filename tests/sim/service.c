@@ -40,8 +40,8 @@ static void settle(void *context)
     run->settles++;
 }
 
-// What is said while nothing is wrong. Anything else is a complaint about an image that has no
-// fault, since only whole images and those that a power cut left are served here.
+// Returns true for lines of the log that tell of no fault. Every other line is a complaint about an
+// image that has no fault, since only whole images and those after a power cut are served here.
 static bool is_harmless(const char *line)
 {
     static const char *const lines[] = {
@@ -138,7 +138,7 @@ void service_tick(struct service *service)
 
 void service_idle(struct service *service)
 {
-    // Sees what was written, then that it is long ago.
+    // The first tick sees the writes, the second one that they are long ago.
     exports_tick(&service->exports, service->clock);
     service->clock += CLEAN_AFTER * 1000;
     exports_tick(&service->exports, service->clock);
@@ -148,7 +148,7 @@ void service_idle(struct service *service)
     sim_trace(&service->run->sim, "clean point");
 }
 
-// Whether there was a reason for an image not to become clean: a fault, or the end of a device.
+// Returns true when an image had a reason not to become clean: a fault, or the end of a device.
 static bool excused(const struct run *run)
 {
     return run->sim.dead || run->sim.faults_hit > 0 || run->scenario.device_tight;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// service.h: what stands between guests and the simulated disk: the image, opened and exported as
-// the server does it.
+// service.h: the layer between guests and the simulated disk: the image, opened and exported as the
+// server does it.
 #ifndef LAZYCOW_TESTS_SIM_SERVICE_H
 #define LAZYCOW_TESTS_SIM_SERVICE_H
 
@@ -22,15 +22,15 @@ struct service {
     bool cleaning;  // a clean point is under way
 };
 
-// Opens the image. Returns false, and says why, where that failed; nothing is to be closed then.
+// Opens the image. On failure returns false, reports the reason, and leaves nothing to close.
 bool service_open(struct service *service, struct run *run, const struct scenario_generation *plan);
-// A second passes, but the image does not count as idle.
+// A second passes, and the image does not count as idle.
 void service_tick(struct service *service);
-// The image has been idle for long: it is made clean, if there is anything to clean.
+// The image has been idle for long: begins to make it clean if that is needed.
 void service_idle(struct service *service);
-// Looks whether that has come to an end, and how.
+// Checks the result of making the image clean, once there is one.
 void service_check_clean(struct service *service);
-// As at the end of the server, when all clients have gone. Returns whether the image is clean.
+// Ends the image as the server does when all clients have gone. Returns true when it is clean.
 bool service_finish(struct service *service);
 void service_close(struct service *service);
 

@@ -11,10 +11,10 @@
 #include "tests/sim/limit.h"
 #include "tests/sim/run.h"
 
-// Leaving something out moves all that comes after it, and so hides most failures; each attempt
-// therefore tries so many draws of times and cuts.
+// Draws of times and cuts that an attempt tries: leaving an op out moves everything after it, and
+// so hides most failures.
 #define SALTS 60
-// A scenario that takes longer goes round in circles, which counts as a failure.
+// Seconds after which a scenario counts as failed, because it does not progress.
 #define ATTEMPT_SECONDS 5
 
 struct search {
@@ -37,7 +37,7 @@ static bool fails(struct search *search, const struct scenario_limits *limits)
     if (child == 0) {
         struct run run = {0};
 
-        // What the attempts die of is told by the trace at the end.
+        // The trace at the end tells why the attempts died.
         if (!freopen("/dev/null", "w", stderr))
             _exit(0);
         limit_cpu(ATTEMPT_SECONDS);
@@ -48,7 +48,7 @@ static bool fails(struct search *search, const struct scenario_limits *limits)
     return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
 }
 
-// Whether the scenario still fails under these limits, with any salt; keeps them if so.
+// Returns true when the scenario still fails under these limits, with any salt; keeps them if so.
 static bool attempt(struct search *search, struct scenario_limits limits)
 {
     uint64_t first = limits.salt;
@@ -158,7 +158,7 @@ static void print_skip(const struct search *search)
 
         while (end < SCENARIO_OP_NUMBERS && search->skip[end])
             end++;
-        // Those beyond the limit are not started anyway.
+        // Ops beyond the limit are not started anyway.
         if (end == i || (search->best.ops && i % SCENARIO_OPS_MAX >= search->best.ops))
             continue;
         printf(end > i + 1 ? "%s%u-%u" : "%s%u", separator, i, end - 1);

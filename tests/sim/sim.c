@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The simulator's command line.
+// sim.c: the simulator's command line.
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -16,12 +16,12 @@
 #include "tests/sim/run.h"
 #include "tests/sim/shrink.h"
 
-// A scenario takes milliseconds; one that takes so many seconds goes round in circles.
+// Seconds after which a scenario counts as stuck; it usually takes milliseconds.
 #define STUCK_SECONDS 60
 
 static volatile uint64_t seed_now;
 
-// Says which seed it was before the program dies.
+// Prints the seed before the program dies.
 static void tell_seed(int number)
 {
     char text[64];
@@ -151,7 +151,7 @@ static void tell_failure(const struct run *run, uint64_t seed)
     fflush(stdout);
 }
 
-// Returns how many scenarios failed.
+// Returns the number of failed scenarios.
 static uint64_t run_many(const struct options *o)
 {
     double begin = seconds(), end = begin + o->minutes * 60;

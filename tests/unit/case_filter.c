@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// case_filter.c: tests/unit/test_X 'PATTERN' runs only the cases whose names match, with * and ? as in
-// a shell. Part of each program without a line of its own there: the C library passes the arguments
-// to constructors, too, and the makefile asks for the symbol.
+// case_filter.c: tests/unit/test_X 'PATTERN' runs only the cases whose names match, with * and ? as
+// in a shell. A test program needs no line of its own for it: the C library passes the arguments to
+// constructors, too, and the makefile links this file by its symbol.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -32,7 +32,7 @@ static unsigned char payload[PAYLOAD_MAX];
 
 // ---- Names of requests --------------------------------------------------------------------------
 
-// Which structure of the image is at a place of the file.
+// Names the structure of the image at an offset of the file.
 static const char *structure_at(const struct image *image, uint64_t offset)
 {
     const struct header *h = &image->header;
@@ -199,7 +199,7 @@ void engine_crash_only(struct engine *e, const struct image_options *options)
     open_only(e, options);
 }
 
-// Adds 1 to the refcount of a cluster, on disk: all are in the first block.
+// Adds 1 to the refcount of a cluster on disk; all refcounts are in the first block.
 static void share(uint8_t *bytes, uint64_t block, uint64_t cluster)
 {
     uint64_t count = refcount_array_get(bytes + block, 4, cluster);
@@ -207,7 +207,7 @@ static void share(uint8_t *bytes, uint64_t block, uint64_t cluster)
     refcount_array_set(bytes + block, 4, cluster, count + 1);
 }
 
-// Gives the table's entries to a snapshot, too: each of what they name has one reference more.
+// Shares the table's entries with a snapshot: each referenced cluster gets one reference more.
 static void share_l2(uint8_t *bytes, uint64_t block, uint64_t table, unsigned bits)
 {
     for (uint64_t at = table; at < table + (1u << bits); at += 8) {
@@ -221,7 +221,7 @@ static void share_l2(uint8_t *bytes, uint64_t block, uint64_t table, unsigned bi
     }
 }
 
-// The snapshot's L1 table and the snapshot table, a cluster each behind the end of the file.
+// Appends the snapshot's L1 table and the snapshot table, a cluster each, to the file.
 static void forge_snapshot(struct scripted_file *disk, const struct header *h)
 {
     uint8_t *bytes = disk->bytes;

@@ -48,7 +48,7 @@ static int64_t size_of(struct file *file)
     return s->size_error < 0 ? s->size_error : (int64_t)s->size;
 }
 
-// The test owns it.
+// The test owns the file.
 static void leave_open(struct file *file)
 {
     (void)file;
@@ -252,7 +252,7 @@ size_t scripted_file_turns(struct scripted_file *s)
     return turns;
 }
 
-// Ends the oldest request of the file, or of one behind it. Returns false where there is none.
+// Ends the oldest request of the file or of its backing file. Returns false when there is none.
 static bool end_one(struct scripted_file *s)
 {
     for (; s; s = s->behind) {

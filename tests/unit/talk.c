@@ -196,7 +196,7 @@ static void take_request(struct owner *o, const struct session_request *request)
 
 static bool send_some(struct session *s, size_t sip, struct bytes *out);
 
-// What an owner does around the handshake, which always succeeds here.
+// Does the owner's part of the handshake, which always succeeds here.
 static void start_tls(struct owner *o)
 {
     struct session_request request;
@@ -247,7 +247,7 @@ static enum session_event take_events(struct owner *o, enum session_event last)
     }
 }
 
-// Sends at most sip bytes; false when there is nothing left.
+// Sends at most sip bytes. Returns false when nothing is left.
 static bool send_some(struct session *s, size_t sip, struct bytes *out)
 {
     struct iovec iov[8];
@@ -265,7 +265,7 @@ static bool send_some(struct session *s, size_t sip, struct bytes *out)
     return sent > 0;
 }
 
-// Gives the session at most length bytes; returns how many it had room for.
+// Gives the session at most length bytes. Returns how many it had room for.
 static size_t receive_some(struct session *s, const uint8_t *data, size_t length)
 {
     struct iovec iov[2];
@@ -385,7 +385,8 @@ void talk_check(struct talk *t)
     check_whole(t, (struct pace){.sip = 1});
     for (size_t cut = 0; cut < t->said.length; cut++) {
         check_whole(t, (struct pace){.cut = cut, .sip = SIZE_MAX});
-        // Held requests are answered when the client is done: earlier, in another order.
+        // Held requests are answered when the client is done: earlier and in another order when it
+        // was cut.
         if (!t->answers.reverse)
             check_beginning(t, cut);
     }

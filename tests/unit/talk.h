@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// talk.h: a conversation of an NBD client with a session, as bytes said and bytes heard. A test
-// writes both sides down; talk_check() plays the client's side in every way a network may cut it
-// and compares what comes out.
+// talk.h: a conversation of an NBD client with a session, as sent and received bytes. A test writes
+// both sides down. talk_check() plays the client's side in every way in which a network may cut it,
+// and compares the session's bytes.
 #ifndef LAZYCOW_TESTS_TALK_H
 #define LAZYCOW_TESTS_TALK_H
 
@@ -23,27 +23,28 @@ void put_zeros(struct bytes *b, size_t length);
 void put_u16(struct bytes *b, uint16_t value);
 void put_u32(struct bytes *b, uint32_t value);
 void put_u64(struct bytes *b, uint64_t value);
-// What the exports' content is at offset.
+// Appends the exports' content at offset.
 void put_pattern(struct bytes *b, uint64_t offset, size_t length);
 
 // Exports of every talk, in the order of LIST.
 enum {
-    EXPORT_DISK,      // "disk": 1 MiB, writable, with all that there is
+    EXPORT_DISK,      // "disk": 1 MiB, writable, with all features
     EXPORT_READ_ONLY, // "read-only": 3001 bytes
-    EXPORT_PLAIN,     // "plain": 1 TiB, no description, no flags at all
+    EXPORT_PLAIN,     // "plain": 1 TiB, no description, no flags
     EXPORT_LONG,      // a name of 4096 bytes
     EXPORT_COUNT,
 };
 extern const struct session_export talk_exports[EXPORT_COUNT];
 extern char talk_long_name[SESSION_STRING_MAX + 1];
 
-// How the owner of the session answers.
+// The behaviour of the session's owner.
 struct answers {
-    int error; // every request, with this errno
+    int error; // every request ends with this errno
     const char *message;
-    bool reverse;                          // when the client is done, the last request first
+    // Answers when the client is done, the last request first.
+    bool reverse;
     bool no_memory;                        // for payloads
-    bool any_payload;                      // payloads may be something else than the pattern
+    bool any_payload;                      // payloads may differ from the pattern
     const struct session_read_part *parts; // READ, where the reply can carry holes
     size_t part_count;
     const struct session_status_extent *extents; // BLOCK_STATUS
@@ -53,30 +54,33 @@ struct answers {
 struct talk {
     struct session_host host;
     struct answers answers;
-    struct bytes said;      // by the client
-    size_t tls_from;        // where in it TLS begins, if STARTTLS is accepted
-    struct bytes heard;     // what it must hear
-    struct bytes requests;  // lines "type flags offset length\n" that the owner must see, if any
+    struct bytes said;  // by the client
+    size_t tls_from;    // offset at which TLS begins, if STARTTLS is accepted
+    struct bytes heard; // what it must hear
+    // Lines "type flags offset length\n" of the requests that the owner must see.
+    struct bytes requests;
     enum session_event end; // the last event but SESSION_MORE that the owner must see
 };
 
 void talk_init(struct talk *t);
 // Plays the talk at once, cut in two at every byte, and byte by byte; then every beginning of it,
-// which must be answered with a beginning of the answers. Fails the test where anything differs.
+// which must be answered with a beginning of the answers. Fails the test when any byte differs.
 // Frees the talk.
 void talk_check(struct talk *t);
-// Plays it once only, sip bytes at a time: for talks of megabytes.
+// Plays the talk once, sip bytes at a time: for talks of megabytes.
 void talk_check_once(struct talk *t, size_t sip);
 
-// How bytes pass.
+// The way in which bytes pass.
 struct pace {
-    size_t cut;      // the first that many bytes are received before, not together with, the rest
-    size_t sip;      // most bytes that are received and sent at a time
-    size_t tls_from; // received apart from what is before it, for it comes inside TLS
+    // The first cut bytes are received before the rest, not together with it.
+    size_t cut;
+    size_t sip; // most bytes that are received and sent at a time
+    // Bytes from here on are received apart from those before, because they come inside TLS.
+    size_t tls_from;
 };
 
-// Plays bytes into a session that the caller made; returns the last event but SESSION_MORE.
-// out and requests are appended to.
+// Plays bytes into a session of the caller. Returns the last event but SESSION_MORE. Appends to out
+// and requests.
 enum session_event talk_play(struct session *s, const struct answers *answers, const uint8_t *data,
                              size_t length, struct pace pace, struct bytes *out,
                              struct bytes *requests);
@@ -85,10 +89,10 @@ enum session_event talk_play(struct session *s, const struct answers *answers, c
 
 void say_flags(struct talk *t, uint32_t flags);
 void say_option(struct talk *t, uint32_t option, const void *data, size_t length);
-// INFO and GO for count information types.
+// Appends INFO or GO for count information types.
 void say_info(struct talk *t, uint32_t option, const char *name, const uint16_t *types,
               size_t count);
-// LIST_META_CONTEXT and SET_META_CONTEXT; queries end with NULL.
+// Appends LIST_META_CONTEXT or SET_META_CONTEXT; queries end with NULL.
 void say_meta(struct talk *t, uint32_t option, const char *name, const char *const *queries);
 void say_request(struct talk *t, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset,
                  uint32_t length);
@@ -129,7 +133,7 @@ void talk_starttls(struct talk *t);
 void talk_contexts(struct talk *t, const char *name, bool depth);
 // GO to an export; flags are the transmission flags expected.
 void talk_go(struct talk *t, const struct session_export *export, uint16_t flags);
-// All of the above, simple or structured, to the export "disk" or another one.
+// All of the above, with simple or structured replies, for the export "disk" or another one.
 void talk_transmission(struct talk *t, const struct session_export *export, bool structured);
 
 #endif

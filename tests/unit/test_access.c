@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who may use which export.
+// test_access.c: the exports that a client may use.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,7 +23,7 @@ static struct export list[] = {
 };
 static struct exports exports = {.list = list, .count = 3};
 
-// The names that a peer sees, each with a space behind it.
+// Asserts the names that a peer sees, each followed by a space.
 static void assert_sees(const struct access *access, const char *identity, const char *expected)
 {
     char seen[128] = "";
@@ -94,7 +94,7 @@ static void a_rule_for_all_adds_to_those_of_an_export(void **state)
     access_destroy(&access);
 }
 
-// What follows a name that is given by itself is a pattern, whatever it looks like.
+// The text behind a name that is given by itself is a pattern, with any characters.
 static void a_rule_for_a_name_given_by_itself(void **state)
 {
     struct access access;
@@ -130,8 +130,8 @@ static void a_view_follows_the_identity(void **state)
     access_destroy(&access);
 }
 
-// The rules of an image that was left out are no mistake, let nobody in elsewhere, and what became of
-// it is told only where there are no rules.
+// Rules of an image that was left out are accepted and let no client into other exports. Its state
+// is told only if there are no rules.
 static void an_image_that_was_left_out(void **state)
 {
     static const char *const rules[] = {"gone:CN=alice,*"};

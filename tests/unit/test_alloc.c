@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// New clusters: reserving from the host in steps, what it says when it is full, free clusters that
-// are used again, and ops that wait for what is becoming free.
+// test_alloc.c: new clusters: reserving host space in steps, a full host, free clusters that are
+// used again, and ops that wait for clusters that are becoming free.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -33,7 +33,7 @@ static void take_turn(struct op *op)
 static const char *const state_names[] = {"only"};
 static const struct op_machine taker_machine = OP_MACHINE("taker", take_turn, state_names);
 
-// Its refcounts are read.
+// Its refcounts are read first.
 static void begin_taker(struct engine *e, struct taker *t)
 {
     *t = (struct taker){0};
@@ -44,7 +44,7 @@ static void begin_taker(struct engine *e, struct taker *t)
     t->turns = 0;
 }
 
-// Takes clusters, waiting for all that it takes.
+// Takes clusters, and waits for everything that this needs.
 static int take(struct engine *e, struct taker *t, uint64_t want, struct alloc_run *run)
 {
     int result;
@@ -81,7 +81,7 @@ static void space_is_reserved_in_steps(void **state)
     assert_string_equal(e.order, "reserve.");
     assert_int_equal(take(&e, &t, 1, &run), 0);
     assert_string_equal(e.order, "reserve. reserve.");
-    // An eighth of a file that is larger, but no more than so much.
+    // An eighth of a larger file, up to a limit.
     e.image->alloc->reserve.end = 80u << 20;
     assert_int_equal(take(&e, &t, 1, &run), 0);
     e.image->alloc->fresh = 1280;
@@ -95,8 +95,8 @@ static void space_is_reserved_in_steps(void **state)
     engine_free(&e);
 }
 
-// No room for the step: what is needed is asked for alone. No room for that: one hears of it, and
-// the next one tries again, with a step.
+// No room for the step: the bytes that are needed are requested alone. No room for these: one op
+// sees the error, and the next one tries again, with a step.
 static void a_full_host_is_told_once(void **state)
 {
     struct alloc_run run;
@@ -156,7 +156,7 @@ static void a_host_that_cannot_reserve(void **state)
     engine_free(&e);
 }
 
-// The same when writing zeroes finds it out first.
+// Writing zeroes may be the first to find that the host cannot reserve.
 static void who_knows_that_it_cannot_says_so(void **state)
 {
     struct engine e;
@@ -174,7 +174,7 @@ static void who_knows_that_it_cannot_says_so(void **state)
 
 // ---- Which clusters -----------------------------------------------------------------------------
 
-// Free clusters below the fresh space first; longest runs first; they are not said to be zeros.
+// Free clusters below the fresh space come first, longest runs first; they do not count as zeros.
 static void free_clusters_are_used_again(void **state)
 {
     struct alloc_run run;
@@ -190,7 +190,7 @@ static void free_clusters_are_used_again(void **state)
     static const unsigned freed[] = {1, 3, 4, 6};
     for (size_t i = 0; i < 4; i++)
         assert_int_equal(refcounts_set(e.image->refcounts, first + freed[i], 0), 0);
-    // Nobody has said that something is free.
+    // The cluster was not announced as free.
     assert_int_equal(take(&e, &t, 1, &run), 0);
     assert_int_equal(run.first, first + 8);
     alloc_freed(e.image->alloc);
@@ -198,7 +198,7 @@ static void free_clusters_are_used_again(void **state)
     assert_int_equal(run.first, first + 3);
     assert_int_equal(run.count, 2);
     assert_false(run.zero);
-    // From there on, then from the front.
+    // The search goes on from there, then from the front.
     assert_int_equal(take(&e, &t, 2, &run), 0);
     assert_int_equal(run.first, first + 6);
     assert_int_equal(take(&e, &t, 2, &run), 0);
@@ -240,7 +240,7 @@ static void the_header_is_never_free(void **state)
     engine_free(&e);
 }
 
-// Where refcounts are not known to be right, what seems free is left alone.
+// If refcounts are not known to be right, clusters that look free are not taken.
 static void without_reuse_all_is_fresh(void **state)
 {
     struct alloc_run run;
@@ -287,7 +287,7 @@ static void a_leak_in_fresh_space_is_passed_over(void **state)
     engine_free(&e);
 }
 
-// Exactly so many in a row, also where that passes from one refcount block to the next.
+// Takes a row of exactly so many clusters, also across refcount blocks.
 static void a_row_may_span_blocks(void **state)
 {
     struct alloc_run run;
@@ -313,7 +313,7 @@ static void a_row_may_span_blocks(void **state)
     engine_free(&e);
 }
 
-// A page that cannot be read is passed over by the search, and told to who needs that very page.
+// The search skips a page that cannot be read; only an op that needs the page sees the error.
 static void refcounts_that_cannot_be_read(void **state)
 {
     struct alloc_run run;
@@ -327,7 +327,7 @@ static void refcounts_that_cannot_be_read(void **state)
     assert_int_equal(alloc_clusters(&t.op, 1, false, &run), OP_PARKED);
     scripted_file_end(e.disk, 0, -EIO);
     engine_run(&e);
-    // The search has passed over it and come to fresh space, which is in the same page.
+    // The search has skipped the page and come to fresh space, which is in that page.
     int result;
     unsigned tries = 0;
     while ((result = alloc_clusters(&t.op, 1, false, &run)) == OP_PARKED && tries++ < 5) {
@@ -342,7 +342,7 @@ static void refcounts_that_cannot_be_read(void **state)
 
 // ---- Ends of space ------------------------------------------------------------------------------
 
-// A device of so many clusters, in which the image is.
+// A device of so many clusters that holds the image.
 static void begin_device(struct engine *e, unsigned clusters)
 {
     *e = (struct engine){.disk = scripted_file_new()};
@@ -366,7 +366,7 @@ static void a_device_ends(void **state)
     engine_end(&e);
 }
 
-// Clusters that were given up are on their way: who finds no space waits until they are free.
+// An op that finds no space waits until given-up clusters are free.
 static void who_finds_no_space_waits_for_what_becomes_free(void **state)
 {
     struct request write;
@@ -382,12 +382,12 @@ static void who_finds_no_space_waits_for_what_becomes_free(void **state)
     engine_start(&e, &write, OP_WRITE, 0, 5 * CLUSTER, CLUSTER);
     engine_run(&e);
     assert_int_equal(write.op.result, 0);
-    // The unlinking was durable before its cluster had a new owner.
+    // The unlinking was durable before the cluster had a new owner.
     assert_string_equal(e.order, "l2. barrier. data.");
     engine_end(&e);
 }
 
-// The same while something else reads the cluster: it waits for that to end, not for ever.
+// The cluster is being read meanwhile: the op waits for the end of the read, not for ever.
 static void a_reader_is_waited_for(void **state)
 {
     struct request read, write;

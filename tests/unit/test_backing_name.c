@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names of backing files: which are local, and where they are.
+// test_backing_name.c: names of backing files: local ones, and their paths.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

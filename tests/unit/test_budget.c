@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who gets memory when there is little, and what the pool keeps of it.
+// test_budget.c: sharing scarce memory, and buffers that the pool keeps.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -30,7 +30,7 @@ static void a_share_has_its_limit(void **state)
     assert_int_equal(budget.used, 0);
 }
 
-// Connections that take all they can get leave as much as each of them has.
+// A connection that takes all it can get leaves room for as much as each of them has.
 static void hogs_leave_room(void **state)
 {
     struct budget budget = {.limit = 10000};
@@ -113,7 +113,7 @@ static void buffers_are_aligned_and_reused(void **state)
     assert_int_equal(pool.unused, 0);
 }
 
-// What was in use between two ticks stays, what was not goes.
+// Buffers that were in use between two ticks stay; others are freed.
 static void idle_buffers_are_freed(void **state)
 {
     struct buffer_pool pool;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// L2 slices in memory, with room for two: who may leave, who joins whom, and who waits for room.
+// test_cache.c: L2 slices in memory, with room for two: eviction, joining a load, waiting for room.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -46,7 +46,7 @@ static void the_one_not_looked_at_leaves(void **state)
     engine_expect(&e, 1 * TABLE, 512, 2);
     engine_expect(&e, 2 * TABLE, 512, 3);
     assert_int_equal(e.image->cache->count, 2);
-    // The hand took the marks of 0 and 1 away, and chose 0; 1 is looked at again and stays.
+    // The hand cleared the marks of 0 and 1, and chose 0. 1 is looked at again and stays.
     assert_false(in_memory(&e, 0));
     engine_expect(&e, 1 * TABLE, 512, 2);
     e.image->cache->clock.tqh_first->referenced = true;
@@ -75,7 +75,7 @@ static void equal_misses_join_the_first(void **state)
     engine_end(&e);
 }
 
-// All who joined are told; the slice is no more, and the next one tries again.
+// All ops that joined the load see the error. The slice is gone, and the next op tries again.
 static void a_failed_load_is_told_to_all(void **state)
 {
     struct request reads[2];
@@ -97,7 +97,7 @@ static void a_failed_load_is_told_to_all(void **state)
     engine_end(&e);
 }
 
-// A dirty slice is the only copy of what it says.
+// A dirty slice is the only copy of its entries.
 static void a_dirty_slice_stays(void **state)
 {
     struct engine e;
@@ -113,7 +113,7 @@ static void a_dirty_slice_stays(void **state)
     engine_end(&e);
 }
 
-// And so does one whose copy is being written: were it read again, it might be the old one.
+// A slice whose copy is being written stays, too: reading it again might give old entries.
 static void a_slice_that_is_being_written_stays(void **state)
 {
     struct request flush;
@@ -135,7 +135,7 @@ static void a_slice_that_is_being_written_stays(void **state)
     engine_end(&e);
 }
 
-// Who finds every slice busy is woken when one is not.
+// An op that finds every slice busy is woken when one is not.
 static void who_finds_no_room_waits(void **state)
 {
     struct request reads[3];
@@ -157,7 +157,7 @@ static void who_finds_no_room_waits(void **state)
     engine_end(&e);
 }
 
-// Half of the slices may be dirty; more changes wait for a sync, which they ask for.
+// Half of the slices may be dirty. Further changes wait for a sync, which they request.
 static void too_many_dirty_slices_start_a_sync(void **state)
 {
     struct request write;
@@ -178,7 +178,7 @@ static void too_many_dirty_slices_start_a_sync(void **state)
     engine_end(&e);
 }
 
-// What waits for fewer dirty slices hears that the sync has failed, and leaves nothing behind.
+// An op that waits for fewer dirty slices sees the sync's error, and leaves nothing behind.
 static void a_sync_that_fails_is_told_to_who_waits_for_room(void **state)
 {
     struct request write;
@@ -198,7 +198,7 @@ static void a_sync_that_fails_is_told_to_who_waits_for_room(void **state)
     engine_end(&e);
 }
 
-// Every slice is dirty or on its way: what is to be read asks for the sync that makes room.
+// Every slice is dirty or being written: a read requests the sync that makes room.
 static void a_read_asks_for_the_sync_that_makes_room(void **state)
 {
     struct request reads[2];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a guest range is found in a chain of images, what of that is remembered, and what a write to
-// the first image changes.
+// test_chain.c: finding a guest range in a chain of images, remembering the layer, and the effect
+// of a write to the first image.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,7 +17,7 @@
 #define PLACE (1u << CHAIN_PLACE_BITS)
 
 // An image of 4 MiB over one of 1 MiB, in which every other cluster of the first 128 KiB is mapped.
-// cache_bytes is for both.
+// Both have a cache of cache_bytes.
 static void begin(struct engine *e, size_t cache_bytes)
 {
     struct create_options below = engine_small, top = engine_small;
@@ -59,7 +59,7 @@ static void the_first_image_that_has_it(void **state)
     engine_expect(&e, 0, CLUSTER, 5);
     engine_expect(&e, CLUSTER, CLUSTER, 0);
     engine_expect(&e, 2 * CLUSTER, CLUSTER, 7);
-    engine_expect(&e, 1u << 20, CLUSTER, 0); // behind the end of the image below
+    engine_expect(&e, 1u << 20, CLUSTER, 0); // behind the end of the backing image
     status.length = 3 * CLUSTER;
     assert_int_equal(scripted_op(e.disk, e.image, &status), 0);
     assert_int_equal(status.extent_count, 3);
@@ -70,7 +70,7 @@ static void the_first_image_that_has_it(void **state)
     engine_free(&e);
 }
 
-// What lies below does not change: it is looked up once, for all of a place.
+// Backing images do not change: the layer of a whole place is looked up once.
 static void what_was_found_below_is_remembered(void **state)
 {
     struct engine e;
@@ -81,7 +81,7 @@ static void what_was_found_below_is_remembered(void **state)
     unsigned before = reads_below(&e);
     engine_expect(&e, 0, CLUSTER, 5);
     assert_int_equal(reads_below(&e), before + 1); // the data alone
-    // Zeros beyond the end of the image below: the rest of the place is asked for at once.
+    // Zeros beyond the end of the backing image: the rest of the place is looked up at once.
     engine_expect(&e, 2u << 20, CLUSTER, 0);
     before = reads_below(&e);
     engine_expect(&e, (2u << 20) + PLACE / 2, CLUSTER, 0);
@@ -89,7 +89,7 @@ static void what_was_found_below_is_remembered(void **state)
     engine_free(&e);
 }
 
-// What was remembered of what lies below says nothing of the first image.
+// An answer about backing images tells nothing of the first image.
 static void a_write_to_the_first_image_is_seen(void **state)
 {
     struct engine e;
@@ -102,18 +102,18 @@ static void a_write_to_the_first_image_is_seen(void **state)
     assert_int_equal(engine_write(&e, 2u << 20, CLUSTER, 9), 0);
     engine_expect(&e, 0, CLUSTER, 8);
     engine_expect(&e, 2u << 20, CLUSTER, 9);
-    // Its neighbours still come from below.
+    // Its neighbours still come from the backing image.
     engine_expect(&e, CLUSTER, CLUSTER, 0);
     engine_expect(&e, 2 * CLUSTER, CLUSTER, 5);
-    // Discarded, it does not show the old bytes again.
+    // After a discard it does not show the old bytes again.
     assert_int_equal(engine_do(&e, OP_DISCARD, 0, 0, CLUSTER), 0);
     engine_expect(&e, 0, CLUSTER, 0);
     assert_int_equal(image_finish(e.image, &(struct error){0}), 0);
     engine_free(&e);
 }
 
-// A write that comes while a read waits for a layer below is seen by it, or is not: but the read
-// does not go on with what it knew of the first image.
+// A read that waits for a backing image may see a write that comes meanwhile, or not. But it does
+// not go on with its old knowledge of the first image.
 static void a_lookup_that_waited_begins_anew_after_a_change(void **state)
 {
     static unsigned char found[CLUSTER];
@@ -140,7 +140,7 @@ static void a_lookup_that_waited_begins_anew_after_a_change(void **state)
     engine_free(&e);
 }
 
-// Two slices of memory for each image are enough to read all of it, and places do not lie.
+// A cache of two slices for each image is enough to read everything, and places are right.
 static void a_small_cache_will_do(void **state)
 {
     struct engine e;
@@ -157,7 +157,7 @@ static void a_small_cache_will_do(void **state)
     engine_free(&e);
 }
 
-// An error below is the read's error, and nothing is remembered of it.
+// An error of a backing image is the read's error, and is not remembered.
 static void an_error_below(void **state)
 {
     struct request read;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Repair by qcow2/check, cut at every point: what is mapped stays mapped, nothing gets more
-// dangerous than it was, and another repair finishes.
+// test_check.c: repair by qcow2/offline/check.h, cut at every point: the mapping stays, no state is
+// more dangerous than before, and another repair finishes.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -163,8 +163,8 @@ static uint64_t draw(uint64_t below)
     return (seed >> 11) % below;
 }
 
-// The disk after a cut behind the first count operations of log: what the last barrier covers is
-// there, and of the rest each write is there, is not, or is torn between sectors.
+// The disk after a cut behind the first count operations of log. It has everything that the last
+// barrier covers; each later write is there, is not, or is torn between sectors.
 static struct disk *cut(const struct disk *before, const struct disk *log, size_t count)
 {
     struct disk *d = disk_copy(before);
@@ -229,7 +229,7 @@ static struct disk *make_image(const struct shape *shape)
     return d;
 }
 
-// Where the entry of a guest cluster is.
+// Returns the place of the entry of a guest cluster.
 static uint8_t *entry_of(struct disk *d, uint64_t guest_cluster)
 {
     struct header h = read_header(d);
@@ -373,9 +373,9 @@ static uint64_t references_of(const uint64_t hosts[GUEST_CLUSTERS], uint64_t hos
     return n;
 }
 
-// What d maps is what before maps, and no state is more dangerous: a refcount that was high enough
-// still is, and a cluster with several references that a copy on write would be made of has the
-// refcount that keeps it from being freed.
+// d maps the clusters that before maps, and no state is more dangerous: a refcount that was high
+// enough still is, and a cluster with several references of which a copy on write would be made has
+// the refcount that keeps it from being freed.
 static void assert_mapping_kept(struct disk *before, struct disk *d)
 {
     struct header h = read_header(d);

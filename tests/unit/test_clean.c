@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Clean points: refcounts durable before the dirty bit goes, and only where nothing is under way.
+// test_clean.c: clean points: refcounts are durable before the dirty bit is cleared, and only when
+// no change is under way.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

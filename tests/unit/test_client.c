@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The bridge, between a real session and an engine that does what the test says.
+// test_client.c: the bridge, between a real session and an engine that the test controls.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -71,7 +71,7 @@ bool loan_settle(struct loan *loan, const struct extent *extents, size_t count, 
     return true;
 }
 
-// What export.c needs to link.
+// Functions that export.c needs to link.
 uint64_t image_size(const struct image *image)
 {
     (void)image;
@@ -101,7 +101,7 @@ struct fixture {
     struct client *client;
     enum client_state state;
     unsigned changed;
-    uint8_t *output; // taken and not looked at yet
+    uint8_t *output; // taken and not checked yet
     size_t output_bytes;
 };
 
@@ -154,7 +154,7 @@ static void listen_all(struct fixture *f)
     assert_int_equal(client_output_bytes(f->client), 0);
 }
 
-// The next bytes of the output, which must be there.
+// Takes the next bytes of the output, which must be there.
 static void hear(struct fixture *f, void *data, size_t length)
 {
     assert_true(f->output_bytes >= length);
@@ -173,7 +173,7 @@ static void hear_simple(struct fixture *f, uint32_t error)
     assert_int_equal(be32toh(reply.error), error);
 }
 
-// A chunk of `type` with a payload of `length` bytes, which is left to be heard.
+// Takes the header of a chunk of `type`; its payload of `length` bytes is taken later.
 static void hear_chunk(struct fixture *f, uint16_t type, uint16_t flags, uint32_t length)
 {
     struct nbd_structured_reply reply;
@@ -283,7 +283,7 @@ static void begin_structured(struct fixture *f, struct export_options options)
     f->output_bytes = 0;
 }
 
-// Also checks that no memory stays taken.
+// Also checks that all memory was given back.
 static void end(struct fixture *f)
 {
     client_free(f->client);
@@ -374,7 +374,7 @@ static void a_loan_is_sent_from_where_it_is(void **state)
     finish_with_loan(&f, 0, &owner, first, "cccccccc");
     assert_false(client_settled(f.client));
     assert_int_equal(owner.loans, 1);
-    memcpy(first, "AAAAAAAA", 8); // as long as it is not sent it shows what is there
+    memcpy(first, "AAAAAAAA", 8); // until it is sent it shows the present bytes
     listen_all(&f);
     assert_true(client_settled(f.client));
     assert_int_equal(owner.loans, 0);
@@ -399,7 +399,7 @@ static void a_reply_that_waits_is_settled(void **state)
         finish_with_loan(&f, i, &owner, bytes[i], bytes[i]);
     }
     assert_int_equal(owner.loans, 3);
-    // The first one is sent but for the last four bytes.
+    // The first reply is sent except for its last four bytes.
     assert_true(client_output(f.client, iov, 16) > 0);
     client_sent(f.client, sizeof(struct nbd_simple_reply) + 20);
     assert_int_equal(owner.loans, 3);
@@ -482,7 +482,7 @@ static void holes_are_told(void **state)
     assert_int_equal(content[0], 'x');
     assert_int_equal(f.output_bytes, 0);
 
-    // Nothing but a hole: no payload goes out, and its memory comes back.
+    // Nothing but a hole: no payload is sent, and its memory comes back.
     ask(&f, NBD_CMD_READ, 0, 0, 1 << 20);
     f.image.ops[1]->extents[0] = (struct extent){.length = 1 << 20, .zero = true};
     f.image.ops[1]->extent_count = 1;
@@ -546,7 +546,7 @@ static void block_status_is_translated(void **state)
     end(&f);
 }
 
-// Each kind of change, and which op and flags it becomes.
+// Each kind of change, with the op and flags that it becomes.
 static void changes_become_ops(void **state)
 {
     static const struct {
@@ -662,7 +662,7 @@ static void hints_need_no_op(void **state)
     end(&f);
 }
 
-// Reads of the largest size: two fit into the share; the rest waits until replies were sent.
+// Reads of the largest size: two fit into the share; the others wait until replies were sent.
 static void share_holds_a_client_back(void **state)
 {
     struct fixture f;
@@ -674,7 +674,7 @@ static void share_holds_a_client_back(void **state)
     assert_int_equal(f.state, CLIENT_OPEN);
     ask(&f, NBD_CMD_READ, 0, 0, SESSION_PAYLOAD_MAX);
     assert_int_equal(f.state, CLIENT_STALLED);
-    assert_int_equal(f.image.started, 1); // two and their bookkeeping are a little too much
+    assert_int_equal(f.image.started, 1); // two with their bookkeeping are a little too much
     assert_int_equal(client_input(f.client, iov), 0);
     assert_true(f.shared.budget.used <= CLIENT_SHARE);
 
@@ -742,7 +742,7 @@ static void requests_are_limited(void **state)
     end(&f);
 }
 
-// The first reads of many are started, and so answered, before the rest is looked at.
+// The first of many reads are started, and so answered, before the others are looked at.
 static void the_first_reads_go_ahead(void **state)
 {
     static const size_t steps[] = {8, 24, 56, 100};
@@ -773,7 +773,7 @@ static void the_first_reads_go_ahead(void **state)
     end(&f);
 }
 
-// A client that asks and never takes an answer is not asked for more, whatever it asks.
+// A client that sends requests and takes no answer is not read from any more, whatever it sends.
 static void unsent_replies_are_limited(void **state)
 {
     struct fixture f;
@@ -820,10 +820,10 @@ static void stopping_begins_nothing(void **state)
     assert_int_equal(f.image.started, 1);
     assert_false(client_drained(f.client));
     listen_all(&f);
-    assert_int_equal(f.output_bytes, 0); // nothing is said of the write
+    assert_int_equal(f.output_bytes, 0); // the write has no answer
     finish(&f, 0, 0);
     listen_all(&f);
-    hear_simple(&f, 0); // what was in flight is answered truly
+    hear_simple(&f, 0); // requests in flight get their true answers
     assert_true(client_drained(f.client));
     end(&f);
 }

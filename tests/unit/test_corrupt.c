@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The corrupt bit is on disk in the end, whatever a sync was writing beside it.
+// test_corrupt.c: the corrupt bit is on disk in the end, whatever a sync was writing beside it.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -49,7 +49,7 @@ static void bit_outlives_a_header_write(void **state)
         if (runq_empty(&disk->runq) && !is_header_write(disk->queue[0]))
             scripted_file_end(disk, 0, 0);
     }
-    // The dirty bit is on its way; what is submitted from now on overtakes it.
+    // The dirty bit is being written; requests from now on overtake it.
     corrupt_found(image, "the test found something");
     while (scripted_file_turn(disk) || disk->queued > 1) {
         if (runq_empty(&disk->runq))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// qcow2/counts against an array.
+// test_counts.c: qcow2/base/counts against an array.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -53,7 +53,7 @@ static void counts_are_those_of_an_array(void **state)
     for (unsigned round = 0; round < 600; round++) {
         uint64_t first = next_random(&seed) % CLUSTERS;
         uint64_t n = next_random(&seed) % 300;
-        // Small numbers at first, so that every width and the way between them are seen.
+        // Small numbers at first, so that every width and the way between widths are covered.
         uint32_t by = steps[next_random(&seed) % (1 + round / 100)];
 
         if (n > CLUSTERS - first)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A dump tells of each request what it is about, its state, and what it waits for.
+// test_dump.c: a dump tells each request's range, its state, and the event that it waits for.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

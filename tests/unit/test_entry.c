@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Entries, indices and the L1 table: what the numbers on disk mean.
+// test_entry.c: entries, indices and the L1 table: the meaning of the numbers on disk.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Extended headers, and the metadata contexts in both kinds of headers. A test is named after the
-// row of docs/protocol-checklist.md that it holds the session to.
+// test_extended.c: extended headers, and the metadata contexts with both kinds of headers. A test
+// has the number of its row in docs/protocol-checklist.md.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,7 +22,7 @@
 static const char bad_flag[] = "a flag that does not go with this command";
 static const char bad_list[] = "not a list of metadata contexts that were negotiated";
 
-// All up to the transmission phase, with extended headers.
+// Everything up to the transmission phase, with extended headers.
 static void begin(struct talk *t, const struct session_export *export)
 {
     talk_init(t);
@@ -31,7 +31,7 @@ static void begin(struct talk *t, const struct session_export *export)
     talk_go(t, export, export->flags | NBD_FLAG_SEND_DF);
 }
 
-// The same with contexts: both of them on "disk", base:allocation on others.
+// Extended headers with contexts: both of them on "disk", base:allocation on others.
 static void begin_with_contexts(struct talk *t, const struct session_export *export)
 {
     talk_init(t);
@@ -161,7 +161,7 @@ static void row_59_every_reply_is_a_chunk(void **state)
     hear_none(&t, 4, 6);
     say_extended(&t, 0, NBD_CMD_READ, 5, 1 << 20, 1);
     hear_extended_error(&t, NBD_EINVAL, 5, 1 << 20, "the range ends beyond the export");
-    // Nothing is asked for.
+    // A length of zero.
     say_extended(&t, 0, NBD_CMD_READ, 6, 1 << 20, 0);
     hear_none(&t, 6, 1 << 20);
     say_extended(&t, 0, NBD_CMD_READ, 7, (1 << 20) + 1, 0);
@@ -229,7 +229,7 @@ static void row_59_compact_request(void **state)
     t.end = SESSION_BAD;
     talk_check(&t);
 
-    // And the other way round.
+    // Extended headers after structured replies.
     talk_init(&t);
     talk_transmission(&t, DISK, true);
     say_extended(&t, 0, NBD_CMD_FLUSH, 1, 0, 0);
@@ -265,7 +265,7 @@ static void row_60_payload_len_out_of_place(void **state)
     still_alive(&t);
     talk_check(&t);
 
-    // It does not exist in compact headers.
+    // The flag does not exist in compact headers.
     talk_init(&t);
     talk_transmission(&t, DISK, true);
     say_request(&t, PAYLOAD, NBD_CMD_WRITE, 1, 0, 3);
@@ -445,7 +445,7 @@ static void row_61_bad_lists_are_consumed(void **state)
     hear_extended_error(&t, NBD_EINVAL, 3, 0, bad_list);
     say_list(&t, 0, 4, 8192, NULL, 0);
     hear_extended_error(&t, NBD_EINVAL, 4, 0, bad_list);
-    // More ids than there can be, and lengths that hold no list.
+    // More ids than exist, and lengths that hold no list.
     say_list(&t, 0, 5, 8192, (uint32_t[]){1, 2, 3}, 3);
     hear_extended_error(&t, NBD_EINVAL, 5, 0, bad_flag);
     static const uint32_t lengths[] = {0, 1, 4, 7, 9, 13, 3000};

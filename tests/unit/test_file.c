@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every case runs over io_uring and threads, through the page cache and past it.
+// test_file.c: file backends. Every case runs over io_uring and threads, through the page cache and
+// past it.
 #define _GNU_SOURCE 1 // fallocate
 #include <errno.h>
 #include <fcntl.h>
@@ -30,7 +31,8 @@
 #define KIB 1024u
 #define MIB (1024u * KIB)
 
-// How long a completion may take before a test gives up: a busy machine, a slow disk.
+// Milliseconds that a completion may take before a test fails: the machine may be busy, and the
+// disk slow.
 #define PATIENCE_MS 120000
 
 struct variant {
@@ -254,7 +256,7 @@ static void test_end_of_file(void **state)
     read_is_zero(x, 5000, 100);
     read_is_zero(x, 1 * MIB, 8192);
 
-    // The end inside the second of three buffers.
+    // The end lies inside the second of three buffers.
     memset(back, 0xee, sizeof(back));
     flight.iov[0] = (struct iovec){back, 4000};
     flight.iov[1] = (struct iovec){back + 4000, 4000};
@@ -308,7 +310,7 @@ static void test_many_in_flight(void **state)
     free(back);
 }
 
-// Writes in flight that share blocks must not undo each other.
+// Writes in flight that share blocks do not undo each other.
 static void test_neighbours(void **state)
 {
     enum { COUNT = 400, LENGTH = 100 };
@@ -330,7 +332,8 @@ static void test_neighbours(void **state)
     read_is_zero(x, 0, 50);
 }
 
-// Large requests leave the loop's thread; cold ones wait for the disk. poll has to tell.
+// Large requests leave the loop's thread; cold ones wait for the disk. poll wakes the loop for
+// them.
 static void test_wake_up(void **state)
 {
     enum { LENGTH = 4 * MIB };
@@ -455,7 +458,7 @@ static void test_no_flush(void **state)
     x->options.no_flush = true;
     assert_int_equal(backend_open_file(x->backend, x->path, &x->options, &x->file, &x->err), 0);
     start(x, &flight, &left, FILE_DATASYNC, 0, 0, NULL);
-    // Done without a turn of the backend: it never got there.
+    // The requests end without a turn of the backend, so they never reached it.
     while (left > 0 && runq_run(&x->runq)) {
     }
     assert_int_equal(left, 0);
@@ -473,7 +476,7 @@ static void test_extents(void **state)
     assert_int_equal(file_write_blocking(x->file, data, MIB, sizeof(data)), 0);
     assert_int_equal(file_do_blocking(x->file, FILE_TRUNCATE, 4 * MIB, 0), 0);
 
-    // As a loop has it: the answer wakes it through the backend's descriptor.
+    // As in a loop: the answer wakes it through the backend's descriptor.
     struct file_extent extents[4];
     struct flight flight;
     unsigned left = 1;
@@ -492,7 +495,7 @@ static void test_extents(void **state)
     assert_int_equal(extents[0].length, MIB / 2);
     assert_int_equal(extents[1].kind, FILE_EXTENT_DATA);
     assert_int_equal(extents[1].length, sizeof(data));
-    // Behind the end is nothing either.
+    // Behind the end of the file there is nothing either.
     assert_int_equal(extents[2].kind, FILE_EXTENT_HOLE);
     assert_true(extents[2].length > 4 * MIB);
 }
@@ -551,7 +554,7 @@ static void test_open_locks(void **state)
     file_close(reader);
 }
 
-// A cold page that a write covers in part is read by someone who may wait, not by the loop.
+// A cold page that a write covers in part is read by a worker, not by the loop.
 static void test_cold_edges(void **state)
 {
     struct fixture *x = *state;
@@ -572,8 +575,8 @@ static void test_cold_edges(void **state)
 
 // ---- Which barriers the submitting thread makes itself ---------------------------------------------
 
-// The clock of clock_now_ns() in this program: every look at it costs step_ns, so that how long a barrier
-// seems to take is the test's to say, and not the disk's or the machine's.
+// The clock of clock_now_ns() in this program: every look at it costs step_ns. So the test decides
+// how long a barrier seems to take, not the disk or the machine.
 static struct {
     uint64_t now_ns;
     uint64_t step_ns;
@@ -638,7 +641,7 @@ static void test_barriers_of_one_client(void **state)
     struct fixture *x = *state;
 
     backend_set_alone(x->backend, true);
-    assert_false(sync_inline(x)); // nothing is known about this disk
+    assert_false(sync_inline(x)); // nothing is known of this disk
     for (int i = 0; i < 100; i++)
         assert_true(sync_inline(x));
     backend_set_alone(x->backend, false);
@@ -687,7 +690,7 @@ static void test_barriers_that_are_slow(void **state)
     assert_true(sync_inline(x)); // nobody could know
     test_clock.step_ns = QUICK_STEP_NS;
     assert_false(sync_inline(x));
-    assert_false(sync_inline(x)); // a quick one by a worker does not make up for it
+    assert_false(sync_inline(x)); // a quick barrier by a worker does not outweigh it
     test_clock.now_ns += PENALTY_OVER_NS;
     assert_true(sync_inline(x));
 }
@@ -706,7 +709,7 @@ static void test_auto(void **state)
     backend_free(backend);
 }
 
-// As in a container whose profile forbids io_uring. For a child process: there is no way back.
+// Forbids io_uring like a container's profile. For a child process: it cannot be undone.
 static void forbid_io_uring(void)
 {
     struct sock_filter filter[] = {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// file_align.h over a file in memory that insists on alignment, keeps requests until it is told to
-// run one of them, and runs them in any order.
+// test_file_align.c: file_align.h over a file in memory that requires alignment, keeps requests
+// until it is told to run one of them, and runs them in any order.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -344,7 +344,7 @@ static void test_large_unaligned(void **state)
     free(back);
 }
 
-// However many requests come, the memory of bounce buffers is bounded, and all of them end.
+// The memory of bounce buffers is bounded for any number of requests, and all requests end.
 static void test_memory_bound(void **state)
 {
     enum { COUNT = 60, LENGTH = 2 << 20 };
@@ -389,8 +389,8 @@ static void test_errors(void **state)
     assert_int_equal(r.io.result, -EFBIG);
 }
 
-// Random requests in flight together, of which those that overlap are reads or write the same
-// bytes; the file must end as the model does.
+// Random requests in flight together; those that overlap are reads, or write equal bytes. The file
+// must end as the model does.
 static void test_random(void **state)
 {
     enum { ROUNDS = 300, FLIGHT = 40, CELL = 200, SPAN = 65536 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Block status of data that lies in holes of the file: zeros, as long as nobody writes there.
+// test_file_extents.c: block status of data that lies in holes of the file: zeros, until a write
+// there.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -97,7 +98,7 @@ static void holes_are_zeros_and_remembered(void **state)
     ask(&f, CLUSTER, 3 * CLUSTER, 8);
     expect(&f, 0, 3 * CLUSTER, true);
     assert_int_equal(asked(&f), 1);
-    // A page of the file is data now, and the rest as before.
+    // A page of the file is data now; the other pages are unchanged.
     write_at(&f, 5 * CLUSTER + 5);
     ask(&f, 0, SIZE, 8);
     assert_int_equal(f.count, 3);
@@ -107,7 +108,7 @@ static void holes_are_zeros_and_remembered(void **state)
     end(&f);
 }
 
-// One extent that is as long as it may be, from however many look-ups.
+// One extent that is as long as possible, from any number of look-ups.
 static void one_extent(void **state)
 {
     struct fixture f;
@@ -154,7 +155,7 @@ static void end_first(struct fixture *f, enum file_io_kind kind)
     scripted_file_turns(f->disk);
 }
 
-// A write may have been carried out before its end is heard of.
+// A write may have been carried out before its end is known.
 static void a_hole_that_is_being_written(void **state)
 {
     struct waiting write, status;
@@ -174,8 +175,8 @@ static void a_hole_that_is_being_written(void **state)
     end(&f);
 }
 
-// A write and the question are in flight together. In whatever order they end: once the write is
-// answered nobody hears of a hole any more.
+// A write and the question are in flight together. They may end in any order: once the write is
+// answered its range is no hole any more.
 static void a_write_beside_the_question(void **state)
 {
     (void)state;
@@ -185,7 +186,7 @@ static void a_write_beside_the_question(void **state)
         struct fixture f;
 
         begin(&f);
-        // What the first change looks for is known.
+        // The place where the first change looks is known.
         write_at(&f, 9 * CLUSTER);
         if (order & 1)
             start(&f, &write, op);
@@ -204,7 +205,7 @@ static void a_write_beside_the_question(void **state)
     }
 }
 
-// The host has looked before the write, and its answer is late.
+// The host has looked before the write, and its answer comes late.
 static void an_answer_of_the_past(void **state)
 {
     struct waiting write, status;
@@ -253,7 +254,7 @@ static void a_host_that_cannot_tell(void **state)
     end(&f);
 }
 
-// Where others write as well, each request asks anew.
+// If other programs also write, each request asks anew.
 static void a_file_that_is_shared(void **state)
 {
     struct fixture f;
@@ -278,7 +279,7 @@ struct told {
     bool hole[BLOCKS];
 };
 
-// The host's answer for what lies from a block on, out of the table.
+// Answers for the host, out of the table, from a block on.
 static void tell(struct told *t, uint64_t at)
 {
     struct file_extent answer[ANSWER_MAX];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Our locks against those of QEMU's tools, both ways.
+// test_file_lock.c: lazycow's locks against those of QEMU's tools, in both directions.
 #define _GNU_SOURCE 1 // pipe2
 #include <errno.h>
 #include <fcntl.h>
@@ -98,7 +98,7 @@ static struct holder hold(const char *image, bool read_only)
     }
     close(input[0]);
     close(output[1]);
-    // Its answer to a command says that the image is open.
+    // An answer to its command shows that the image is open.
     assert_int_equal(write(input[1], "length\n", 7), 7);
     while (byte != '\n' && read(output[0], &byte, 1) == 1) {
     }
@@ -209,7 +209,7 @@ static void test_ours_among_themselves(void **state)
     close(other);
 }
 
-// Who was refused holds nothing, although its descriptor is still open.
+// A refused locker holds nothing, although its descriptor is still open.
 static void test_refusal_leaves_nothing(void **state)
 {
     struct fixture *x = *state;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads out of a mapping: what they return, and that nothing which happens to the file or to memory
-// does any harm.
+// test_file_map.c: reads out of a mapping: their results, and the absence of harm from changes of
+// the file or of memory.
 #define _GNU_SOURCE 1 // RUSAGE_THREAD
 #include <setjmp.h>
 #include <stdarg.h>
@@ -82,7 +82,7 @@ static bool read_at(struct fixture *x, void *buf, uint64_t offset, size_t length
     return false;
 }
 
-// Reads there often. Returns how many were copied; each of these was right.
+// Reads there often. Returns how many reads were copied; each of these was right.
 static unsigned copied_of(struct fixture *x, uint64_t offset, size_t length)
 {
     unsigned char *buf = malloc(length);
@@ -162,7 +162,7 @@ static void the_end_of_the_file_is_left_to_others(void **state)
     }
 }
 
-// Somebody else cuts the file: reading a page that is gone would be SIGBUS.
+// Another program cuts the file: reading a page that is gone would raise SIGBUS.
 static void a_cut_file_does_no_harm(void **state)
 {
     struct fixture *x = *state;
@@ -301,7 +301,8 @@ static void what_is_not_together_is_copied(void **state)
         assert_true(read_at(x, buf, i * FILE_MAP_WINDOW_BYTES - 4096, 8192));
         assert_memory_equal(buf, x->content + i * FILE_MAP_WINDOW_BYTES - 4096, 8192);
     }
-    // Four windows in four places: between two of them is the last place, unless that is where they begin.
+    // Four windows in four places: two of them are separated by the last place, unless they begin
+    // there.
     assert_in_range(loans, 2, 3);
     free(buf);
 }
@@ -339,7 +340,7 @@ static void a_loan_stays_mapped(void **state)
     copied_of(x, 0, 4096);
     loan = take(x, 0, 4096);
     assert_non_null(loan);
-    // Neither time nor others take its place.
+    // Neither time nor other windows take its place.
     for (int i = 0; i < 30; i++) {
         file_map_tick(&x->map);
         run(x);
@@ -351,13 +352,13 @@ static void a_loan_stays_mapped(void **state)
     assert_in_range(copied_of(x, 2 * FILE_MAP_WINDOW_BYTES, 4096), 1, OFTEN);
 }
 
-// Who does not own the file is not told what is in memory.
+// A process that does not own the file is not told which pages are in memory.
 static void a_file_of_others_is_not_mapped(void **state)
 {
     struct fixture *x = *state;
 
     if (geteuid() != 0) {
-        skip(); // every file that this could make is its own
+        skip(); // every file that this process could create is its own
     }
     file_map_set_limit(&x->map, FILE_BYTES);
     assert_int_equal(seteuid(65534), 0);
@@ -373,7 +374,7 @@ static long disk_faults(void)
     return usage.ru_majflt;
 }
 
-// Has all pages of the file leave memory that can.
+// Drops all pages of the file that can leave memory.
 static void drop_pages(const struct fixture *x)
 {
     assert_int_equal(fdatasync(x->fd), 0);
@@ -400,8 +401,8 @@ static void what_is_not_in_memory_is_left_to_others(void **state)
     assert_int_equal(disk_faults(), faults);
 }
 
-// A page that has left memory is still had, slowly; then disks are left to others for a while. So it
-// looks to the map when this thread has had to wait for a disk since it last asked.
+// A page that has left memory is still read, slowly; then the mapping is not used for a while. The
+// map notices when this thread has waited for a disk since the last question.
 static void a_disk_is_not_waited_for_again(void **state)
 {
     struct fixture *x = *state;

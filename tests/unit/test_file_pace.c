@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which writes and barriers the loop makes itself.
+// test_file_pace.c: the choice of writes and barriers that the loop makes itself.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,7 +13,7 @@
 #define FIRST_NS 20000000u // what the first slow one costs
 #define MOST_NS 2000000000u
 #define FORGOTTEN_NS 1000000000u
-// Some time; also one at which the clock has not run for long.
+// Arbitrary times; one at which the clock has not run for long.
 static const uint64_t starts[] = {1, 7777777777777u};
 
 static void barriers_are_tried_where_they_were_quick(void **state)
@@ -33,7 +33,7 @@ static void barriers_are_tried_where_they_were_quick(void **state)
     }
 }
 
-// A quick one does not make up for the slow one before it, and the second slow one costs more.
+// A quick one does not outweigh the slow one before it, and the second slow one costs more.
 static void a_slow_barrier_is_remembered(void **state)
 {
     (void)state;
@@ -55,7 +55,7 @@ static void a_slow_barrier_is_remembered(void **state)
             sync_pace_note(&pace, now, SLOW_NS);
         }
         assert_int_equal(pace.retry_at, now + MOST_NS);
-        // What lies back for long costs nothing.
+        // Slowness is forgotten after a while.
         now = pace.retry_at + FORGOTTEN_NS;
         sync_pace_note(&pace, now, SLOW_NS);
         assert_int_equal(pace.retry_at, now + FIRST_NS);
@@ -85,7 +85,7 @@ static void slow_writes_leave_the_loop(void **state)
         assert_true(write_pace_allows(&pace, now));
         write_pace_note(&pace, now, QUICK_NS, QUICK_NS);
         assert_true(write_pace_allows(&pace, now));
-        // Slow again, soon after: twice as long; for long not: as at first.
+        // Slow again: soon after, twice as long; after a long time, as at first.
         write_pace_note(&pace, now + FORGOTTEN_NS - 1, SLOW_NS, SLOW_NS);
         assert_int_equal(pace.penalty, 4 * FIRST_NS);
         now = pace.retry_at;
@@ -95,7 +95,7 @@ static void slow_writes_leave_the_loop(void **state)
     }
 }
 
-// A write that is quick itself does not end it, however many others were made in its turn.
+// A quick write does not end it, whatever the number of other writes in its turn.
 static void many_quick_writes_stay_on_the_loop(void **state)
 {
     struct write_pace pace = {0};
@@ -107,7 +107,7 @@ static void many_quick_writes_stay_on_the_loop(void **state)
     assert_false(write_pace_allows(&pace, starts[1]));
 }
 
-// Faults are asked for now and then; one ends the copies for a while, which grows.
+// Page faults are counted now and then; one stops the copies for a while, which grows.
 static void disks_are_not_waited_for(void **state)
 {
     const uint64_t asked = 100000;

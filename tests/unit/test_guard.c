@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// No write hits metadata: what is known of where it lies, how that is learned, and what becomes of
-// an image that contradicts itself.
+// test_guard.c: no write hits metadata: collecting its places, comparing targets with them, and an
+// image that contradicts itself.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -90,7 +90,7 @@ static void tables_come_and_go(void **state)
     engine_free(&e);
 }
 
-// An entry of a damaged image says that the L1 table is a guest's cluster of its own.
+// An entry of a damaged image claims the L1 table as a guest's own cluster.
 static void a_write_over_metadata_is_refused(void **state)
 {
     struct engine e;
@@ -111,7 +111,7 @@ static void a_write_over_metadata_is_refused(void **state)
     assert_true(engine_said(&e, "would have overwritten the L1 table: the image is corrupt"));
     assert_true(format_get64(e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE) &
                 HEADER_INCOMPATIBLE_CORRUPT);
-    // Nothing is written from now on; reads go on.
+    // Writes are refused from now on; reads go on.
     assert_int_equal(engine_write(&e, 0, CLUSTER, 2), -EIO);
     engine_expect(&e, 0, CLUSTER, 1);
     engine_free(&e);
@@ -145,8 +145,8 @@ static void tables_that_overlap_forbid_changes(void **state)
     }
 }
 
-// A large L1 table is looked through in turns. All who came meanwhile wait, and a table that came
-// meanwhile is no contradiction.
+// A large L1 table is looked through in turns. Ops that come meanwhile wait, and a table that is
+// added meanwhile is no contradiction.
 static void collecting_takes_turns(void **state)
 {
     struct create_options create = engine_small;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tables of good and bad headers for qcow2/header.
+// test_header.c: tables of good and bad headers for qcow2/format/header.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -48,7 +48,7 @@ struct field_case {
     unsigned bytes; // 1, 4 or 8
     uint64_t value;
     int result;
-    const char *says; // part of the message; NULL for those that are sound
+    const char *says; // part of the message; NULL for a sound header
 };
 
 static void fields_are_checked(void **state)
@@ -138,7 +138,7 @@ static void version_2_has_its_own_defaults(void **state)
     (void)state;
     sound(p);
     format_put32(p + FORMAT_HEADER_VERSION, 2);
-    // What version 3 reads here is the beginning of the extensions in version 2.
+    // The bytes of version 3's further fields are the beginning of the extensions in version 2.
     memset(p + FORMAT_HEADER_INCOMPATIBLE, 0, 40);
     assert_int_equal(header_decode(p, CLUSTER, "name", &h, &err), 0);
     assert_int_equal(h.version, 2);
@@ -202,7 +202,7 @@ static void extensions_stay_inside(void **state)
     format_put64(p + FORMAT_HEADER_BACKING_OFFSET, FORMAT_HEADER_V3_BYTES + 12);
     format_put32(p + FORMAT_HEADER_BACKING_LENGTH, 4);
     assert_int_equal(header_decode(p, CLUSTER, "name", &h, &err), -EINVAL);
-    // As many as there may be, and one more.
+    // The largest allowed number of extensions, and one more.
     for (size_t n = HEADER_EXTENSIONS_MAX; n <= HEADER_EXTENSIONS_MAX + 1; n++) {
         size_t pos = FORMAT_HEADER_V3_BYTES;
         sound(p);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compressed clusters: what they hold, and data that holds something else.
+// test_inflate.c: compressed clusters, and data that is none.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -69,7 +69,7 @@ static int inflate(struct fixture *f, uint8_t type, size_t packed_length)
 
 static const uint8_t types[] = {FORMAT_COMPRESSION_ZLIB, FORMAT_COMPRESSION_ZSTD};
 
-// The descriptor counts sectors: what is behind the data belongs to others.
+// The descriptor counts sectors: bytes behind the data belong to other clusters.
 static void anything_may_follow(void **state)
 {
     struct fixture *f = *state;
@@ -114,7 +114,7 @@ static void noise_is_an_error(void **state)
 
             for (int k = 0; k < 8; k++)
                 f->packed[(size_t)rand_r(&seed) % n] = (unsigned char)rand_r(&seed);
-            // Either; the sanitizers watch what it touches.
+            // Either result; the sanitizers watch memory accesses.
             int result = inflate(f, types[i], n);
             assert_true(result == 0 || result == -EIO);
         }

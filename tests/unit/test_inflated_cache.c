@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The cache of inflated clusters: a reader gets the bytes that were compressed, or an error, however
-// often it asks and whatever was asked for before.
+// test_inflated_cache.c: the cache of inflated clusters: a reader gets the bytes that were
+// compressed, or an error, at any number of tries and after any other request.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -94,7 +94,7 @@ static void fill(unsigned char *bytes, unsigned value)
         bytes[i] = (unsigned char)(value + i / 64);
 }
 
-// Guest cluster index is compressed, and holds what fill() makes of value. Returns where it lies.
+// Guest cluster index is compressed, and holds the bytes of fill(value). Returns its host offset.
 static uint64_t add_compressed(struct fixture *f, unsigned index, unsigned value)
 {
     struct libdeflate_compressor *compressor = libdeflate_alloc_compressor(6);
@@ -170,7 +170,7 @@ static void impossible_places_stay_errors(void **state)
             assert_reads(f, 1, 10);
         }
     }
-    // Refused by what they say: nothing was even looked at.
+    // The entry itself is refused: the data was not even read.
     assert_int_equal(f->disk->submitted[FILE_READ], before);
 }
 
@@ -236,7 +236,7 @@ static void probe_step(struct op *op)
 static const char *const probe_states[] = {"probe"};
 static const struct op_machine probe_machine = OP_MACHINE("probe", probe_step, probe_states);
 
-// Asks the cache, past the checks of what an L2 entry may say.
+// Asks the cache directly, without the checks of an L2 entry.
 static void start_probe(struct fixture *f, struct probe *probe, uint64_t offset, uint64_t length)
 {
     *probe = (struct probe){
@@ -295,7 +295,7 @@ static void equal_misses_share_a_load(void **state)
     assert_memory_equal(probes[0].bytes, expected, CLUSTER);
 }
 
-// More clusters than are kept, each in its turn and again: a place that is used anew shows nothing of
+// More clusters than are kept, each in its turn and again: a place that is reused shows nothing of
 // the cluster before, damaged or not.
 static void places_are_used_anew(void **state)
 {

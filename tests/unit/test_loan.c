@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bytes that a read has left in the file: how long its cluster is kept, and who ends the loan.
+// test_loan.c: bytes that a read has left in the file: the life of their cluster, and the end of
+// the loan.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -84,7 +85,7 @@ static void settling_copies_and_returns(void **state)
     f.extents[0] = (struct extent){.length = 4, .data = "abcd"};
     f.extents[1] = (struct extent){.length = 4};
     f.extents[2] = (struct extent){.length = 4, .data = "efgh"};
-    // Bytes that cannot be had any more: the loan stands, and may be returned.
+    // Bytes that cannot be read any more: the loan stands, and may be returned.
     f.gone = true;
     assert_false(loan_settle(&f.loan, f.extents, 3, buf));
     assert_ptr_equal(f.loan.file, &f.file);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From guest ranges to what the tables say: runs, flags that are not believed, damaged entries; and
-// L2 tables that are made one's own before they are written.
+// test_map.c: looking guest ranges up: runs, flags that are not trusted, damaged entries; and L2
+// tables that an image makes its own before it writes them.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -38,7 +38,8 @@ static int look_up(struct engine *e, uint64_t guest, uint64_t length, struct map
     return result;
 }
 
-// Three clusters in a row; one more elsewhere; a zero cluster; one with a place; nothing.
+// Three clusters in a row; one elsewhere; a zero cluster; a zero cluster with a host cluster;
+// nothing.
 static void begin(struct engine *e)
 {
     engine_begin(e, &engine_large);
@@ -99,8 +100,8 @@ static void runs_of_clusters(void **state)
     engine_end(&e);
 }
 
-// The flag of an entry that names a cluster which is still to be handed out: a second owner would
-// write over it.
+// COPIED in an entry that names a cluster of the fresh space is not trusted: a second owner would
+// overwrite the cluster.
 static void copied_is_not_believed_in_fresh_space(void **state)
 {
     struct mapping m;
@@ -108,7 +109,7 @@ static void copied_is_not_believed_in_fresh_space(void **state)
 
     (void)state;
     begin(&e);
-    patch(&e, 7, 0); // the end of the file is where it is known
+    patch(&e, 7, 0); // so that the end of the file is known
     uint64_t fresh = e.image->alloc->fresh << 16;
     patch(&e, 7, fresh | FORMAT_COPIED);
     patch(&e, 8, (fresh - CLUSTER) | FORMAT_COPIED);
@@ -123,7 +124,7 @@ static void copied_is_not_believed_in_fresh_space(void **state)
     engine_free(&e);
 }
 
-// Nor under an L1 entry that says that the table is shared.
+// Nor is COPIED trusted under an L1 entry that tells that the table is shared.
 static void copied_is_not_believed_under_a_shared_table(void **state)
 {
     struct mapping m;
@@ -241,8 +242,8 @@ static void a_shared_table_is_copied_before_it_is_written(void **state)
     engine_end(&e);
 }
 
-// The copy alone is reason for a barrier before its L1 entry: the dirty bit is set already, and what
-// is written goes to fresh space over zeros.
+// The copy alone is reason for a barrier before its L1 entry: the dirty bit is set already, and
+// what is written goes to fresh space over zeros.
 static void a_copy_is_durable_before_its_l1_entry(void **state)
 {
     struct create_options create = engine_small;
@@ -285,7 +286,7 @@ static void who_needs_the_table_waits_for_one_copy(void **state)
     engine_end(&e);
 }
 
-// All who wait hear of it; the cluster is given up; the next one makes another copy.
+// All waiting ops see the error; the cluster is given up; the next op makes another copy.
 static void a_copy_that_fails(void **state)
 {
     static const char *const where[] = {"read-l2", "l2"};

@@ -86,7 +86,7 @@ static int flush(struct scripted_file *disk, struct image *image)
     return scripted_op(disk, image, &(struct op){.kind = OP_FLUSH});
 }
 
-// Ends all that is in flight and queued; returns how often the header was written meanwhile.
+// Ends everything in flight and queued. Returns how often the header was written meanwhile.
 static unsigned run_and_count_headers(struct scripted_file *disk)
 {
     unsigned headers = 0;
@@ -105,8 +105,8 @@ static void note_done(struct op *op)
     op->buf = NULL;
 }
 
-// The first sync sets the dirty bit. When a later one has no memory for its copies, the bit is as
-// sure as before: it is not written again.
+// The first sync sets the dirty bit. If a later one has no memory for its copies the bit stays
+// known: it is not written again.
 static void the_dirty_bit_is_set_once(void **state)
 {
     struct scripted_file *disk = scripted_file_new();
@@ -135,8 +135,8 @@ static void the_dirty_bit_is_set_once(void **state)
     scripted_file_free(disk);
 }
 
-// On a device with old bytes: a refcount block is written as a whole when it gets its place, also
-// where placing it failed at first.
+// On a device with old bytes: a refcount block is written as a whole when it gets its place, even
+// if placing it failed at first.
 static void a_refcount_block_is_written_as_a_whole(void **state)
 {
     const unsigned cluster_bits = 13, per_block = 1024; // 64 bits each, two pieces a block

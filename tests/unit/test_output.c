@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output queue: order, references, reuse of its memory.
+// test_output.c: the output queue: order, references, reuse of its memory.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

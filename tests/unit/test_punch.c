@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Free clusters go back to the host, late, and never under a new owner.
+// test_punch.c: free clusters go back to the host, late, and never under a new owner.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -74,7 +74,7 @@ static void at_a_tick_all_is_due(void **state)
     engine_end(&e);
 }
 
-// What was taken again is somebody's data. What is free around it is punched.
+// A cluster that was taken again holds data. Free clusters around it are punched.
 static void no_hole_under_a_new_owner(void **state)
 {
     struct engine e;
@@ -92,7 +92,7 @@ static void no_hole_under_a_new_owner(void **state)
     engine_free(&e);
 }
 
-// While its hole is punched nobody takes the cluster; after that one may.
+// A cluster cannot be taken while its hole is punched; afterwards it can.
 static void who_looks_for_space_finds_other_clusters_meanwhile(void **state)
 {
     struct request write;
@@ -114,7 +114,7 @@ static void who_looks_for_space_finds_other_clusters_meanwhile(void **state)
     engine_end(&e);
 }
 
-// A host that cannot is asked once; other errors change nothing.
+// A host that cannot punch is asked once; other errors change nothing.
 static void a_host_that_cannot_punch(void **state)
 {
     struct engine e;
@@ -154,7 +154,7 @@ static void without_unmap_nothing_is_punched(void **state)
     engine_end(&e);
 }
 
-// Many small extents are looked at in turns; a punch is of so many clusters at most.
+// Many small extents are looked at in turns; a punch has a limit of clusters.
 static void much_is_punched_in_turns(void **state)
 {
     struct create_options create = engine_small;
@@ -180,7 +180,7 @@ static void much_is_punched_in_turns(void **state)
     engine_end(&e);
 }
 
-// More than is remembered keeps its host space, and is no less free.
+// Extents beyond the limit keep their host space, and are free nevertheless.
 static void what_is_remembered_is_bounded(void **state)
 {
     struct engine e;

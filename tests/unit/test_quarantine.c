@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A cluster that was given up is not used again before a sync has made that durable, and every
-// reader and every loan of it has ended.
+// test_quarantine.c: a cluster that was given up is not used again before a sync has made that
+// durable, and its grace period is over.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,8 +20,8 @@
 
 #define CLUSTER 65536u
 
-// An image in which four guest clusters are mapped, and everything is durable. Returns where the
-// first of them lies.
+// An image in which four guest clusters are mapped, and everything is durable. Returns the host
+// offset of the first.
 static uint64_t begin(struct engine *e)
 {
     engine_begin(e, &engine_large);
@@ -80,7 +80,7 @@ static void a_sync_that_failed_does_not_count(void **state)
     discard(&e, 0, 1);
     engine_start(&e, &flush, OP_FLUSH, 0, 0, 0);
     size_t index = engine_reach(&e, "l2");
-    // And what is given up meanwhile waits behind it.
+    // References that are given up meanwhile wait behind it.
     struct request later;
     engine_start(&e, &later, OP_DISCARD, 0, 2 * CLUSTER, CLUSTER);
     scripted_file_end(e.disk, index, -ENOSPC);
@@ -110,7 +110,7 @@ static void a_reader_is_in_the_way(void **state)
     assert_int_equal(gone.done, 1);
     assert_int_equal(engine_refcount(&e, host), 1);
     assert_int_equal(e.image->quarantine->releaser_state, RELEASER_WAITING);
-    // Who reads now sees zeros, and is not in the way.
+    // A later read sees zeros, and delays nothing.
     struct request other;
     engine_start(&e, &other, OP_READ, 0, 2 * CLUSTER, 4096);
     engine_hold(&e, "read-data");
@@ -166,7 +166,7 @@ static void a_loan_is_in_the_way(void **state)
     engine_end(&e);
 }
 
-// Neighbours that are given up one after the other take one place, and the younger stamp.
+// Neighbours that are given up one after the other become one extent, with the younger stamp.
 static void neighbours_wait_together(void **state)
 {
     struct request read;
@@ -190,7 +190,7 @@ static void neighbours_wait_together(void **state)
     engine_end(&e);
 }
 
-// Of a cluster that others refer to, too, one reference less remains; nothing is punched.
+// A cluster with other references keeps these; nothing is punched.
 static void a_reference_less(void **state)
 {
     struct engine e;
@@ -199,10 +199,10 @@ static void a_reference_less(void **state)
     uint64_t host = begin(&e);
     assert_int_equal(refcounts_set(e.image->refcounts, host / CLUSTER, 3), 0);
     quarantine_add(e.image, host / CLUSTER, 1);
-    // One that counts nothing keeps its 0.
+    // A cluster whose refcount is 0 keeps it.
     assert_int_equal(refcounts_set(e.image->refcounts, host / CLUSTER + 2, 0), 0);
     quarantine_add(e.image, host / CLUSTER + 2, 1);
-    // One beyond everything that was ever taken was in a broken entry.
+    // A cluster beyond the fresh boundary was named by a damaged entry.
     quarantine_add(e.image, e.image->alloc->fresh + 5, 7);
     assert_int_equal(waiting(&e), 3);
     assert_int_equal(engine_flush(&e), 0);
@@ -213,7 +213,7 @@ static void a_reference_less(void **state)
     engine_free(&e);
 }
 
-// Refcounts that cannot be read: the clusters leak, which is said, and others are released.
+// Refcounts that cannot be read: the clusters leak, the log tells it, and others are released.
 static void what_cannot_be_counted_leaks(void **state)
 {
     struct engine e;
@@ -237,7 +237,8 @@ static void what_cannot_be_counted_leaks(void **state)
     engine_free(&e);
 }
 
-// A guest that discards all at once does not keep others waiting: so many in one turn.
+// A guest that discards its whole disk does not delay others: only so many clusters are released in
+// a turn.
 static void much_is_released_in_turns(void **state)
 {
     const uint64_t clusters = 2 * QUARANTINE_RELEASE_A_TURN + 100;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// An image that was not closed cleanly: counted while it is served, cut behind its last reference,
-// and left alone where it is damaged. Bitmaps end with the first change.
+// test_recover.c: an image that was not closed cleanly: counted while it is served, cut behind its
+// last reference, and left alone where it is damaged. Bitmaps end with the first change.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -54,7 +54,7 @@ static void all_is_counted_and_the_rest_is_cut_off(void **state)
     for (unsigned i = 0; i < 4; i++)
         assert_int_equal(engine_refcount(&e, host - i * CLUSTER), 1);
     assert_int_equal(engine_refcount(&e, table_of(&e)), 1);
-    // The cut is durable before anything refers to the space behind it.
+    // The cut is durable before an entry refers to the space behind it.
     assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), 0);
     engine_watch(&e);
     assert_int_equal(engine_flush(&e), 0);
@@ -62,7 +62,7 @@ static void all_is_counted_and_the_rest_is_cut_off(void **state)
     engine_end(&e);
 }
 
-// A file that lost its growth gets it back, before an image is closed that needs it.
+// A file that lost its growth gets it back before the image is closed.
 static void a_file_that_is_too_short_gets_its_length(void **state)
 {
     struct engine e;
@@ -76,7 +76,7 @@ static void a_file_that_is_too_short_gets_its_length(void **state)
     engine_end(&e);
 }
 
-// Reads and writes in place go on; what needs a new cluster waits, and is woken once.
+// Reads and writes in place go on; an op that needs a new cluster waits, and is woken once.
 static void it_is_served_meanwhile(void **state)
 {
     struct request read, in_place, new[2];
@@ -90,7 +90,7 @@ static void it_is_served_meanwhile(void **state)
     engine_start(&e, &new[1], OP_DISCARD, 0, 0, CLUSTER);
     engine_start(&e, &in_place, OP_WRITE, 0, CLUSTER, 512);
     engine_start(&e, &read, OP_READ, 0, 2 * CLUSTER, 512);
-    // Recovery asks where the file has holes before it reads tables.
+    // Recovery asks for the holes of the file before it reads tables.
     engine_hold(&e, "extents");
     assert_true(e.image->recovery->running);
     assert_int_equal(read.done, 1);
@@ -103,8 +103,8 @@ static void it_is_served_meanwhile(void **state)
     engine_end(&e);
 }
 
-// An entry that is no valid one may have been a reference to anything: nothing is cut, taken from
-// what seems free, or marked clean.
+// An invalid entry may have been a reference to any cluster: nothing is cut, no free cluster is
+// taken, and the image is not marked clean.
 static void a_damaged_entry_keeps_all_as_it_is(void **state)
 {
     struct engine e;
@@ -123,7 +123,7 @@ static void a_damaged_entry_keeps_all_as_it_is(void **state)
     assert_false(e.image->alloc->reuse);
     assert_int_equal(engine_write(&e, 9 * CLUSTER, 512, 2), 0);
     assert_true((engine_entry(&e, 9) & FORMAT_L2_OFFSET_MASK) >= size);
-    // What is discarded is not given to others, or to the host.
+    // A discarded cluster is not given to other guest clusters, or to the host.
     assert_int_equal(engine_do(&e, OP_DISCARD, OP_FUA, 0, CLUSTER), 0);
     assert_false(image_tick(e.image));
     assert_int_equal(image_finish(e.image, &err), -EUCLEAN);
@@ -132,7 +132,7 @@ static void a_damaged_entry_keeps_all_as_it_is(void **state)
     engine_free(&e);
 }
 
-// Where tables cannot be read nothing new can be written; what is there can be.
+// If tables cannot be read, no new cluster can be written; existing ones can.
 static void tables_that_cannot_be_read(void **state)
 {
     struct engine e;
@@ -166,7 +166,7 @@ static void the_cut_may_fail(void **state)
     engine_free(&e);
 }
 
-// Two references to a cluster that says it has one: counted, told, and not written in place.
+// Two references to a cluster that claims to have one: counted, reported, and not written in place.
 static void shared_clusters_that_say_they_are_not(void **state)
 {
     struct engine e;
@@ -202,7 +202,7 @@ static void snapshots_count(void **state)
     engine_end(&e);
 }
 
-// The old refcount structures stay only where nothing else is.
+// The old refcount structures stay only where no other structure is.
 static void refcounts_that_lie_over_data_are_moved(void **state)
 {
     struct engine e;
@@ -231,7 +231,7 @@ static void refcounts_that_lie_over_data_are_moved(void **state)
     engine_end(&e);
 }
 
-// More faults than are told are counted.
+// Faults beyond the limit of messages are counted.
 static void many_faults_are_told_briefly(void **state)
 {
     struct engine e;
@@ -267,7 +267,7 @@ static void too_many_references(void **state)
     engine_free(&e);
 }
 
-// Long passes say how far they have come.
+// A long pass reports its progress.
 static void progress_is_told(void **state)
 {
     struct create_options create = engine_small;
@@ -366,7 +366,7 @@ static void a_size_that_cannot_be_told(void **state)
     engine_free(&e);
 }
 
-// ---- Bitmaps ------------------------------------------------------------------------------------
+// Meaningless flags hide nothing: the image can be clean again.
 
 // Gives the image a bitmap: its directory and its table, a cluster each.
 static void add_bitmap(struct engine *e)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The refcounts in memory against a plain array, for each width.
+// test_refcount.c: the refcounts in memory against a plain array, for each width.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -83,7 +83,8 @@ static void check_free_run(struct fixture *f)
         run = f->expected[i] == 0 ? run + 1 : 0;
         longest = run > longest ? run : longest;
     }
-    // Runs do not cross pages, so one of them may be half of the longest; but one there is.
+    // A run does not cross pages, so it may be half of the longest; but if there is one, one is
+    // found.
     assert_true(found <= want);
     assert_int_equal(found == 0, longest == 0);
 }
@@ -160,7 +161,7 @@ static void dirty_until_written(void **state)
     done(&f);
 }
 
-// Growing keeps what is there, and ends at the format's limit.
+// Growing keeps the entries, and ends at the format's limit.
 static void table_grows(void **state)
 {
     (void)state;
@@ -170,7 +171,7 @@ static void table_grows(void **state)
     assert_int_equal(refcounts_set(&f.rc, 77, 2), 0);
     refcounts_set_block(&f.rc, 0, 1 << 20);
     assert_int_equal(refcounts_reach(&f.rc, far), 0);
-    // What waited to be written still does.
+    // Dirty marks are kept, too.
     assert_true(refcounts_table_piece_dirty(&f.rc, 0));
     assert_int_equal(refcounts_next_dirty(&f.rc, 0), 0);
     assert_true(refcounts_piece_dirty(&f.rc, 0, 0));

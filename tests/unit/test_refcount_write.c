@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Refcounts from memory to disk: blocks before the table's entries, a table that moves before the
-// header's pointer, and each of these that fails.
+// test_refcount_write.c: refcounts from memory to disk: blocks before the table's entries, a moved
+// table before the header's pointer, and failures of each.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The run queue, the blocking helpers of file.h and error messages.
+// test_runq.c: the run queue, the blocking helpers of file.h and error messages.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,7 +31,7 @@ struct noting {
     struct task task;
     struct runq *rq;
     int number;
-    int again;             // how often it posts itself once more
+    int again;             // how often it posts itself again
     struct noting *behind; // posted when this one runs
 };
 
@@ -144,8 +144,8 @@ static void a_nested_run_leaves_the_outer_one_in_order(void **state)
 #define MEMORY_SIZE 4096
 #define WAITING_MAX 4
 
-// Keeps what is submitted and completes it in wait, at most one request a call, newest first: the
-// contract of file.h asks for no order.
+// Keeps requests and completes them in wait, at most one a call, newest first: the contract of
+// file.h asks for no order.
 struct memory_file {
     struct file file;
     uint8_t bytes[MEMORY_SIZE];

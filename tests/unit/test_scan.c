@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A pass over ranges of a file: all of them, in order, and in turns.
+// test_scan.c: a pass over ranges of a file: all of them, in order, and in turns.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,12 +23,12 @@ struct fixture {
     struct file file;
     struct scan scan;
     uint64_t ranges;
-    uint64_t data_every; // every so manieth range has data; 0: none has
+    uint64_t data_every; // every so many-th range has data; 0: none has
     bool cannot_tell;    // data from holes
     uint64_t asked;      // how often
     uint64_t named;      // ranges that were asked for
     uint64_t taken;
-    uint64_t last; // 1 + the last that was taken
+    uint64_t last; // 1 + the last range that was taken
     struct file_io *reads[IN_FLIGHT_MAX];
     size_t in_flight;
     bool done;
@@ -158,7 +158,7 @@ static void all_data_is_taken_in_order(void **state)
     }
 }
 
-// What reads as zeros is read then.
+// Ranges that read as zeros are then read.
 static void all_is_read_where_holes_are_not_known(void **state)
 {
     struct fixture f;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The session before the transmission phase. A test is named after the row of the protocol
-// checklist that it holds the session to, where there is one.
+// test_session.c: the session before the transmission phase. A test of a row of
+// docs/protocol-checklist.md has the number of the row.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -365,7 +365,7 @@ static void row_18_info_types(void **state)
     t.end = SESSION_NEGOTIATED;
     talk_check(&t);
 
-    // An export without a description has none to tell.
+    // An export without a description sends none.
     talk_init(&t);
     talk_hello(&t);
     say_info(&t, NBD_OPT_INFO, "plain", (uint16_t[]){2}, 1);
@@ -414,7 +414,8 @@ static const char *refuse_disk(void *context, const struct session_export *expor
     return export == DISK ? "not now" : NULL;
 }
 
-// An export that its owner refuses can be asked about and is not had; another one is.
+// The client may ask about an export that its owner refuses, but not use it; it may use another
+// one.
 static void refused_export(void **state)
 {
     (void)state;
@@ -430,7 +431,7 @@ static void refused_export(void **state)
     talk_go(&t, &talk_exports[EXPORT_PLAIN], 1);
     talk_check(&t);
 
-    // There is no other way to say so here.
+    // EXPORT_NAME has no other way to refuse.
     talk_init(&t);
     t.host.why_refused = refuse_disk;
     talk_hello(&t);
@@ -534,7 +535,7 @@ static void row_22_and_23_structured_replies_come_first(void **state)
 
 static const struct session_status_extent one_extent = {.length = 4096, .flags = NBD_STATE_HOLE};
 
-// Goes to the export and asks for its status: answered, or not.
+// Goes to the export and asks for its status, which is answered or not.
 static void ask_status(struct talk *t, enum session_event end)
 {
     t->answers.extents = &one_extent;
@@ -559,7 +560,7 @@ static void row_23_set_meta_context(void **state)
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
-    // The same context asked for twice is one context.
+    // A context that is asked for twice is one context.
     say_meta(&t, NBD_OPT_SET_META_CONTEXT, "disk",
              (const char *const[]){"base:allocation", "what:ever", "base:allocation", NULL});
     hear_context(&t, NBD_OPT_SET_META_CONTEXT, 1, "base:allocation");
@@ -581,7 +582,7 @@ static void row_23_a_later_set_replaces_the_first(void **state)
     ask_status(&t, SESSION_NEGOTIATED);
     talk_check(&t);
 
-    // Even when it fails.
+    // A request that fails also deselects all.
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
@@ -647,7 +648,7 @@ static void row_25_contexts_of_another_export(void **state)
     ask_status(&t, SESSION_NEGOTIATED);
     talk_check(&t);
 
-    // The empty name is the same export.
+    // The empty name stands for that export.
     talk_init(&t);
     talk_hello(&t);
     talk_structured(&t);
@@ -683,7 +684,8 @@ static void row_30_only_fixed_newstyle_haggles(void **state)
 
 // ---- Bounds -------------------------------------------------------------------------------------
 
-// A client that asks and never listens is not asked for more, and all is answered once it does.
+// A client that sends options and takes no answer is not read from any more; all its options are
+// answered once it does.
 static void options_wait_while_output_is_unsent(void **state)
 {
     (void)state;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The session on input that nobody meant: cut short against an unreadable page, and mutated at
-// random. Whatever comes, the answers do not depend on how the network cut it.
+// test_session_random.c: the session on arbitrary input: cut short against an unreadable page, and
+// mutated at random. The answers never depend on how the network cuts the input.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

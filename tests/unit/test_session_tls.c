@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// STARTTLS as the session sees it: what is answered before and after it, and what is forgotten. A
-// test is named after the row of docs/protocol-checklist.md that it holds the session to.
+// test_session_tls.c: STARTTLS in the session: answers before and after it, and state that it
+// drops. A test has the number of its row in docs/protocol-checklist.md.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -68,7 +68,7 @@ static void row_17_nothing_is_kept(void **state)
     t.end = SESSION_REQUEST;
     talk_check(&t);
 
-    // Structured replies are there again, the contexts of before are not.
+    // Structured replies are negotiated again; the earlier contexts are gone.
     begin(&t, SESSION_TLS_OPTIONAL);
     talk_structured(&t);
     talk_contexts(&t, "disk", true);
@@ -140,7 +140,7 @@ static void row_32_required_before(void **state)
         say_option(&t, option, "data", option % 5);
         hear_error(&t, option, NBD_REP_ERR_TLS_REQD, tls_first);
     }
-    // Whether an export exists is not told either.
+    // The existence of an export is not told either.
     say_info(&t, NBD_OPT_GO, "disk", NULL, 0);
     hear_error(&t, NBD_OPT_GO, NBD_REP_ERR_TLS_REQD, tls_first);
     say_info(&t, NBD_OPT_GO, "nothing", NULL, 0);

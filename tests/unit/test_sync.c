@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rules at the head of sync.c, as the order in which a sync submits what it writes, and what
-// becomes of it when a part of it fails.
+// test_sync.c: the rules at the head of sync.c, as the order in which a sync submits its I/O, and
+// the effects of failures.
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -91,7 +91,7 @@ static void data_in_place_needs_no_tables(void **state)
     engine_end(&e);
 }
 
-// Without lazy refcounts they are durable before what they count.
+// Without lazy refcounts the refcounts are durable before the entries that they count.
 static void refcounts_come_first_where_they_are_not_lazy(void **state)
 {
     struct engine e;
@@ -107,7 +107,7 @@ static void refcounts_come_first_where_they_are_not_lazy(void **state)
     engine_end(&e);
 }
 
-// Autoclear bits that nobody here knows go before the first change, and no more than once.
+// Unknown autoclear bits are cleared before the first change, and only once.
 static void autoclear_bits_go_first(void **state)
 {
     struct engine e = {.disk = scripted_file_new()};
@@ -136,7 +136,7 @@ static void two_fua_writes_share_a_barrier(void **state)
     begin(&e);
     engine_start(&e, &a, OP_WRITE, OP_FUA, 0, 4096);
     engine_start(&e, &b, OP_WRITE, OP_FUA, 8192, 4096);
-    // Both end in the same turn of the loop.
+    // Both end in one turn of the loop.
     scripted_file_end(e.disk, 0, 0);
     scripted_file_end(e.disk, 0, 0);
     engine_run(&e);
@@ -168,7 +168,7 @@ static void a_write_behind_a_barrier_needs_another(void **state)
     engine_end(&e);
 }
 
-// A flush that finds nothing new waits for the sync that runs, and starts none.
+// A flush that finds no new data waits for the running sync, and starts none.
 static void a_flush_joins_the_sync_that_covers_it(void **state)
 {
     struct request write, flush;
@@ -187,7 +187,7 @@ static void a_flush_joins_the_sync_that_covers_it(void **state)
     engine_end(&e);
 }
 
-// What changes after the tables were copied is written by the next sync.
+// A change after the tables were copied is written by the next sync.
 static void tables_are_written_from_copies(void **state)
 {
     struct request fua;
@@ -214,7 +214,7 @@ static void tables_are_written_from_copies(void **state)
 
 // ---- Failures -----------------------------------------------------------------------------------
 
-// Whatever the host says of a barrier: nobody knows what is on disk.
+// After any error of a barrier the state on disk is unknown.
 static void a_failed_barrier_is_latched(void **state)
 {
     static const int errors[] = {-EIO, -ENOSPC, -ENOMEM};
@@ -233,7 +233,7 @@ static void a_failed_barrier_is_latched(void **state)
         assert_int_equal(write.op.result, -EIO);
         assert_int_equal(other.op.result, -EIO);
         assert_true(engine_said(&e, "writes are refused"));
-        // No later barrier vouches for what was written before; reads go on.
+        // A later barrier proves nothing about earlier writes; reads go on.
         engine_watch(&e);
         assert_int_equal(engine_flush(&e), -EIO);
         assert_int_equal(engine_write(&e, 0, 4096, 2), -EIO);
@@ -244,8 +244,7 @@ static void a_failed_barrier_is_latched(void **state)
     }
 }
 
-// A table write without space loses nothing: it is written again, and all that waits for a barrier
-// still does.
+// A table write without space loses nothing: it is made again, and the need for a barrier stays.
 static void a_sync_without_space_is_made_up_for(void **state)
 {
     static const int errors[] = {-ENOSPC, -EDQUOT, -EFBIG, -ENOMEM};
@@ -285,7 +284,7 @@ static void a_failed_table_is_latched(void **state)
     engine_free(&e);
 }
 
-// The dirty bit is written again when its first write failed, whatever that has left.
+// A dirty bit whose first write failed is written again, whatever is on disk.
 static void a_dirty_bit_that_failed_is_set_again(void **state)
 {
     struct request write;
@@ -323,7 +322,7 @@ static void without_room_for_refcounts_the_image_is_dirty(void **state)
     engine_end(&e);
 }
 
-// Version 2 has no dirty bit to take their place: the sync fails.
+// Version 2 has no dirty bit to replace refcounts: the sync fails.
 static void version_2_says_that_there_is_no_room(void **state)
 {
     struct create_options create = engine_small;
@@ -342,7 +341,7 @@ static void version_2_says_that_there_is_no_room(void **state)
     engine_end(&e);
 }
 
-// What is at stake falls with a sync that ends well only.
+// The bytes at stake fall only after a sync that succeeds.
 static void bytes_at_stake(void **state)
 {
     struct request flush;

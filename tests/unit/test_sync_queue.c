@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who asks for a sync gets one that begins afterwards; the demand of one that failed is not lost.
-// Lines of the log.
+// test_sync_queue.c: a request for a sync gets one that begins afterwards; the demand of a failed
+// sync is not lost. Also lines of the log.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -124,7 +124,7 @@ static void demand_is_taken_over_and_put_back(void **state)
     assert_false(f.image.syncs.demand.data || f.image.syncs.demand.barrier);
     assert_int_equal(f.image.syncs.demand.bytes, 0);
 
-    // What is asked for meanwhile stays beside what is put back.
+    // New requests are kept beside the demand that is put back.
     sync_note_answered(&f.image, 11);
     sync_queue_put_back(&f.image.syncs, demand);
     assert_true(f.image.syncs.demand.data && f.image.syncs.demand.barrier);

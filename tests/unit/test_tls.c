@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// TLS as plain data, against a GnuTLS client in the same process: handshake and data in pieces of
-// any size, ends of either kind, and what is not TLS.
+// test_tls.c: TLS as plain data, against a GnuTLS client in this process: handshake and data in
+// pieces of any size, both kinds of ends, and input that is not TLS.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -31,7 +31,7 @@ struct pair {
     size_t piece; // largest transfer in either direction
 };
 
-// What the client sends goes straight to the server's input, as much as has room.
+// The client's bytes go straight to the server's input, as far as there is room.
 static ssize_t client_push(gnutls_transport_ptr_t context, const void *data, size_t size)
 {
     struct pair *p = context;
@@ -123,7 +123,7 @@ static void begin(struct pair *p, const char *user, const char *key)
     gnutls_handshake_set_timeout(p->client, GNUTLS_INDEFINITE_TIMEOUT);
 }
 
-// Has both sides go on until both are done or one fails. Returns how the server ended.
+// Lets both sides go on until both are done or one fails. Returns the server's result.
 static enum tls_progress shake(struct pair *p)
 {
     enum tls_progress progress = TLS_MORE;
@@ -298,7 +298,7 @@ static void an_end_inside_the_handshake_fails_it(void **state)
     assert_int_equal(tls_handshake(p->tls), TLS_FAILED);
 }
 
-// The end comes after the data before it, whether the peer announces it or just goes.
+// The end comes after the data before it, announced by the peer or not.
 static void ends_come_in_order(void **state)
 {
     struct pair *p = *state;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The session's transmission phase. A test is named after the row of
-// docs/protocol-checklist.md that it holds the session to, where there is one.
+// test_transmission.c: the session's transmission phase. A test of a row of
+// docs/protocol-checklist.md has the number of the row.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -145,13 +145,13 @@ static void row_41_structured_errors(void **state)
     hear_error_chunk(&t, NBD_EIO, 1, "the disk said no");
     say_write(&t, 0, 2, 0, 512);
     hear_error_chunk(&t, NBD_EIO, 2, "the disk said no");
-    // Early errors of a READ, too.
+    // Errors of a READ that are found at once, too.
     say_request(&t, 0, NBD_CMD_READ, 3, 1 << 20, 1);
     hear_error_chunk(&t, NBD_EINVAL, 3, beyond);
     t.end = SESSION_REQUEST;
     talk_check(&t);
 
-    // The session has words of its own, and cuts those of others.
+    // The session has texts of its own, and cuts those of its owner.
     static char endless[5000];
     memset(endless, 'e', sizeof(endless) - 1);
     static char cut[256];
@@ -331,7 +331,7 @@ static void row_45_do_not_fragment(void **state)
     check_parts(data_hole_data, 4, NBD_CMD_FLAG_DF, hear_one_data);
     check_parts(hole_data_hole, 4, NBD_CMD_FLAG_DF, hear_one_data);
 
-    // Only where it was offered.
+    // Only a flag that was offered.
     struct talk t;
     talk_init(&t);
     talk_transmission(&t, DISK, false);
@@ -368,7 +368,7 @@ static void row_47_disconnect(void **state)
     hear_simple(&t, 0, 2);
     hear_simple(&t, 0, 1);
     put_pattern(&t.heard, 0, 5);
-    // Nothing that comes behind it is looked at.
+    // Bytes behind it are not looked at.
     put_text(&t.said, "good bye, whoever you are, and thanks for all the blocks");
     t.end = SESSION_DISCONNECT;
     talk_check(&t);
@@ -507,7 +507,7 @@ static void row_50_block_status(void **state)
     check_status(DISK, NBD_CMD_FLAG_REQ_ONE, 0, 1000, extents, 6, asked, 1);
     // The end falls on the end of an extent.
     check_status(DISK, 0, 0, 4608, extents, 6, merged, 1);
-    // Nothing to tell is an error, not an empty chunk.
+    // An answer without extents is an error, not an empty chunk.
     static const struct session_status_extent empty[] = {EXTENT(0, 1)};
     check_status(DISK, 0, 0, 4608, empty, 1, NULL, 0);
 }
@@ -586,7 +586,7 @@ static void row_50_asking_for_nothing(void **state)
 
 // ---- Lengths ------------------------------------------------------------------------------------
 
-// Nothing is asked for: success, from the first byte to the end of the export, and an error behind it.
+// A length of zero: success, from the first byte to the end of the export, and an error behind it.
 static void row_52_zero_length(void **state)
 {
     (void)state;
@@ -613,7 +613,7 @@ static void row_52_zero_length(void **state)
     talk_check(&t);
 }
 
-// With structured replies a read is answered by a chunk, even where there is no content.
+// With structured replies a read is answered by a chunk, even without content.
 static void row_52_zero_length_structured(void **state)
 {
     (void)state;
@@ -806,7 +806,7 @@ static void row_58_refused_payload_is_consumed(void **state)
     struct talk t;
     talk_init(&t);
     talk_transmission(&t, DISK, false);
-    // What looks like a request inside of the payload is none.
+    // Bytes of the payload that look like a request are none.
     say_request(&t, NBD_CMD_FLAG_DF, NBD_CMD_WRITE, 1, 0, 28);
     say_request(&t, 0, NBD_CMD_FLUSH, 2, 0, 0);
     hear_simple(&t, NBD_EINVAL, 1);
@@ -816,7 +816,7 @@ static void row_58_refused_payload_is_consumed(void **state)
 
 // ---- Bounds -------------------------------------------------------------------------------------
 
-// A client that sends bad requests and never listens is not asked for more.
+// A client that sends bad requests and takes no answer is not read from any more.
 static void requests_wait_while_output_is_unsent(void **state)
 {
     (void)state;
@@ -857,7 +857,7 @@ static void requests_wait_while_output_is_unsent(void **state)
     free(t.heard.data);
 }
 
-// While a payload is received, one receive call takes the rest of it and what is behind it.
+// While a payload is received, one receive call takes the rest of it and the bytes behind it.
 static void payload_and_next_request_in_one_receive(void **state)
 {
     (void)state;

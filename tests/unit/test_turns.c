@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Work whose amount an image or a client decides is spread over many turns of the loop: others get
-// theirs in between. Turns are counted; no clock is looked at.
+// test_turns.c: work whose amount an image or a client decides is spread over many turns, so that
+// others get theirs in between. Turns are counted; no clock is used.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -105,8 +105,8 @@ static void start_read(struct fixture *f, struct op *read, void *buf)
     op_start(f->image, read);
 }
 
-// Takes so many clusters behind the others, as if a guest had them, and leaves none free before them.
-// Returns the first.
+// Takes so many clusters behind the others, as if a guest had them, and leaves none free before
+// them. Returns the first.
 static uint64_t take_clusters(struct fixture *f, uint64_t count)
 {
     struct refcounts *rc = f->image->refcounts;
@@ -209,7 +209,8 @@ static void what_was_never_counted_takes_turns_too(void **state)
     scripted_file_run(f->disk);
 }
 
-// Who finds no space while clusters are being released waits for them, however many turns that takes.
+// Who finds no space while clusters are being released waits for them, however many turns that
+// takes.
 static void space_that_is_being_released_is_waited_for(void **state)
 {
     struct fixture *f = *state;
@@ -343,7 +344,8 @@ static void metadata_is_collected_in_turns(void **state)
     scripted_file_free(f.disk);
 }
 
-// A refcount block that is placed meanwhile is known, and is not taken for one that lies over itself.
+// A refcount block that is placed meanwhile is known, and is not taken for one that lies over
+// itself.
 static void what_comes_meanwhile_is_known(void **state)
 {
     struct create_options create = create_options(8ull << 30);
@@ -442,7 +444,8 @@ static void ranges_are_taken_one_a_turn(void **state)
     scripted_file_free(disk);
 }
 
-// A dirty image with as many refcount blocks as a page of its table names, each of them in the file.
+// A dirty image with as many refcount blocks as a page of its table names, each of them in the
+// file.
 static void old_refcount_blocks_are_claimed_in_turns(void **state)
 {
     struct create_options create = create_options(64u << 20);

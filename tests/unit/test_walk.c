@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A walk over all references of an image: each of them once, with its count, and each kind of fault.
+// A walk over all references of an image: each of them once, with its count, and each kind of
+// fault.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -121,8 +122,8 @@ static const struct walk_reference *first_of(const struct finding *f, enum walk_
     return NULL;
 }
 
-// Guest clusters 0 to 3, 9, and a zero cluster with a place at 20. The image is closed; its tables are
-// patched on disk.
+// Guest clusters 0 to 3, 9, and a zero cluster with a place at 20. The image is closed; its tables
+// are patched on disk.
 static void begin(struct engine *e, bool snapshot)
 {
     struct error err;

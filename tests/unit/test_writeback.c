@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pieces on their way to disk: neighbours in one write, so many at once, the first error told once.
+// test_writeback.c: pieces on their way to disk: neighbours in one write, a limit of writes in
+// flight, the first error told once.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -119,7 +120,7 @@ static void so_many_are_in_flight_at_once(void **state)
     assert_int_equal(f->disk->submitted[FILE_WRITE], 100);
 }
 
-// What is in flight is waited for; nothing more is submitted.
+// Writes in flight are waited for; no more are submitted.
 static void the_first_error_ends_it(void **state)
 {
     struct fixture *f = *state;

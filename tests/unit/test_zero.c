@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Write zeroes with NO_HOLE: zero clusters that keep a host cluster, and writes into those.
+// test_zero.c: write zeroes with NO_HOLE: zero clusters that keep a host cluster, and writes into
+// those.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -103,7 +104,7 @@ static void space_is_kept_and_nothing_written(void **state)
     flush(&f);
     for (uint64_t cluster = 0; cluster < 16; cluster++)
         expect_zero_cluster(&f, cluster);
-    // What is written now has its place already.
+    // A write now finds its place reserved.
     unsigned reservations = f.disk->submitted[FILE_ALLOCATE];
     uint64_t fresh = f.image->alloc->fresh;
     assert_int_equal(scripted_write(f.disk, f.image, "x", 3 * CLUSTER + 7, 1), 0);
@@ -120,7 +121,7 @@ static void note_flushed(struct op *op)
     flushed = true;
 }
 
-// Flushes, and says if a barrier ended between the last data and the first write of a table.
+// Flushes. Returns true when a barrier ended between the last data and the first write of a table.
 static bool flush_has_barrier_before_tables(struct fixture *f)
 {
     struct op op = {.kind = OP_FLUSH, .done = note_flushed};
@@ -132,7 +133,7 @@ static bool flush_has_barrier_before_tables(struct fixture *f)
         if (scripted_file_turn(f->disk))
             continue;
         const struct file_io *io = f->disk->queue[0];
-        // What is no header is a table: the data is written already.
+        // A write behind the header is one of a table: the data is written already.
         if (io->kind == FILE_WRITE && io->offset >= CLUSTER && !tables) {
             tables = true;
             before = barrier;
@@ -144,8 +145,8 @@ static bool flush_has_barrier_before_tables(struct fixture *f)
     return before;
 }
 
-// A guest's first byte in a cluster that holds old ones: zeros are written around it, and all of
-// that is durable before the entry loses its ZERO flag.
+// A guest's first byte in a cluster that holds old bytes: zeros are written around it, and both are
+// durable before the entry loses its ZERO flag.
 static void old_bytes_do_not_come_back(void **state)
 {
     static unsigned char data[CLUSTER];
@@ -173,7 +174,7 @@ static void old_bytes_do_not_come_back(void **state)
     end(&f);
 }
 
-// The flag of a zero cluster that something else refers to as well is no promise of space.
+// A zero cluster that another entry also refers to is no promise of space.
 static void shared_space_is_none(void **state)
 {
     static const struct {
@@ -190,7 +191,7 @@ static void shared_space_is_none(void **state)
         uint64_t host = entry_of(&f, 0) & FORMAT_L2_OFFSET_MASK;
         zero(&f, rows[i].offset, rows[i].length, OP_NO_HOLE);
         flush(&f);
-        // One's own is enough.
+        // A reference of its own is enough.
         assert_int_equal(entry_of(&f, 0), host | FORMAT_L2_ZERO | FORMAT_COPIED);
 
         assert_int_equal(refcounts_set(f.image->refcounts, host / CLUSTER, 2), 0);
@@ -226,8 +227,8 @@ static void space_of_used_clusters_is_reserved(void **state)
     end(&f);
 }
 
-// Where the host cannot reserve, zero clusters are linked all the same; where it has no room, the
-// request says so.
+// If the host cannot reserve, zero clusters are linked all the same; if it has no room, the request
+// fails.
 static void reservations_that_fail(void **state)
 {
     static unsigned char data[CLUSTER];

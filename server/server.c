@@ -22,6 +22,17 @@
 // waits to be accepted, in milliseconds.
 #define SERVER_ROOM_MS 50u
 
+//   ACCEPTS ──too many negotiate──> FULL ──there is room──> ACCEPTS
+//      └──no descriptor or memory──> PAUSED ──the next tick──> ACCEPTS
+//
+//   Each becomes STOPPING, once.
+enum server_state {
+    SERVER_ACCEPTS,
+    SERVER_FULL,   // further connections stay in the kernel until others have negotiated
+    SERVER_PAUSED, // the listening sockets would report themselves readable all the time
+    SERVER_STOPPING,
+};
+
 struct server {
     const struct server_options *options;
     struct loop loop;
@@ -31,9 +42,7 @@ struct server {
     // Makes the loop turn: while connections wait to be accepted, and while the server stops.
     uv_timer_t turn_timer;
     struct log_limit accept_failures;
-    bool accept_paused; // until the next tick
-    bool accept_waits;  // until connections have room
-    bool stopping;
+    enum server_state state;
 };
 
 static void on_acceptable(uv_poll_t *handle, int status, int events);
@@ -43,8 +52,7 @@ static void accept_start(struct server *server)
     for (size_t i = 0; i < server->options->listeners->count; i++) {
         uv_poll_start(&server->accept_polls[i], UV_READABLE, on_acceptable);
     }
-    server->accept_paused = false;
-    server->accept_waits = false;
+    server->state = SERVER_ACCEPTS;
     uv_timer_stop(&server->turn_timer);
 }
 
@@ -65,7 +73,7 @@ static void on_turn_timer(uv_timer_t *handle)
 static void accept_wait(struct server *server)
 {
     accept_stop(server);
-    server->accept_waits = true;
+    server->state = SERVER_FULL;
     uv_timer_start(&server->turn_timer, on_turn_timer, SERVER_ROOM_MS, SERVER_ROOM_MS);
 }
 
@@ -76,7 +84,7 @@ static void accept_pause(struct server *server, int error)
     unsigned skipped;
 
     accept_stop(server);
-    server->accept_paused = true;
+    server->state = SERVER_PAUSED;
     loop_want_tick(&server->loop);
     if (log_limit_pass(&server->accept_failures, &skipped)) {
         log_line(server->options->log, LOG_LEVEL_WARNING,
@@ -118,7 +126,7 @@ static void on_acceptable(uv_poll_t *handle, int status, int events)
 
 static void stop_if_done(struct server *server)
 {
-    if (server->stopping && server->connections.alive == 0 &&
+    if (server->state == SERVER_STOPPING && server->connections.alive == 0 &&
         exports_quiet(server->options->exports)) {
         loop_stop(&server->loop);
     }
@@ -133,7 +141,7 @@ static unsigned on_turn(void *context)
         server->options->exports->settle_wanted = false;
         connection_set_settle(&server->connections);
     }
-    if (server->accept_waits && !server->stopping && connection_set_room(&server->connections)) {
+    if (server->state == SERVER_FULL && connection_set_room(&server->connections)) {
         accept_start(server);
     }
     stop_if_done(server);
@@ -142,10 +150,10 @@ static unsigned on_turn(void *context)
 
 static void stop(struct server *server)
 {
-    if (server->stopping) {
+    if (server->state == SERVER_STOPPING) {
         return;
     }
-    server->stopping = true;
+    server->state = SERVER_STOPPING;
     notify("STOPPING=1");
     log_line(server->options->log, LOG_LEVEL_INFO, "stopping");
     for (size_t i = 0; i < server->options->listeners->count; i++) {
@@ -181,7 +189,7 @@ static void on_hung_up(void *context)
     const struct server_options *options = server->options;
     struct error err;
 
-    if (server->stopping) {
+    if (server->state == SERVER_STOPPING) {
         return;
     }
     if (options->tls == NULL) {
@@ -212,15 +220,15 @@ static void on_export_full(void *context)
 static bool on_tick(void *context, uint64_t now)
 {
     struct server *server = context;
-    bool again = server->stopping || server->accept_paused;
+    bool again = server->state == SERVER_STOPPING || server->state == SERVER_PAUSED;
 
-    if (server->accept_paused && !server->stopping) {
+    if (server->state == SERVER_PAUSED) {
         accept_start(server);
     }
     again |= connection_set_tick(&server->connections, now);
     again |= client_shared_tick(&server->shared);
     again |= backend_tick(server->options->backend);
-    if (!server->stopping) {
+    if (server->state != SERVER_STOPPING) {
         again |= exports_tick(server->options->exports, now);
     }
     return again;

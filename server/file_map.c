@@ -41,14 +41,23 @@
 // Windows that are unmapped in one go: 30 to 90 us each.
 #define SWEEP_WINDOWS 4u
 
+//   FREE ──a read was not had from it──> WATCHED ──many were not──> MAPPED
+//    ^                                                                 │
+//    └─────────────── idle, the file is closed, or another needs the place (from WATCHED, too)
+enum map_window_state {
+    WINDOW_FREE,
+    WINDOW_WATCHED, // reads are counted; nothing of it is in memory that is known
+    WINDOW_MAPPED,  // at its place in memory
+};
+
 struct map_window {
+    enum map_window_state state;
     int fd;
     bool used;           // since the last tick
     uint8_t idle;        // ticks before that without use
     uint64_t lost;       // nanoseconds, by reads that were not had from it
-    uint64_t lost_next;  // when this is reached something is done; 0: the place is free
+    uint64_t lost_next;  // when this is reached something is done
     uint64_t number;     // in the file
-    bool mapped;         // at its place in memory
     uint32_t loan_bytes; // of it that are on loan: it stays mapped
     uint64_t resident[WINDOW_PAGES / 64];
 };
@@ -63,7 +72,7 @@ static struct map_window *window_of(const struct file_map *map, int fd, uint64_t
 
 static bool window_is(const struct map_window *window, int fd, uint64_t number)
 {
-    return window->lost_next != 0 && window->fd == fd && window->number == number;
+    return window->state != WINDOW_FREE && window->fd == fd && window->number == number;
 }
 
 static char *file_map_address_of(const struct file_map *map, const struct map_window *window)
@@ -81,7 +90,7 @@ static void *set_aside(void *at, size_t bytes)
 static void window_unmap(struct file_map *map, struct map_window *window)
 {
     assert(window->loan_bytes == 0);
-    if (window->mapped) {
+    if (window->state == WINDOW_MAPPED) {
         map->broken |=
             set_aside(file_map_address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
         map->mapped--;
@@ -93,7 +102,7 @@ static void window_unmap(struct file_map *map, struct map_window *window)
 static void window_doubt(struct map_window *window)
 {
     memset(window->resident, 0, sizeof(window->resident));
-    if (window->mapped) {
+    if (window->state == WINDOW_MAPPED) {
         window->lost = 0;
         window->lost_next = ASK_COST_NS;
     }
@@ -138,12 +147,12 @@ static void window_map(struct file_map *map, struct map_window *window)
         map->broken = true;
         return;
     }
-    window->mapped = true;
+    window->state = WINDOW_MAPPED;
     map->mapped++;
     if (!window_ask(map, window)) {
         map->broken |=
             set_aside(file_map_address_of(map, window), FILE_MAP_WINDOW_BYTES) == MAP_FAILED;
-        window->mapped = false;
+        window->state = WINDOW_WATCHED;
         map->mapped--;
     }
 }
@@ -174,7 +183,7 @@ static bool all_resident(const struct file_map *map, int fd, uint64_t begin, uin
         uint64_t stop = file_map_part_end(begin, end);
         struct map_window *window = window_of(map, fd, number);
 
-        if (!window_is(window, fd, number) || !window->mapped ||
+        if (window->state != WINDOW_MAPPED || !window_is(window, fd, number) ||
             !pages_resident(window, (begin - start) / PAGE_BYTES,
                             (stop - 1 - start) / PAGE_BYTES)) {
             return false;
@@ -356,7 +365,8 @@ void file_map_missed(struct file_map *map, int fd, const struct file_io *io)
             return;
         }
         window_unmap(map, window);
-        *window = (struct map_window){.fd = fd, .number = number, .lost_next = MAP_COST_NS};
+        *window = (struct map_window){
+            .state = WINDOW_WATCHED, .fd = fd, .number = number, .lost_next = MAP_COST_NS};
     }
     window->used = true;
     window->lost += SAVED_NS(io->length);
@@ -364,9 +374,9 @@ void file_map_missed(struct file_map *map, int fd, const struct file_io *io)
         return;
     }
     window->lost = 0;
-    if (!window->mapped) {
+    if (window->state == WINDOW_WATCHED) {
         window_map(map, window);
-        window->lost_next = window->mapped ? ASK_COST_NS : ASK_COST_MAX_NS;
+        window->lost_next = window->state == WINDOW_MAPPED ? ASK_COST_NS : ASK_COST_MAX_NS;
     } else {
         window_ask(map, window);
         window->lost_next *= window->lost_next < ASK_COST_MAX_NS ? 2 : 1;
@@ -377,7 +387,8 @@ void file_map_missed(struct file_map *map, int fd, const struct file_io *io)
 
 static bool is_idle(const struct file_map *map, const struct map_window *window)
 {
-    return window->mapped && window->loan_bytes == 0 && (map->idle || window->idle >= IDLE_TICKS);
+    return window->state == WINDOW_MAPPED && window->loan_bytes == 0 &&
+           (map->idle || window->idle >= IDLE_TICKS);
 }
 
 // Unmaps some windows, and comes again until all were looked at.
@@ -444,7 +455,7 @@ void file_map_destroy(struct file_map *map)
 void file_map_forget(struct file_map *map, int fd)
 {
     for (uint32_t i = 0; i < map->count; i++) {
-        if (map->windows[i].lost_next != 0 && map->windows[i].fd == fd) {
+        if (map->windows[i].state != WINDOW_FREE && map->windows[i].fd == fd) {
             window_unmap(map, &map->windows[i]);
         }
     }
@@ -462,7 +473,7 @@ bool file_map_tick(struct file_map *map)
 
         window->idle = window->used ? 0 : window->idle + (window->idle < IDLE_TICKS);
         window->used = false;
-        if (window->mapped && window->lost_next > ASK_COST_NS) {
+        if (window->state == WINDOW_MAPPED && window->lost_next > ASK_COST_NS) {
             window->lost_next /= 2;
         }
         any_idle |= is_idle(map, window);

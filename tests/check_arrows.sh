@@ -23,6 +23,18 @@ loop_user() {
     esac
 }
 
+# The files that know of loans (docs/architecture.md, "Glossary"): the file under the image, the read
+# that takes one, with its admission, and the request that settles or returns it. All others see a
+# payload that can be settled, or a grace period.
+loan_user() {
+    case $1 in
+    qcow2/base/file.[ch] | qcow2/base/loan.[ch] | qcow2/base/op.h) ;;
+    qcow2/request/request.c | qcow2/request/read.c) ;;
+    server/file_posix.c | server/file_map.[ch] | server/client_request.[ch]) ;;
+    *) false ;;
+    esac
+}
+
 # The most lines that a file may have.
 file_limit() {
     case $1 in
@@ -63,6 +75,10 @@ check_arrows() {
     grep -rlE '^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"]uv\.h' server --include='*.[ch]' |
         while read -r file; do
             uv_owner "$file" || echo "$file: includes uv.h but is not in the list of handle owners"
+        done
+    grep -rliE '(^|[^a-z])(loans?|lend|lent|lender|leases?)([^a-z]|$)' protocol qcow2 server --include='*.[ch]' |
+        while read -r file; do
+            loan_user "$file" || echo "$file: speaks of loans but is not in the list of those that may"
         done
     grep -rlE '^#include "server/(loop|connection|connection_set|server)\.h"' server |
         while read -r file; do

@@ -13,7 +13,7 @@ struct extent {
     bool zero;       // reads as zeros (NBD_STATE_ZERO)
     // OP_BLOCK_STATUS: 1: allocated in the image itself, 2: in its backing image, …; 0: nowhere.
     unsigned depth;
-    // OP_LOAN: address of the bytes that the file has lent; NULL: they are in the op's buffer, at
+    // Address of a read's bytes in the file's memory; NULL: they are in the op's buffer, at
     // their place.
     const void *data;
 };

@@ -195,7 +195,7 @@ static int release_front(struct op *op, struct quarantined *extent, uint64_t *bu
     return 0;
 }
 
-// Waits until no plan or loan may use the extent. Returns 0 or OP_PARKED.
+// Waits for the extent's grace period. Returns 0 or OP_PARKED.
 static int wait_for_grace(struct op *op, const struct quarantined *extent)
 {
     struct image *image = op->image;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// idle_image.c: for engines that stand in for the real one and keep nothing: at a tick, when idle
-// and in the end there is nothing to do.
+// idle_image.c: for engines that replace the real one and keep no state: a tick, an idle period and
+// the end have nothing to do.
 #include "qcow2/image.h"
 
 bool image_tick(struct image *image)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// memcheck.h: tells valgrind, where a program runs under it (make memcheck), which bytes mean
-// nothing yet, and has it complain of those that leave the program nevertheless. Without valgrind,
-// or its headers, these do nothing.
+// memcheck.h: tells valgrind, if the program runs under it (make memcheck), which bytes are
+// undefined, and makes it complain about undefined bytes that leave the program. Without valgrind,
+// or its headers, these functions do nothing.
 #ifndef LAZYCOW_TESTS_MEMCHECK_H
 #define LAZYCOW_TESTS_MEMCHECK_H
 
@@ -16,25 +16,25 @@
 #define RUNNING_ON_VALGRIND 0
 #endif
 
-// Nobody may look at these bytes before they are written.
+// Marks bytes as undefined until they are written.
 static inline void memcheck_forget(void *at, size_t length)
 {
     (void)VALGRIND_MAKE_MEM_UNDEFINED(at, length);
 }
 
-// These bytes leave the program: to a disk or to a client.
+// Checks bytes that leave the program, to a disk or to a client.
 static inline void memcheck_leave(const void *at, size_t length)
 {
     (void)VALGRIND_CHECK_MEM_IS_DEFINED(at, length);
 }
 
-// What valgrind has complained of so far.
+// Returns the number of valgrind's complaints so far.
 static inline unsigned memcheck_errors(void)
 {
     return VALGRIND_COUNT_ERRORS;
 }
 
-// How many times longer things take.
+// Returns the factor by which things take longer.
 static inline unsigned memcheck_slowness(void)
 {
     return RUNNING_ON_VALGRIND ? 40 : 1;

@@ -91,7 +91,7 @@ class Bench:
                 "other": f"{iops[other]:.0f} IOPS ({other})", "target": ""}
 
     def raw_direct(self, rw, row, results):
-        """What the disk gives without a server between: fio on the raw file, O_DIRECT."""
+        """Measures the disk without a server: fio on the raw file, O_DIRECT."""
         raw = self.images.scratch("raw_data")
         cool(raw)
         iops = fio("--ioengine=io_uring", "--direct=1", f"--filename={raw}", f"--rw={rw}",

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does not depend on the machine's mood: system calls, barriers, bytes and instructions a
-request. System calls are counted by perf; writes and barriers by strace, which does not see what
-io_uring does, and so on threads; instructions by callgrind. The latter two are the difference of a
-longer and a shorter run, so that starting and stopping do not count."""
+"""Counts that do not depend on the machine's load: system calls, barriers, bytes and instructions a
+request. perf counts system calls. strace counts writes and barriers; it does not see those of
+io_uring, so the threads backend is counted. callgrind counts instructions. Counts of strace and
+callgrind are the difference of a longer and a shorter run, so that starting and stopping do not
+count."""
 import os
 import re
 

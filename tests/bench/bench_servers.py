@@ -37,7 +37,7 @@ def free_port():
 
 
 class Programs:
-    """Where the programs are: ours in the build directory, the others in the path."""
+    """Paths of the programs: ours in the build directory, the others in PATH."""
 
     def __init__(self, build):
         self.lazycow = os.path.join(build, "lazycow")

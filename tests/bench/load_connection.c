@@ -14,9 +14,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-// A server that is silent for so long is taken for dead.
+// Seconds after which a silent server counts as dead.
 #define ANSWER_SECONDS 30
-// Largest option reply that is taken in whole.
+// Bytes of the largest option reply that is received whole.
 #define OPTION_DATA_MAX 1024u
 
 static bool fail(const char *what)
@@ -96,7 +96,7 @@ static bool send_option(int fd, uint32_t option, const void *data, size_t length
     return put(fd, &header, sizeof(header)) && (length == 0 || put(fd, data, length));
 }
 
-// Takes in replies until the last one; the export's size is among those to GO.
+// Takes replies until the last one. The export's size is among the replies to GO.
 static bool option_replies(int fd, uint64_t *size, uint32_t *type)
 {
     struct nbd_option_reply reply;
@@ -214,7 +214,7 @@ static uint32_t payload_length(const struct load_slot *slot)
     return load_kinds[slot->kind].command == NBD_CMD_WRITE ? be32toh(slot->header.length) : 0;
 }
 
-// The queue as a list of buffers, without what is gone already. Returns how many.
+// Lists the queued bytes that are not sent yet as iovecs. Returns how many.
 static int list_queue(struct load_connection *c, void *payload, struct iovec *iov)
 {
     uint32_t gone = c->queue_sent;
@@ -285,7 +285,7 @@ static void expect_head(struct load_connection *c)
     c->head_wanted = sizeof(struct nbd_simple_reply);
 }
 
-// Takes in a complete header. Returns false when it is none.
+// Takes a complete header. Returns false when it is none.
 static bool take_head(struct load_connection *c, uint64_t now, struct load_result *result)
 {
     struct nbd_structured_reply chunk;
@@ -298,7 +298,7 @@ static bool take_head(struct load_connection *c, uint64_t now, struct load_resul
         return true;
     }
     memcpy(&chunk, c->head, sizeof(chunk));
-    // Both kinds have the cookie in the same place.
+    // Both kinds of replies have the cookie in one place.
     if (simple.cookie >= LOAD_DEPTH_MAX)
         return fail("reply to a request that was not made");
     slot = &c->slots[simple.cookie];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// load_connection.h: one connection of the load generator. Requests are queued and leave together
-// in one call; replies are taken apart as they come, their data is thrown away.
+// load_connection.h: one connection of the load generator. Requests are queued and sent together in
+// one call. Replies are parsed as they come; their data is dropped.
 #ifndef LAZYCOW_TESTS_LOAD_CONNECTION_H
 #define LAZYCOW_TESTS_LOAD_CONNECTION_H
 
@@ -11,7 +11,7 @@
 #include "tests/bench/load_plan.h"
 #include "tests/bench/load_result.h"
 
-// Requests in flight on one connection: with header and payload each, what one call can send.
+// Most requests in flight on one connection: one call can send so many with header and payload.
 #define LOAD_DEPTH_MAX 512
 
 struct load_slot {
@@ -43,16 +43,17 @@ struct load_connection {
     uint16_t queue[LOAD_DEPTH_MAX];
     unsigned queue_first;
     unsigned queue_count;
-    uint32_t queue_sent; // bytes of the first one that are gone
+    uint32_t queue_sent; // bytes of the first one that are sent
 
-    uint8_t head[32]; // of the reply that is coming in
+    uint8_t head[32]; // of the reply that is being received
     unsigned head_filled;
     unsigned head_wanted;
-    uint64_t skip;             // bytes of payload that are still to come
-    struct load_slot *reading; // whose data they are, if the reply ends with them
+    uint64_t skip; // bytes of payload that are still to come
+    // The read that this payload belongs to, if it ends the reply.
+    struct load_slot *reading;
 };
 
-// Connects and negotiates; says on standard error why not. Returns false then.
+// Connects and negotiates. Returns false, with the reason on standard error, when that fails.
 bool load_connection_open(struct load_connection *c, const struct load_target *target,
                           unsigned depth);
 
@@ -62,12 +63,12 @@ void load_connection_close(struct load_connection *c);
 void load_connection_add(struct load_connection *c, enum load_kind kind, uint64_t offset,
                          uint32_t length, uint64_t now);
 
-// Sends what is queued, as far as the socket takes it; payload is the data of every write. Returns
+// Sends queued bytes as far as the socket takes them. payload is the data of every write. Returns
 // false when the connection is lost.
 bool load_connection_send(struct load_connection *c, void *payload, struct load_result *result);
 
-// Receives once, waiting for it or not, into a buffer of that many bytes, and takes in the replies
-// that are complete. Returns false when the connection is lost or the server breaks the protocol.
+// Receives once, waiting or not, into a buffer of that many bytes, and handles complete replies.
+// Returns false when the connection is lost or the server breaks the protocol.
 bool load_connection_receive(struct load_connection *c, void *buffer, uint32_t bytes, bool wait,
                              struct load_result *result);
 

@@ -27,7 +27,7 @@ static uint64_t next_random(struct load_plan *plan)
     return plan->random * 0x2545f4914f6cdd1dull;
 }
 
-// A number below limit; the bias of a 64-bit product is of no account here.
+// Returns a number below limit; the bias of a 64-bit product does not matter here.
 static uint64_t random_below(struct load_plan *plan, uint64_t limit)
 {
     return (uint64_t)(((unsigned __int128)next_random(plan) * limit) >> 64);

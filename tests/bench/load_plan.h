@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// load_plan.h: which requests the load generator makes: a mix of kinds, and where each one goes.
+// load_plan.h: plans the requests of the load generator: a mix of kinds, and their places.
 #ifndef LAZYCOW_TESTS_LOAD_PLAN_H
 #define LAZYCOW_TESTS_LOAD_PLAN_H
 
@@ -27,9 +27,11 @@ struct load_kind_info {
 extern const struct load_kind_info load_kinds[LOAD_KINDS];
 
 enum load_pattern {
-    LOAD_RANDOM,     // any place, with repetition
-    LOAD_SEQUENTIAL, // one place after the other, all connections together; then from the start
-    LOAD_ONCE,       // each place once, scattered; then the same again
+    LOAD_RANDOM, // any place, with repetition
+    // One place after the other, all connections together; then from the start.
+    LOAD_SEQUENTIAL,
+    // Each place once, scattered; then again.
+    LOAD_ONCE,
 };
 
 struct load_plan {
@@ -45,15 +47,15 @@ struct load_plan {
     uint64_t random;
 };
 
-// Reads a mix such as "read" or "read:70,write:30": kinds and their weights. Returns false when the
-// text is none.
+// Reads a mix such as "read" or "read:70,write:30": kinds and their weights. Returns false for any
+// other text.
 bool load_plan_parse_mix(struct load_plan *plan, const char *text);
 
 // Lays the places out: block bytes at every multiple of align inside the span. Returns false when
 // not even one fits.
 bool load_plan_place(struct load_plan *plan, uint64_t start, uint64_t span, uint64_t seed);
 
-// The next request.
+// Returns the next request.
 enum load_kind load_plan_next(struct load_plan *plan, uint64_t *offset);
 
 #endif

@@ -24,8 +24,8 @@ uint64_t own_cpu_time(void)
     return read_clock(CLOCK_PROCESS_CPUTIME_ID);
 }
 
-// utime and stime, the 14th and 15th field of /proc/PID/stat. The name in the second one may have
-// blanks and parentheses.
+// Reads utime and stime, the 14th and 15th field of /proc/PID/stat. The name in the second field
+// may have blanks and parentheses.
 static bool read_ticks(pid_t pid, struct cpu_time *time)
 {
     const uint64_t tick = 1000000000ull / (uint64_t)sysconf(_SC_CLK_TCK);
@@ -95,7 +95,7 @@ static unsigned slot_of(uint64_t ns)
     return slot < HISTOGRAM_SLOTS ? slot : HISTOGRAM_SLOTS - 1;
 }
 
-// The largest value that is counted in the slot.
+// Returns the largest value that is counted in the slot.
 static uint64_t slot_end(unsigned slot)
 {
     const uint64_t steps = 1ull << HISTOGRAM_STEP_BITS;
@@ -150,7 +150,7 @@ static double seconds(const struct load_result *result)
     return (double)(result->ended - result->started) / 1e9;
 }
 
-// Microseconds of CPU for each request.
+// Returns microseconds of CPU for each request.
 static double per_request(uint64_t before, uint64_t after, uint64_t requests)
 {
     return requests > 0 ? (double)(after - before) / 1e3 / (double)requests : 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// load_result.h: what a run of the load generator has measured.
+// load_result.h: the measurements of a run of the load generator.
 #ifndef LAZYCOW_TESTS_LOAD_RESULT_H
 #define LAZYCOW_TESTS_LOAD_RESULT_H
 
@@ -48,7 +48,7 @@ struct load_result {
 uint64_t clock_now(void);    // CLOCK_MONOTONIC, ns
 uint64_t own_cpu_time(void); // ns
 
-// Returns false when the process is not there.
+// Returns false when the process does not exist.
 bool read_cpu_time(pid_t pid, struct cpu_time *time);
 
 void histogram_add(struct histogram *h, uint64_t ns);
@@ -56,10 +56,10 @@ void histogram_add(struct histogram *h, uint64_t ns);
 // The latency, in ns, that the given share of the requests (0 to 1) did not exceed.
 uint64_t histogram_quantile(const struct histogram *h, double share);
 
-// One line for people.
+// Prints one line for a person.
 void load_result_print(const struct load_result *result, FILE *to);
 
-// The caller owns the object. NULL when there is no memory.
+// The caller owns the object. Returns NULL without memory.
 json_t *load_result_json(const struct load_result *result);
 
 #endif

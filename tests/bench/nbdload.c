@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// nbdload.c: an NBD load generator. One thread keeps so many requests in flight on each of so many
-// connections, sends what is due on one of them in one call, throws away what it reads, and tells
-// requests a second, latency, and the CPU time that the server's process took for each request. It
-// changes the export's content where the mix has anything but reads.
+// nbdload.c: an NBD load generator. One thread keeps a number of requests in flight on each of a
+// number of connections, sends the due requests of a connection in one call, drops the data that it
+// reads, and reports requests a second, latency, and the server process's CPU time for each
+// request. Changes the export's content unless the mix has reads only.
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -15,11 +15,12 @@
 #include "tests/bench/load_plan.h"
 #include "tests/bench/load_result.h"
 
-// What a server may be asked to hold by one of us; lazycow's own limit is larger.
+// Most connections: lazycow's own limit is larger.
 #define CONNECTIONS_MAX 1024
 // The protocol's default for the largest payload ("Block size constraints").
 #define BLOCK_MAX (32u << 20)
-// Bytes taken in with one call: stays in the processor's cache, so that dropping data costs little.
+// Bytes that are received with one call: they stay in the processor's cache, so that dropping data
+// costs little.
 #define RECEIVE_BYTES (256u << 10)
 #define EVENTS_MAX 64
 
@@ -32,7 +33,7 @@ struct options {
     unsigned long connections;
     unsigned long depth;
     double duration; // seconds
-    double warmup;   // seconds before that count for nothing
+    double warmup;   // seconds at the start that are not measured
     uint64_t count;  // requests; 0: for the duration
     pid_t pid;       // of the server; 0: unknown
     const char *json;
@@ -45,7 +46,7 @@ struct load {
     struct load_connection *connections;
     unsigned count;
     int epoll;
-    uint64_t left; // requests that are still to be made
+    uint64_t left; // requests that are still to be sent
     void *payload;
     void *buffer;
 };
@@ -77,7 +78,7 @@ static const char help[] =
 
 // ---- Running ------------------------------------------------------------------------------------
 
-// Makes the requests that there is room for and sends what is due.
+// Queues requests as far as there is room, and sends them.
 static bool refill(struct load *load, struct load_connection *c)
 {
     uint64_t now = clock_now();
@@ -225,7 +226,7 @@ static bool make_buffers(struct load *load)
     load->buffer = malloc(RECEIVE_BYTES);
     if (words == NULL || load->buffer == NULL)
         return false;
-    // Nothing that a server could find to be zeros, or compress.
+    // The data is neither zeros nor compressible.
     for (uint64_t i = 0; i < load->plan.block / sizeof(*words) + 1; i++)
         words[i] = (i + 1) * 0x9e3779b97f4a7c15ull;
     return true;

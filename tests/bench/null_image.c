@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// null_image.c: the null engine: answers every op at once, reads with zeros. Linked in place of
-// qcow2/image.c it makes a server that shows what protocol, bridge and loop cost by themselves, the
+// null_image.c: the null engine: answers every op at once; reads return zeros. Linked in place of
+// qcow2/image.c it makes a server that shows the cost of protocol, bridge and loop alone, the
 // ceiling for the real engine. The image has the size of its file, which is not touched.
 #include <errno.h>
 #include <stdlib.h>

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// fuzz_session.c: a client's bytes into a session whose owner answers everything. LLVM libFuzzer
-// calls LLVMFuzzerTestOneInput(); replay.c does for a corpus.
+// fuzz_session.c: feeds a client's bytes to a session whose owner answers everything. LLVM
+// libFuzzer calls LLVMFuzzerTestOneInput(); replay.c does so for a corpus.
 //
-// The first byte of an input says how the owner behaves (FUZZ_*), the rest is what the client
-// sends. Each input is played twice, at once and in pieces: the answers must be the same.
+// The first byte of an input selects the owner's behaviour (FUZZ_*); the other bytes are the
+// client's. Each input is played twice, at once and in pieces: the answers must be equal.
 #include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -20,13 +20,13 @@
 #define FUZZ_NO_MEMORY (1u << 4) // no buffers for payloads
 #define FUZZ_HOLES (1u << 5)     // reads tell holes
 
-// Payloads above this are refused as if there were no memory, and longer reads fail: the fuzzer is
-// after states, not megabytes.
+// Payloads above this are refused as if there were no memory, and longer reads fail: the fuzzer
+// searches states, not megabytes.
 #define FUZZ_PAYLOAD_MAX (256u << 10)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-// Unlike assert(), in every build.
+// Unlike assert(), active in every build.
 static void must(bool condition, const char *what)
 {
     if (condition)
@@ -168,7 +168,7 @@ static void start_tls(struct player *p)
     session_tls_started(p->session);
 }
 
-// Returns whether the conversation goes on.
+// Returns true while the conversation goes on.
 static bool take_events(struct player *p)
 {
     struct session_request request;

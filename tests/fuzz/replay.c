@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// replay.c: runs a fuzzer's entry point over the files of a folder, without a fuzzer: so a corpus,
-// and each input that once broke something, is tested by every build.
+// replay.c: runs a fuzzer's entry point over the files of a folder, without a fuzzer, so that every
+// build tests a corpus and each input that once failed.
 // Usage: PROGRAM [FOLDER]; the default is $top_srcdir/tests/fuzz/corpus/NAME for fuzz_NAME.
 #include <dirent.h>
 #include <limits.h>
@@ -11,7 +11,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-// Bytes of an input that are looked at: what fuzzers make is far smaller.
+// Most bytes of an input that are read; fuzzers make far smaller ones.
 #define REPLAY_MAX (1u << 20)
 
 static int run_file(const char *path)
@@ -24,7 +24,7 @@ static int run_file(const char *path)
     }
     size_t size = fread(data, 1, sizeof(data), file);
     fclose(file);
-    // A copy of its own size, so that a sanitizer sees where it ends.
+    // A copy of exactly the input's size, so that a sanitizer sees its end.
     uint8_t *copy = malloc(size > 0 ? size : 1);
     if (copy == NULL) {
         perror("malloc");

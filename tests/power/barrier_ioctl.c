@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // barrier_ioctl.c: for LD_PRELOAD. Makes barriers on files of recordfs by ioctl, so that the kernel
-// does not hold back what the process writes meanwhile: on a disk's file system it does not either.
-// Reaches programs that call the C library's function, not those that use io_uring.
+// lets the process write meanwhile, as a disk's file system does. Works for programs that call the
+// C library's fdatasync, not for those that use io_uring.
 #define _GNU_SOURCE 1 // syscall
 #include <sys/ioctl.h>
 #include <sys/syscall.h>

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients asked for, when, and which contents of each sector that allows after a power cut."""
+"""The requests of clients with their times, and the content that these allow in each sector after a
+power cut."""
 import struct
 
 SECTOR = 512
@@ -43,7 +44,7 @@ def marked(number, sector):
 
 
 def describe(content, initial, sector):
-    """What a sector's content looks like."""
+    """Describes a sector's content."""
     if content == bytes(SECTOR):
         return "zeros"
     if content == initial:
@@ -56,7 +57,7 @@ def describe(content, initial, sector):
 
 
 class Wrong(Exception):
-    """What must not be."""
+    """A forbidden content or state."""
 
 
 class History:

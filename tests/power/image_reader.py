@@ -149,7 +149,7 @@ class Image:
 
 
 class References:
-    """Who refers to each cluster of an image."""
+    """The references to each cluster of an image."""
 
     def __init__(self, image):
         self.image = image

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of an image after a power cut."""
+"""Judges an image after a power cut."""
 import json
 import os
 import random

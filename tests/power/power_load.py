@@ -43,7 +43,7 @@ class PowerLoad:
         self.weights = self.choose_weights()
 
     def choose_weights(self):
-        """What this load is mostly about."""
+        """Chooses the emphasis of this load."""
         rng = self.rng
         kinds = (self.write, self.zero, self.trim, self.flush, self.read)
         shares = rng.choice(((50, 10, 15, 8, 8), (80, 4, 4, 3, 4), (35, 5, 45, 12, 4),

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// recordfs.c: a file system over a directory that records what a power cut could lose. All calls go
-// to real files below; every change of a file and every barrier is also appended to a log, with its
-// beginning and its end, so that the log's order is the order in which the kernel saw them.
+// recordfs.c: a file system over a directory that records everything that a power cut could lose.
+// All calls go to real files below. Every change of a file and every barrier is also appended to a
+// log, with its beginning and its end, so that the log has the order in which the kernel saw them.
 //
 //   recordfs [FUSE options] LOWER LOG MOUNTPOINT        (in the foreground with -f)
 //   --barrier-us=N    a barrier takes up to so many microseconds (default 0)
-//   --write-us=N      one change in eight does
+//   --write-us=N      one change in eight takes up to so many microseconds
 //
-// The page cache keeps reads but holds no write back: each reaches this process before the system
-// call that made it returns. Locks are the kernel's own. Barriers are recorded, not passed on: the
-// file system below does not have to be slow.
+// The page cache keeps reads but delays no write: each reaches this process before the system call
+// that made it returns. Locks are the kernel's own. Barriers are recorded, not passed on: the file
+// system below does not have to be slow.
 //
 // The kernel holds an inode's lock through a barrier, so that changes which a process begins
-// meanwhile come after it. The ioctl BARRIER is a barrier that does not: barrier_ioctl.c turns the
-// fdatasync of a program into it.
+// meanwhile come after it. The ioctl BARRIER is a barrier without that lock: barrier_ioctl.c turns
+// the fdatasync of a program into it.
 #define _GNU_SOURCE 1 // fallocate
 #define FUSE_USE_VERSION 35
 #include <errno.h>
@@ -57,7 +57,7 @@ static const struct fuse_opt option_table[] = {
 
 // ---- The log ---------------------------------------------------------------------------------------
 
-// Nothing that was not recorded may happen: without a log there is no file system.
+// Nothing may happen without a record: if the log fails the file system ends.
 static void append(const struct record *record, const char *data)
 {
     const struct iovec iov[] = {
@@ -97,7 +97,7 @@ static uint64_t record_begin(int fd, struct record record, const char *data)
     return record.id;
 }
 
-// A thread's own sequence: only how long things take hangs on it.
+// A random sequence for each thread; it only decides delays.
 static unsigned draw(void)
 {
     static _Thread_local unsigned state;
@@ -167,7 +167,7 @@ static int fs_fallocate(const char *path, int mode, off_t offset, off_t length,
                         struct fuse_file_info *file)
 {
     (void)path;
-    // Without data in the log: its length stands in the record only.
+    // The log has no data for it: the length stands in the record only.
     const struct record record = {.kind = RECORD_FALLOCATE,
                                   .mode = (uint32_t)mode,
                                   .offset = (uint64_t)offset,
@@ -218,7 +218,7 @@ static int fs_getattr(const char *path, struct stat *st, struct fuse_file_info *
 
 static int open_lower(const char *path, int flags, mode_t mode, struct fuse_file_info *file)
 {
-    // Memory of requests is aligned for nobody: what is direct above is not direct below.
+    // Buffers of requests are not aligned, so direct I/O above is not direct below.
     int fd =
         openat(lower, path + 1, (flags & ~(O_DIRECT | O_APPEND | O_NOFOLLOW)) | O_CLOEXEC, mode);
 
@@ -304,7 +304,7 @@ static const struct fuse_operations operations = {
     .statfs = fs_statfs,
 };
 
-// Takes LOWER and LOG; what is left is for the library.
+// Takes LOWER and LOG; other arguments are for the library.
 static int take_path(void *context, const char *argument, int key, struct fuse_args *rest)
 {
     (void)context;
@@ -336,7 +336,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "recordfs [options] LOWER LOG MOUNTPOINT\n");
         return EXIT_FAILURE;
     }
-    // Whoever started it and was killed would leave a mount behind.
+    // A killed parent would leave a mount behind.
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     umask(0);
     int result = fuse_main(arguments.argc, arguments.argv, &operations, NULL);

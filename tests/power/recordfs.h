@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// recordfs.h: the log that recordfs writes and tests/power/recording.py reads. Records stand one
-// behind the other, in the machine's byte order; those of writes are followed by their data.
+// recordfs.h: the log that recordfs writes and tests/power/recording.py reads. Records follow each
+// other in the machine's byte order; data follows the record of a write.
 #ifndef LAZYCOW_TESTS_POWER_RECORDFS_H
 #define LAZYCOW_TESTS_POWER_RECORDFS_H
 
@@ -12,7 +12,8 @@ enum record_kind {
     RECORD_TRUNCATE = 2,  // begins; offset is the new size
     RECORD_FALLOCATE = 3, // begins; mode, offset, length
     RECORD_BARRIER = 4,   // fsync or fdatasync begins
-    RECORD_END = 5,       // of the record with this id; mode is the errno, length what was written
+    // End of the record with this id; mode is the errno, length the bytes that were written.
+    RECORD_END = 5,
 };
 
 struct record {
@@ -26,7 +27,7 @@ struct record {
 
 _Static_assert(sizeof(struct record) == 40, "read by recording.py");
 
-// A barrier like fdatasync, but one beside which the kernel lets changes of the file begin.
+// A barrier like fdatasync, but the kernel lets changes of the file begin while it runs.
 #define RECORDFS_BARRIER ((unsigned)_IO('L', 1))
 
 #endif

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recordfs wrote down of one file, and what a disk may hold of it after a power cut.
+"""The recording that recordfs made of one file, and the contents that a disk may hold of it after a
+power cut.
 
-A position is a length of the log: what had begun by then stands before it. A change is covered at a
-position when a barrier that began after the change had ended has itself ended before the position.
-"""
+A position is a length of the log: everything that had begun by then stands before it. A change is
+covered at a position when a barrier that began after the end of the change has itself ended before
+the position."""
 import bisect
 import struct
 
@@ -91,9 +92,9 @@ class Recording:
         self._horizons()
 
     def _join(self, change):
-        """Adds it to the changes. Where the kernel has to wait for a page of a write's source it
-        ends there, and goes on with the rest in a call of its own: inside a sector if the source is
-        not aligned. No disk would tear there, so both are one change."""
+        """Adds a record to the changes. If the kernel has to wait for a page of a write's source it
+        ends the write there, and continues with the rest in a call of its own: inside a sector if
+        the source is not aligned. No disk would tear there, so both parts are one change."""
         if change.kind == WRITE and change.offset % SECTOR:
             for other in self.changes[-8:]:
                 if (other.kind == WRITE and other.offset + other.length == change.offset
@@ -127,7 +128,7 @@ class Recording:
             self.horizons.append(highest)
 
     def horizon(self, position):
-        """Whatever ended before this is covered at the position."""
+        """Returns the log length before which every ended change is covered at the position."""
         index = bisect.bisect_right(self.ends, position)
         return self.horizons[index - 1] if index else 0
 

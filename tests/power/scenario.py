@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A random image, served from recordfs under random load. What comes of it is a Take: all that is
-needed to cut the power anywhere in it, and to do so again later."""
+"""A random image, served from recordfs under random load. The result is a Take: everything that is
+needed to cut the power anywhere in it, now or later."""
 import os
 import pickle
 import random
@@ -146,7 +146,7 @@ class Scenario:
             assert whole == lib_tools.read_all(path, snapshot=name), f"snapshot {name}"
 
     def read_below(self):
-        """What the image's backing file holds."""
+        """Reads the content of the image's backing file."""
         if not self.bases:
             return b""
         return lib_tools.read_all(self.bases[0], self.kind.backing[0][0])

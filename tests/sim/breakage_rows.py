@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What breakages.py breaks: a row for each rule that the simulator has to defend.
+"""The breakages of breakages.py: a row for each rule that the simulator has to defend.
 
-A row is the rule (of sync.c's head, or as said), what is done against it in words, and the edits: a
-file's name without its folder, the text that is replaced there, and what replaces it. The text has to be
-there exactly once; white space does not count, so that neither a move of the file nor its formatting
-matters. Where the code changes, the row changes with it: the rule stays. `breakages.py --fit` says which
-rows no longer apply, and `breakages.py --fit --write` brings the table of docs/simulator.md up to date.
-"""
+A row is the rule (its number at the head of sync.c, or a text), the change that breaks it in words,
+and the edits: a file's name without its folder, the replaced text, and its replacement. The
+replaced text must occur exactly once; white space does not count, so that neither a move of the
+file nor its formatting matters. A change of the code changes the row with it; the rule stays.
+`breakages.py --fit` finds rows that no longer apply, and `breakages.py --fit --write` updates the
+table of docs/simulator.md."""
 
 
 def row(rule, change, *edits):

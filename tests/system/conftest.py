@@ -23,8 +23,9 @@ STUCK_SECONDS = 60
 
 
 def take_no_signals_over():
-    """What nohup, or a shell for its background, has ignored would be ignored by every server that is
-    started here, until it asks for the signal itself. A handler, unlike that, ends with exec."""
+    """Resets ignored signals. A server started here would inherit signals that nohup, or a shell
+    for its background, has ignored, until it asks for them itself. A handler, in contrast, ends
+    with exec."""
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)

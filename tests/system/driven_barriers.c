@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// driven_barriers.c: for LD_PRELOAD. Barriers that the test drives, so that which thread makes them
-// does not hang on how quick the disk is or how busy the machine. Reaches programs that call the C
-// library's function, not those that use io_uring.
+// driven_barriers.c: for LD_PRELOAD. Makes barriers that the test drives, so that the choice of the
+// thread for them does not depend on the speed of the disk or the load of the machine. Works for
+// programs that call the C library's function, not for those that use io_uring.
 //
-//   BARRIER_LOG   gets a line a barrier: the thread that made it
+//   BARRIER_LOG   gets a line for each barrier: the thread that made it
 //   BARRIER_HELD  the end of a file's name; barriers on it last until BARRIER_GO exists
 //
 // A barrier does nothing, and the program itself (not its libraries) sees a clock that runs a
-// thousand times slower: nothing seems slow to it.
+// thousand times slower: no barrier seems slow to it.
 #define _GNU_SOURCE 1 // dladdr, gettid
 #include <dlfcn.h>
 #include <fcntl.h>

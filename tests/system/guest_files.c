@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// guest_files.c: random operations on the files of a directory, and a model of what they must hold.
-// Usage: guest_files run DIRECTORY MODEL SEED COUNT     goes on from MODEL, or begins it
-//        guest_files verify DIRECTORY MODEL             afterwards, say behind an umount and mount
-// MODEL is a file elsewhere. Ends with 0 if every file was as the model says.
+// guest_files.c: random operations on the files of a directory, and a model of their content.
+// Usage: guest_files run DIRECTORY MODEL SEED COUNT     continues from MODEL, or creates it
+//        guest_files verify DIRECTORY MODEL             later, for example after umount and mount
+// MODEL is a file elsewhere. Ends with 0 if every file agrees with the model.
 #define _GNU_SOURCE // fallocate
 #include <dirent.h>
 #include <errno.h>

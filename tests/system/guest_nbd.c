@@ -2,7 +2,8 @@
 // guest_nbd.c: gives /dev/nbdINDEX connections over netlink, and new ones for those that are dead:
 // the kernel offers that for a device that outlives its server, and nbd-client does not use it.
 // Usage: guest_nbd connect|reconnect INDEX HOST PORT EXPORT CONNECTIONS
-//        guest_nbd wait HOST PORT      until all connections to the address are dead: those alone are
+//        guest_nbd wait HOST PORT      until all connections to the address are dead: those alone
+//        are
 //                                      replaced by reconnect, which tells nothing of the others
 #include <arpa/inet.h>
 #include <endian.h>
@@ -70,7 +71,7 @@ static void nest_end(struct message *m, struct nlattr *nest)
     nest->nla_type |= NLA_F_NESTED;
 }
 
-// Sends it and takes what comes first: the answer, or the acknowledgment.
+// Sends the message and takes the first reply: the answer, or the acknowledgment.
 static void call(int netlink, struct message *m, struct message *answer)
 {
     must(send(netlink, m, m->header.nlmsg_len, 0) >= 0, "send");

@@ -48,8 +48,8 @@ def sectors(content):
 
 
 def known_sectors(*files, content=b""):
-    """What a damaged image may answer with, whatever its tables say: something of its files, zeros, and
-    what its compressed clusters hold (content)."""
+    """The sectors that a damaged image may answer with, whatever its tables tell: those of its
+    files, zeros, and those of its compressed clusters (content)."""
     known = sectors(content) | {bytes(SECTOR)}
     for path in files:
         with open(path, "rb") as stream:

@@ -52,7 +52,7 @@ def module_paths(release, modules):
 
 
 def has_module(release, name):
-    """Whether the guest's kernel can have it, loaded or built in."""
+    """Returns true when the guest's kernel can have the module, loaded or built in."""
     listings = [f"/lib/modules/{release}/{listing}" for listing in ("modules.dep",
                                                                     "modules.builtin")]
     for listing in listings:
@@ -146,8 +146,8 @@ def boot(directory, drive, script, timeout=100):
 
 
 def boot_with(directory, devices, script, modules=MODULES, programs=(), timeout=100):
-    """The same with other devices (words for qemu), the modules and programs that they ask for.
-    What the guest says is in the file `console` of the directory as soon as it is said."""
+    """Boots with other devices (words for qemu), and the modules and programs that they need. The
+    guest's output is in the file `console` of the directory at once."""
     path, release = kernel()
     archive = build_initramfs(directory, release, script, modules, programs)
     console = os.path.join(directory, "console")
@@ -167,7 +167,7 @@ def boot_with(directory, devices, script, modules=MODULES, programs=(), timeout=
 
 
 def console(directory):
-    """What the guest has said so far."""
+    """Returns the guest's output so far."""
     try:
         with open(f"{directory}/console", encoding="utf-8", errors="replace") as stream:
             return stream.read()
@@ -208,7 +208,7 @@ class BackgroundGuest:
         self.wait_until(lambda: word in console(self.directory))
 
     def result(self):
-        """What it said in all, when it has ended."""
+        """Returns the guest's whole output when it has ended."""
         self.thread.join(self.timeout)
         assert isinstance(self.said, str), self.said
         return self.said

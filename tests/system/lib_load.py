@@ -90,7 +90,7 @@ class Disk:
                 f"expected {bytes(expected[first:first + 16]).hex()}")
 
     def check_trimmed(self, start, content):
-        """What is read after a trim of the range becomes the model's content."""
+        """After a trim the content that is read becomes the model's content."""
         end = start + len(content)
         if not self.trim_any:
             whole_start = -(-start // self.cluster) * self.cluster

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine or container can do. A test that needs more is skipped, and says what is missing;
-nothing is skipped that could be tried."""
+"""Features of this machine or container. A test that needs a missing one is skipped with the
+reason; no other test is skipped."""
 import contextlib
 import ctypes
 import functools
@@ -53,7 +53,7 @@ def io_uring_obstacle():
 
 
 def possible_aio(aio):
-    """What a run that draws its backend takes instead of one that is not to be had."""
+    """Returns a backend for a run that drew one that is not available."""
     return "threads" if aio == "io_uring" and io_uring_obstacle() else aio
 
 

@@ -7,7 +7,7 @@ import lib_server
 
 
 class Answer:
-    """What a command said: code, out and err."""
+    """The result of a command: code, out and err."""
 
     def __init__(self, result):
         self.code = result.returncode

@@ -246,8 +246,8 @@ class Server:
         return handle
 
     def one_of_each(self):
-        """What is opened for the first request of its kind is open from then on: before descriptors
-        are compared."""
+        """Makes one request of each kind. Descriptors that are opened for the first request of a
+        kind stay open, so this comes before descriptors are compared."""
         handle = self.connect()
         handle.pwrite(handle.pread(4096, 0), 0)
         handle.block_status(handle.get_size(), 0, lambda *_: 0)

@@ -67,7 +67,7 @@ def check_clean(image):
 
 
 def read_all(image, image_format="qcow2", snapshot=None):
-    """What qemu reads from the whole image."""
+    """Reads the whole image with qemu."""
     raw = f"{image}.all"
     words = ["convert", "-f", image_format, "-O", "raw"]
     if snapshot:

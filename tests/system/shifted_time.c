@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// shifted_time.c: for LD_PRELOAD. time() is ahead by the seconds that the file SHIFTED_TIME says.
+// shifted_time.c: for LD_PRELOAD. time() is ahead by the seconds in the file SHIFTED_TIME.
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// slow_sync.c: for LD_PRELOAD. Makes every barrier take so long that requests are in flight at any
-// moment, whatever the disk: SLOW_SYNC_MS milliseconds.
+// slow_sync.c: for LD_PRELOAD. Makes every barrier take SLOW_SYNC_MS milliseconds, so that requests
+// are in flight at any moment, on any disk.
 #define _GNU_SOURCE // RTLD_NEXT
 #include <dlfcn.h>
 #include <stdlib.h>

@@ -75,7 +75,7 @@ def options(rng):
 
 
 def conversation(rng):
-    """What a client sends from the first byte to the last."""
+    """The bytes of a client, from the first to the last."""
     kind = rng.choice(["old", "simple", "structured", "structured", "extended", "abort"])
     if kind == "old":
         return (struct.pack(">I", rng.choice([0, 1, 3])) + option_bytes(OPT_EXPORT_NAME, b"disk")
@@ -111,7 +111,7 @@ def leave(rng, connection):
 
 
 def cut(rng, length):
-    """Where it ends: anywhere, or rather in the negotiation, which is short."""
+    """Chooses the end of a conversation: anywhere, but often in the negotiation, which is short."""
     return rng.randint(0, length if rng.random() < 0.5 else min(length, 600))
 
 

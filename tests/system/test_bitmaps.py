@@ -167,7 +167,7 @@ def test_out_of_date_already(workdir, image):
 
 
 def test_out_of_date_and_overwritten(workdir, image):
-    """What the extension leads to is data by now."""
+    """The clusters that the extension points at hold data by now."""
     at, _ = bitmaps_extension(image)
     directory = field(image, at + 16)
     patch(image, AUTOCLEAR, bytes(8))

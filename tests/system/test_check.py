@@ -301,7 +301,8 @@ def test_repair_spares_what_a_damaged_entry_hides(damaged, hiding, repair, block
 
 
 def test_repair_keeps_shared_clusters_shared(workdir):
-    """What a hidden table shares with a snapshot has its refcounts, and no entry says it has not."""
+    """Clusters that a hidden table shares with a snapshot keep their refcounts, and no entry claims
+    them alone."""
     damaged = Damaged(workdir, snapshot=True)
     entry = damaged.entry(damaged.l1 + 8)
     table = entry & lib_qcow2.OFFSET_MASK

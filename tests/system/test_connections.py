@@ -186,7 +186,8 @@ def test_disconnect_under_load(shared):
 
 
 def test_half_closed_client_gets_its_answers(shared):
-    """Whoever shuts only its sending side down may still read; answers or the end, no hang."""
+    """A client that shuts down only its sending side may still read: it gets answers or the end,
+    and no hang."""
     with Wire(shared) as wire:
         wire.go(structured=False)
         wire.send(request_bytes(CMD_READ, 1, 0, 4096) + request_bytes(CMD_FLUSH, 2))
@@ -424,7 +425,7 @@ def test_no_descriptors_left(workdir):
 
 @pytest.mark.parametrize("piece", [1, 27, 28, 29, 4095, 4124, 4223, 4224, 4225, 4253, 9000])
 def test_requests_in_pieces(shared, piece):
-    """Whatever the pieces are in which requests come, each is done once."""
+    """Each request is done once, in whatever pieces it comes."""
     rng = random.Random(piece)
     count = 6 if piece < 27 else 60
     expected = {}
@@ -478,8 +479,8 @@ def test_slow_drip_into_requests(shared):
 @pytest.mark.slow
 @pytest.mark.lazycow_only
 def test_stuck_clients_give_way(workdir):
-    """Who takes no replies holds memory for as long as nobody else waits for it, half a minute
-    otherwise."""
+    """A client that takes no replies holds memory as long as no other client waits for it, else
+    half a minute."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     lib_tools.qemu_io(image, f"write -P 5 0 {SIZE}")
     text = "took no replies while others waited for memory"

@@ -271,8 +271,8 @@ def hidden(workdir):
 
 
 def test_recovery_spares_what_a_damaged_entry_hides(workdir, hidden):
-    """Whatever is written and however often the image is opened: what nothing seems to refer to is
-    still there, the image stays dirty, and the reason is told."""
+    """After any writes and any number of opens, clusters without a visible reference are still
+    there, the image stays dirty, and the reason is logged."""
     path, at, entry = hidden
     sizes = []
     for number in range(3):
@@ -422,7 +422,8 @@ def test_what_a_hidden_snapshot_needs_is_not_punched(workdir, image):
 
 @pytest.mark.parametrize("what", ["refcount table", "refcount block", "L1 table"])
 def test_file_that_was_cut_short(workdir, image, what):
-    """What is behind the end reads as zeros, so that clusters in use seem free: not to be written."""
+    """Bytes behind the end read as zeros, so that clusters in use look free: the image is not
+    written."""
     header = Header(image)
     end = -(-os.path.getsize(image) // 65536) * 65536
     if what == "L1 table":

@@ -14,7 +14,7 @@ from lib_offline import ask, lazycow, one_line, qemu_img
 pytestmark = pytest.mark.lazycow_only
 
 def formatting(answer):
-    """What is printed, but for lazy_refcounts, which has another default."""
+    """Returns the printed text except lazy_refcounts, which has another default."""
     return re.sub(r"lazy_refcounts=\w+ ", "", answer.out)
 
 

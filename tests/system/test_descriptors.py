@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process is started with: standard descriptors that are closed, or take no output."""
+"""Standard descriptors of a new process that are closed, or take no output."""
 import itertools
 import os
 import signal

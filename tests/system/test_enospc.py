@@ -195,9 +195,9 @@ def test_many_in_flight(small, workdir):
 
 
 def test_replies_that_wait_take_no_room(small):
-    """What a slow client has not taken of what it read is on loan of the file. That keeps nobody from
-    using space that was freed, not even until the tick: five times in a row together take less than
-    half a second, sooner or later on a busy machine."""
+    """Replies that a slow client has not taken are on loan of the file. They delay no use of freed
+    space, not even until the tick: five times in a row together take less than half a second, at
+    some try also on a busy machine."""
     image = lib_tools.create(os.path.join(small, "disk.qcow2"), SIZE, lazy_refcounts="on")
     read = 128 << 10
     waited = []

@@ -42,7 +42,7 @@ def statuses(handle, offset, length, flags=0):
 
 
 def qemu_map(image, *options):
-    """What qemu-nbd and qemu-img make of it: [(length, zero)]."""
+    """The map of qemu-nbd and qemu-img: [(length, zero)]."""
     text = lib_tools.qemu_img("map", "--output=json", *options, image)
     found = []
     for extent in json.loads(text):

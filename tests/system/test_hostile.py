@@ -42,7 +42,7 @@ def serve_in_time(workdir, image, codes=(0,)):
 
 
 def test_encryption_header_of_a_plain_image(workdir):
-    """What the extension says is of no account where nothing is encrypted."""
+    """The extension does not matter in an image that is not encrypted."""
     image = create(f"{workdir}/a.qcow2", MEBI, cluster_size=512, refcount_bits=64)
     poke_bytes(image, Header(image).header_length,
                struct.pack(">IIQQII", EXTENSION_CRYPTO, 16, MEBI, 1 << 55, 0, 0))

@@ -142,7 +142,7 @@ def test_dirty_image_is_served_read_only_unchanged(workdir):
 
 
 def test_crash_state_is_repaired_by_qemu(workdir):
-    """What a crash leaves is an image that qemu-img check -r all brings back."""
+    """qemu-img check -r all repairs an image after a crash."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
     rng = random.Random(6)
     server = Server(workdir, image, options=["--clean-after=0"])

@@ -149,7 +149,7 @@ def test_limits_that_do_not_matter(workdir, limit):
 
 @pytest.mark.parametrize("size", [0, 65536, 300000])
 def test_file_size(workdir, size):
-    """What the image may not grow by is lack of space for the client, and no SIGXFSZ."""
+    """A limit of the file's size is lack of space for the client, and no SIGXFSZ."""
     with Limited(workdir, [f"--fsize={size}"]) as server:
         assert b"No space left" in server.use(False).stdout
         assert server.end()[0] == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the server listens: several addresses at once, who may connect, vsock, vanished peers."""
+"""Addresses of the server: several at once, permission to connect, vsock, vanished peers."""
 import grp
 import os
 import re
@@ -256,7 +256,7 @@ def vsock():
 
 
 def loops(port):
-    """Whether this machine reaches its own vsock sockets."""
+    """Returns true when this machine reaches its own vsock sockets."""
     with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:

@@ -26,7 +26,7 @@ def journal_of(path):
 
 
 def served_lines(workdir, image, options=(), environment=None):
-    """What a server logs that has one client, which finds no export, and one that finds one."""
+    """The log lines of a server with a client that finds no export, and one that finds one."""
     with Server(workdir, image, options=options, environment=environment) as server:
         server.connect().shutdown()
         with pytest.raises(Exception):

@@ -65,8 +65,8 @@ def test_direct_images_are_not_mapped(workdir):
 
 
 def test_a_cut_image_ends_no_server(workdir):
-    """Somebody cuts the file of a read-only image, all of whose pages are mapped. What is gone reads
-    as zeros, as anything does that lies behind the end of an image's file."""
+    """The file of a read-only image is cut while all its pages are mapped. The missing bytes read
+    as zeros, like all bytes behind the end of an image's file."""
     image = image_of(workdir)
     with Server(workdir, image, read_only=True) as server:
         handle = server.connect()
@@ -86,9 +86,9 @@ def tagged(number, generation):
 @pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 5])
 def test_replies_that_wait_are_nobody_elses(workdir, patience):
-    """A client takes no replies to what it has read, from mapped pages. Others trim that, and use
-    the space for other places. What the client gets in the end is of the place that it has read: what was
-    there before, zeros, or what was written there since."""
+    """A client takes no replies to its reads from mapped pages. Others trim these places, and use
+    the space for other places. In the end the client gets bytes of the places that it has read: the
+    old content, zeros, or newer content of the place."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
     used = SIZE // BLOCK // 2
     with Server(workdir, image) as server, Wire(server) as reader:
@@ -154,7 +154,7 @@ def replies_of_a_cut_image(workdir, tcp):
 
 @pytest.mark.parametrize("tcp", [False, True])
 def test_an_image_that_is_cut_while_replies_wait(workdir, tcp):
-    """What was sent or copied before is what was there then, what was on loan is zeros."""
+    """Bytes that were sent or copied before are the old ones, those on loan are zeros."""
     for _ in range(50):
         replies = replies_of_a_cut_image(workdir, tcp)
         assert replies[0] == b"\7" * (4 * BLOCK)

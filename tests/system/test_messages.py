@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people do wrong, and the one line that says what, which file, and what to do."""
+"""Mistakes of users, and the one line that tells the failure, the file, and the remedy."""
 import os
 import shlex
 import socket

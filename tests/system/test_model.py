@@ -105,7 +105,7 @@ def test_kind(workdir, kind, rounds):
 
 @pytest.mark.parametrize("number", range(lib_tools.scaled(10)))
 def test_fresh(workdir, seed, number):
-    """Whatever a fresh seed chooses, other in each run."""
+    """A fresh seed chooses, another one in each run."""
     rng = random.Random(f"{seed} {number}")
     kind = rng.choice(lib_kinds.KINDS)
     rounds = (rng.randrange(770), rng.randrange(770))

@@ -159,7 +159,7 @@ def test_user_of_the_units():
 
 
 def test_reload_keeps_the_connections(workdir, image):
-    """What the unit's ExecReload does."""
+    """Does the work of the unit's ExecReload."""
     with Server(workdir, image) as server:
         handle = server.connect()
         server.process.send_signal(signal.SIGHUP)
@@ -171,7 +171,7 @@ def test_reload_keeps_the_connections(workdir, image):
 
 
 def test_sigusr1_dumps_what_goes_on(workdir, image):
-    """Whatever the level of the log; and the server goes on."""
+    """The dump comes at any log level, and the server goes on."""
     with Server(workdir, image, options=("--log-level=error",)) as server:
         handle = server.connect()
         server.process.send_signal(signal.SIGUSR1)

@@ -157,7 +157,7 @@ def test_failed_start_leaves_no_pid_file(workdir, image):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
 def test_dropped_privileges(workdir, image, other):
-    """Who may not remove the file any more empties it: the next server takes it over."""
+    """A server that may not remove the file any more empties it: the next server takes it over."""
     path = f"{workdir}/pid"
     os.chmod(workdir, 0o755)
     assert pwd.getpwnam("nobody")

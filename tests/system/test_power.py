@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.lazycow_only, pytest.mark.slow,
 
 
 def power(program, *words):
-    """What the program said. It ends with 1 where something is wrong."""
+    """Returns the output of the program, which ends with 1 when it found a fault."""
     return lib_tools.run(sys.executable, os.path.join(POWER, program), *words,
                          timeout=LIMIT_SECONDS, codes=(0, 1))
 

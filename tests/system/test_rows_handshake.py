@@ -307,7 +307,7 @@ def test_row_22_list_meta_context(wire):
 
 
 def selected(wire, *steps):
-    """Whether BLOCK_STATUS works for "one" after these SET_META_CONTEXTs."""
+    """Returns true when BLOCK_STATUS works for "one" after these SET_META_CONTEXTs."""
     wire.greet()
     assert wire.option_result(OPT_STRUCTURED_REPLY) == REP_ACK
     for step in steps:

@@ -93,7 +93,8 @@ def test_row_36_flags(wire, read_only):
 
 
 def test_row_37_multi_conn(wire, probed):
-    """What one connection has written another one sees and flushes; the other flags are right."""
+    """A write of one connection is visible to another one, which can flush it; the other flags are
+    right."""
     wire.go()
     assert wire.flags & 1 << 8 and not wire.flags & 1 << 9 and not wire.flags & 1 << 12
     assert wire.flags & 1 << 11 == 0 or wire.flags & 1 << 6
@@ -154,7 +155,7 @@ def test_row_41_errors_are_structured(wire, kind):
 
 @pytest.mark.parametrize("fua", [False, True])
 def test_row_42_flush_and_fua(workdir, fua):
-    """What was flushed is in the file when the server is killed."""
+    """Flushed data is in the file when the server is killed."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     server = Server(workdir, image)
     with Wire(server) as wire:
@@ -289,8 +290,8 @@ def test_row_53_errors_do_not_disconnect(wire):
 
 
 def test_row_53_shutdown(workdir):
-    """What comes behind the stop is neither done nor answered, so that a client sends it again to the
-    next server (docs/decisions/013-a-stop-refuses-no-requests.md)."""
+    """A request that comes after the stop is neither done nor answered, so that a client sends it
+    again to the next server (docs/decisions/013-a-stop-refuses-no-requests.md)."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     server = Server(workdir, image)
     with Wire(server) as wire:

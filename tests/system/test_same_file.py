@@ -159,7 +159,7 @@ def test_create_on_a_chain_that_cannot_be_followed(workdir, chain, damage):
 
 
 def test_create_on_a_raw_image_that_looks_like_another(workdir, chain):
-    """What is raw has no chain, whatever its first bytes are."""
+    """A raw image has no chain, whatever its first bytes are."""
     os.remove(chain[0])
     assert run("create", "-b", chain[1], "-F", "raw", f"{workdir}/new.qcow2")[0] == 0
     assert run("create", "-b", f"{workdir}/new.qcow2", "-F", "qcow2",

@@ -169,7 +169,7 @@ def test_one_connection_is_no_invitation_for_several(workdir, images):
 
 
 def test_the_successor_of_the_only_connection_is_let_in(workdir, images):
-    """Whatever the server has noticed of its predecessor's end."""
+    """It is let in even if the server has not noticed the end of its predecessor."""
     with Server(workdir, *images, options=settings("a:max-connections=1")) as server:
         for _ in range(200):
             with Wire(server) as wire:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image costs on the host: free clusters are reused, discarded ones given back."""
+"""The space of an image on the host: free clusters are reused, discarded ones given back."""
 import os
 import random
 

@@ -102,7 +102,7 @@ def test_signal_ends_the_wait_for_the_lock(workdir, image):
 
 @pytest.mark.parametrize("kind", ["text", "link", "hard link", "directory", "fifo"])
 def test_no_lock_file(workdir, image, kind):
-    """What lies where the lock file goes and is none stays there."""
+    """A file at the place of the lock file that is no lock file stays there."""
     path = f"{workdir}/socket"
     lock = lock_path(path)
     if kind == "text":
@@ -212,7 +212,7 @@ def test_fifo(workdir, image, option):
 # ---- A file system that hangs -------------------------------------------------------------------
 
 def signals_blocked(pid):
-    """Whether SIGTERM is blocked, by all threads that there are."""
+    """Returns true when all threads block SIGTERM."""
     with open(f"/proc/{pid}/status", encoding="ascii") as status:
         for line in status:
             if line.startswith("SigBlk:"):

@@ -58,7 +58,7 @@ def test_signal_once_listening_is_never_lost(workdir, image):
 
 
 class Writers:
-    """Threads that write until their connection ends. What was answered is remembered."""
+    """Threads that write until their connection ends, and remember the answered writes."""
 
     def __init__(self, server, count, size):
         self.answered = {}
@@ -113,7 +113,7 @@ class Writers:
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])
 @pytest.mark.parametrize("signals", [1, 5])
 def test_stop_under_load(workdir, image, aio, signals):
-    """What was answered is there, the image is clean, and more signals do no harm."""
+    """Answered writes are there, the image is clean, and more signals do no harm."""
     for delay in (0, 0.2, 0.4):
         server = Server(workdir, image, aio=aio)
         # The model below begins with an empty disk.

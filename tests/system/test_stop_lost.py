@@ -206,8 +206,8 @@ def test_tables_without_room(small, workdir):
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC", "EDQUOT"])
 @pytest.mark.parametrize("flush", [False, True])
 def test_a_barrier_fails(workdir, lazy, error, flush):
-    """What is on disk is unknown: the most that can be lost is said, and nothing that was flushed
-    is among it."""
+    """The state on disk is unknown: the log tells the most that can be lost, and flushed data is
+    not a part of it."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts=lazy)
     with Server(workdir, image) as server:
         handle = server.connect()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What requests cost in system calls, counted by strace. A binary without sanitizers is run where
-there is one (LAZYCOW_PLAIN)."""
+"""System calls of requests, counted by strace. A binary without sanitizers is used if there is one
+(LAZYCOW_PLAIN)."""
 import os
 import re
 import signal
@@ -163,7 +163,7 @@ def test_concurrent_fua_writes_share_barriers(workdir, connections):
 
 
 class DrivenBarriers:
-    """What is loaded into a server: driven_barriers.c."""
+    """The preload of a server: driven_barriers.c."""
 
     def __init__(self, directory, held):
         library, self.log, self.go = (f"{directory}/{name}" for name in ("driven.so", "log", "go"))

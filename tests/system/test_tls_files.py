@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of TLS say: dates, chains, keys that do not go together; and what the log tells of
-handshakes that fail."""
+"""The content of the files of TLS: dates, chains, keys that do not match; and log lines about
+failed handshakes."""
 import os
 import shutil
 import signal
@@ -83,7 +83,7 @@ def test_intermediates_have_dates(workdir, image, authority, dates, good):
 @pytest.mark.parametrize("dates", [LONG_AGO, MUCH_LATER], ids=["expired", "early"])
 @pytest.mark.parametrize("verify", [False, True])
 def test_authorities_have_dates(workdir, image, authority, dates, verify):
-    """Where clients are verified none could connect; else it does not matter here."""
+    """If clients are verified none could connect; else the authority's dates do not matter."""
     directory = authority.issue("server", f"{workdir}/pki", "localhost")
     shutil.copy(Authority(f"{workdir}/old", "Old", dates).certificate, f"{directory}/ca-cert.pem")
     if verify:
@@ -112,7 +112,8 @@ def test_an_encrypted_key(workdir, image, authority):
 
 
 def test_warnings(workdir, image, authority):
-    """What works for some clients, and is hardly meant: one line each, and the server serves."""
+    """Settings that work for some clients and are hardly intended: one line each, and the server
+    serves."""
     directory = authority.issue("client", f"{workdir}/pki", "localhost")
     for kind in ("cert", "key"):
         os.rename(f"{directory}/client-{kind}.pem", f"{directory}/server-{kind}.pem")

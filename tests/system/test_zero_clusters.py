@@ -233,7 +233,7 @@ def test_discard_gives_the_space_back(workdir):
 
 
 def test_a_hole_of_the_file_gets_its_space(workdir):
-    """What preallocation=metadata has mapped takes no space yet."""
+    """Clusters that preallocation=metadata has mapped take no space yet."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", 64 * MEBI, preallocation="metadata")
     with Server(workdir, image) as server:
         handle = server.connect()

@@ -93,7 +93,7 @@ void op_start(struct image *image, struct op *op)
     runq_post(image->file->runq, &op->wait.task);
 }
 
-// There is never a loan.
+// No read takes a loan.
 bool loan_settle(struct loan *loan, const struct extent *extents, size_t count, void *buf)
 {
     (void)loan;

@@ -55,7 +55,7 @@ static const struct fuse_opt option_table[] = {
     FUSE_OPT_END,
 };
 
-// ---- The log ---------------------------------------------------------------------------------------
+// ---- The log ------------------------------------------------------------------------------------
 
 // Nothing may happen without a record: if the log fails the file system ends.
 static void append(const struct record *record, const char *data)
@@ -129,7 +129,7 @@ static int barrier(int fd)
     return 0;
 }
 
-// ---- Calls that are recorded -----------------------------------------------------------------------
+// ---- Calls that are recorded --------------------------------------------------------------------
 
 static int fs_write(const char *path, const char *data, size_t size, off_t offset,
                     struct fuse_file_info *file)
@@ -198,7 +198,7 @@ static int fs_ioctl(const char *path, unsigned command, void *argument, struct f
     return command == RECORDFS_BARRIER ? barrier((int)file->fh) : -ENOTTY;
 }
 
-// ---- Calls that only go below ----------------------------------------------------------------------
+// ---- Calls that only go below -------------------------------------------------------------------
 
 static void *fs_init(struct fuse_conn_info *connection, struct fuse_config *config)
 {

@@ -38,7 +38,7 @@ struct sim_entry {
     char label[48];
 };
 
-// A loan that a read took: as live has it at any time.
+// A loan of a read. It shows the bytes of live at any time.
 struct sim_loan {
     LIST_ENTRY(sim_loan) link;
     uint64_t offset;

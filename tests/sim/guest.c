@@ -374,7 +374,8 @@ static bool pass_to_server(struct guest *guest, bool eager)
 }
 
 #define IOV_MAX_SENT 16
-// How often replies that wait for a guest are settled, when that is wanted and when it is not.
+// Per cent of the times that replies waiting for a guest are settled, when the engine asks for that
+// and when it does not.
 #define SETTLE_WANTED_PERCENT 30
 #define SETTLE_PERCENT 5
 
@@ -400,7 +401,7 @@ static bool pass_to_guest(struct guest *guest, bool eager)
     return true;
 }
 
-// Settles the replies that wait for the guest: when that is wanted, and now and then.
+// Settles the replies that wait for the guest: when the engine asks for that, and now and then.
 static bool settle_output(struct guest *guest)
 {
     struct sim *sim = sim_of(guest);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// model.h: what a guest may find in each sector. A write is out of date once another one that began
+// model.h: the allowed content of each sector. A write is out of date once another one that began
 // after its end has been answered (for reads of the running image) or is durable (after a power
-// cut); all that is not out of date may be found, nothing else.
+// cut). Only content that is not out of date is allowed.
 #ifndef LAZYCOW_TESTS_SIM_MODEL_H
 #define LAZYCOW_TESTS_SIM_MODEL_H
 
@@ -23,7 +23,7 @@ struct model {
     size_t change_count;
     size_t change_capacity;
     uint64_t clock;
-    // The content of a sector in the beginning.
+    // Returns the initial content of a sector in buf.
     void (*original)(void *context, uint64_t sector, void *buf);
     void *context;
 };
@@ -33,8 +33,8 @@ void model_init(struct model *model, uint64_t size,
 void model_free(struct model *model);
 
 // A change of [offset, offset + length) to value (pattern.h) begins. weak: it may be carried out or
-// not (a discard). keeps: what it changes has space in the image afterwards. Returns a handle for
-// it.
+// not (a discard). keeps: its range has space in the image afterwards. Returns a handle for the
+// change.
 size_t model_begin(struct model *model, uint32_t value, uint64_t offset, uint64_t length, bool weak,
                    bool keeps);
 // The change was answered: with success or not, durable or not.

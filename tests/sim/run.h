@@ -37,7 +37,7 @@ struct run {
     uint64_t ops;        // started
     uint64_t states;     // judged
     uint64_t cuts;
-    uint64_t settles; // how often the engine wanted replies to be settled
+    uint64_t settles; // how often the engine asked to settle replies
     bool with_qemu;   // qemu-img looks at every state, too
 };
 

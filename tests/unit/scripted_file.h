@@ -43,9 +43,10 @@ struct scripted_file {
     // Called when a request is submitted, and when it has ended; may be NULL.
     void (*observe)(void *context, const struct file_io *io, bool ended);
     void *observe_context;
-    bool makes_loans;             // reads that want one get a loan of the file's bytes
-    unsigned loans;               // that were not returned
-    unsigned settles;             // how often the image asked for it
+    // Reads that want a loan of the file's bytes get one.
+    bool makes_loans;
+    unsigned loans;               // loans that were not returned
+    unsigned settles;             // how often the image asked to settle loans
     struct scripted_file *behind; // opened for an image that names a backing file
     // Lines of the image's log, the first one first.
     char *lines[SCRIPTED_LINES_MAX];

@@ -78,7 +78,7 @@ static void refcounts_are_durable_before_the_dirty_bit_goes(void **state)
     engine_end(&e);
 }
 
-// What was given up is released, and its hole punched, before refcounts are written.
+// Given-up clusters are released, and their holes punched, before refcounts are written.
 static void what_was_given_up_is_released_first(void **state)
 {
     struct engine e;

@@ -573,7 +573,7 @@ static void test_cold_edges(void **state)
     read_equals(x, 0, data, sizeof(data));
 }
 
-// ---- Which barriers the submitting thread makes itself ---------------------------------------------
+// ---- Which barriers the submitting thread makes itself ------------------------------------------
 
 // The clock of clock_now_ns() in this program: every look at it costs step_ns. So the test decides
 // how long a barrier seems to take, not the disk or the machine.

@@ -268,7 +268,7 @@ static void a_file_that_is_shared(void **state)
     end(&f);
 }
 
-// ---- What is known of a file, against a table with an entry a block -------------------------------
+// ---- What is known of a file, against a table with an entry a block -----------------------------
 
 #define BLOCKS 8000u
 #define BLOCK KNOWN_EXTENTS_BLOCK

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// When the loop looks again instead of sleeping: while that pays, and not longer.
+// test_loop_spin.c: the loop looks for requests instead of sleeping, as long as it finds them, and
+// not longer.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,12 +12,13 @@
 #include "server/loop_spin.h"
 
 #define MAX_NS 50000u
-// Far more sleeps or requests than any rule counts.
+// More sleeps or requests than any rule counts.
 #define MANY 5000
 
 static uint64_t now;
 
-// Replies are sent, and the next request comes so much later. Returns whether the loop was awake.
+// Sends replies; the next request comes gap nanoseconds later. Returns true when the loop was
+// awake.
 static bool exchange(struct loop_spin *spin, uint64_t gap)
 {
     uint64_t begin = now;
@@ -54,7 +56,7 @@ static void quick_requests_keep_it_awake(void **state)
     assert_int_equal(awake_of(&spin, MANY, 10000), MANY);
 }
 
-// The sleep that tells how quick a client is contains the time to wake up.
+// The sleep that tells the client's speed contains the time to wake up.
 static void being_woken_is_not_the_clients_slowness(void **state)
 {
     struct loop_spin spin;
@@ -94,7 +96,7 @@ static void it_stops_when_the_client_becomes_slow(void **state)
     assert_in_range(looked, 1, 20);
 }
 
-// Requests that come just too late would cost the whole time each: trying becomes rare.
+// Requests that come just too late would cost the whole time each: looking becomes rare.
 static void failures_make_it_patient(void **state)
 {
     struct loop_spin spin;
@@ -136,7 +138,7 @@ static void a_crowded_processor_is_left(void **state)
     assert_in_range(looked, 2, MANY / 50);
 }
 
-// Nobody else than the client may have wanted the processor, and may be done with it.
+// Perhaps only the client wanted the processor, and no longer needs it.
 static void a_client_on_the_same_processor_is_looked_for(void **state)
 {
     struct loop_spin spin;
@@ -157,7 +159,7 @@ static void a_client_on_the_same_processor_is_looked_for(void **state)
     assert_int_equal(looked, MANY);
 }
 
-// One of ten requests comes late, awake or asleep.
+// One of ten requests comes late, with the loop awake or asleep.
 static void now_and_then_a_late_request_is_no_reason(void **state)
 {
     struct loop_spin spin;
@@ -174,7 +176,7 @@ static void now_and_then_a_late_request_is_no_reason(void **state)
     assert_in_range(awake, MANY / 2, MANY);
 }
 
-// What the server itself is slow at (a barrier, a disk) is not waited for in this way.
+// The loop does not look while the server itself is slow (a barrier, a disk).
 static void it_does_not_look_while_a_request_runs(void **state)
 {
     struct loop_spin spin;

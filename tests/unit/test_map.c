@@ -336,7 +336,7 @@ static void a_new_table_on_a_device_is_zeroed(void **state)
     engine_end(&e);
 }
 
-// Whether a lookup would wait.
+// Tells if a lookup would wait.
 static void what_is_in_memory(void **state)
 {
     struct image_options options;
@@ -402,7 +402,7 @@ static void metadata_is_not_given_up(void **state)
     engine_free(&e);
 }
 
-// What an invalid entry names is not known.
+// The cluster that an invalid entry names is not known.
 static void an_invalid_entry_gives_up_nothing(void **state)
 {
     struct slice *slice;

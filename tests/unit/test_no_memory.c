@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that runs out: at each place once, and in the midst of a sync. Nothing is lost, nothing is
-// written that need not be, and the same succeeds when there is memory again.
+// test_no_memory.c: memory that runs out: once at each allocation, and inside a sync. Nothing is
+// lost, no needless write is made, and a retry succeeds when there is memory again.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -22,7 +22,7 @@
 #include "tests/unit/engine.h"
 #include "tests/unit/scripted_file.h"
 
-// ---- Memory that runs out: the linker leads calls here (--wrap) ----------------------------------
+// ---- Memory that runs out: the linker leads calls here (--wrap) ---------------------------------
 
 static size_t callocs_refused, reallocs_refused; // from this size on; 0: none
 

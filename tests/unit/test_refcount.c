@@ -236,7 +236,7 @@ static void a_search_is_bounded(void **state)
     done(&f);
 }
 
-// ---- The end of an image on a device -------------------------------------------------------------
+// ---- The end of an image on a device ------------------------------------------------------------
 
 static void the_last_block_that_counts_is_read(void **state)
 {
@@ -273,7 +273,7 @@ static void the_last_block_that_counts_is_read(void **state)
         assert_int_equal(refcounts_load_last(&rc, &disk->file), rows[i].result);
         if (rows[i].result == 0)
             assert_int_equal(refcounts_end(&rc, 128 * 256), 8);
-        // Where nothing counts anything, nothing is used.
+        // Without any refcount above 0 nothing is in use.
         memset(rc.table, 0, 128 * sizeof(*table));
         assert_int_equal(refcounts_load_last(&rc, &disk->file), 0);
         refcounts_free(&rc);

@@ -246,7 +246,7 @@ static void a_page_that_comes_meanwhile_waits(void **state)
     engine_end(&e);
 }
 
-// What seems fresh is known to be metadata: neither a block nor a table is put there.
+// A place that looks fresh is known to be metadata: neither a block nor a table is put there.
 static void no_block_over_metadata(void **state)
 {
     (void)state;

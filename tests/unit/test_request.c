@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Requests: what is admitted, copies on write, what others see meanwhile, and what a request leaves
-// behind that fails; reads that note holes and loans; block status.
+// test_request.c: requests: their admission, copies on write, the view of other requests meanwhile,
+// and the remains of a failed request; reads that note holes and loans; block status.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -74,7 +74,7 @@ static void what_is_refused_at_the_door(void **state)
 
 // ---- Writes -------------------------------------------------------------------------------------
 
-// A cluster that a snapshot shares is copied around what is written, to another place.
+// A cluster that a snapshot shares is copied, around the written bytes, to another place.
 static void the_rest_of_a_shared_cluster_is_copied(void **state)
 {
     struct engine e;
@@ -130,8 +130,8 @@ static void a_new_cluster_is_seen_with_its_data(void **state)
     engine_end(&e);
 }
 
-// Two that change the mapping of one cluster come one after the other; the second finds what the
-// first has made, and nothing of either is lost.
+// Two requests that change the mapping of one cluster come one after the other. The second finds
+// the change of the first, and no data of either is lost.
 static void two_writes_to_one_new_cluster(void **state)
 {
     struct request writes[2];
@@ -154,7 +154,7 @@ static void two_writes_to_one_new_cluster(void **state)
     engine_end(&e);
 }
 
-// A write that fails links nothing, gives its clusters up, and lets others go on.
+// A failed write links nothing, gives its clusters up, and lets others go on.
 static void a_write_that_fails_leaves_nothing(void **state)
 {
     static const char *const where[] = {"data", "read-data"};
@@ -198,7 +198,7 @@ static void a_write_in_place_that_fails(void **state)
     engine_end(&e);
 }
 
-// A flag that refcounts contradict is no leave to write in place.
+// A COPIED flag that refcounts contradict does not allow a write in place.
 static void a_contradicted_flag_is_not_believed(void **state)
 {
     struct engine e;
@@ -215,7 +215,7 @@ static void a_contradicted_flag_is_not_believed(void **state)
     engine_free(&e);
 }
 
-// One write over old and new clusters, over the end of a slice: all parts of it.
+// One write over old and new clusters, over the end of a slice: all parts are written.
 static void a_long_write_goes_in_parts(void **state)
 {
     struct create_options create = engine_small;
@@ -234,7 +234,7 @@ static void a_long_write_goes_in_parts(void **state)
     engine_end(&e);
 }
 
-// Copies on write hold so much memory at most; who comes then waits, and is woken.
+// Copies on write hold a limited amount of memory; a later one waits, and is woken.
 static void copies_wait_for_memory(void **state)
 {
     enum { WRITES = 40 };
@@ -247,7 +247,7 @@ static void copies_wait_for_memory(void **state)
     create.size = 256u << 20;
     create.cluster_bits = 21;
     scripted_file_create(e.disk, &create);
-    // A device: zeros are written around what is written first.
+    // A device: zeros are written around the first write.
     e.disk->size = 128u << 20;
     e.disk->file.fresh_is_zero = false;
     engine_open(&e, &(struct image_options){.format = IMAGE_FORMAT_QCOW2});
@@ -271,7 +271,7 @@ static void copies_wait_for_memory(void **state)
     engine_free(&e);
 }
 
-// More clusters in quarantine than may wait: who would give up more waits for a sync.
+// The quarantine is full: an op that would give up more waits for a sync.
 static void a_full_quarantine_is_waited_for(void **state)
 {
     struct request discard;
@@ -295,7 +295,7 @@ static void a_full_quarantine_is_waited_for(void **state)
 
 // ---- Reads --------------------------------------------------------------------------------------
 
-// Reads a range with flags, into a buffer full of rubbish.
+// Reads a range with flags, into a buffer of arbitrary bytes.
 static size_t read_parts(struct engine *e, unsigned flags, uint64_t length, struct extent *extents,
                          size_t max_extents, unsigned char *buf, struct request *r)
 {
@@ -318,7 +318,7 @@ static size_t read_parts(struct engine *e, unsigned flags, uint64_t length, stru
     return r->op.extent_count;
 }
 
-// Where there is no room to note more, zeros are bytes.
+// Without room for another extent zeros are read as bytes.
 static void holes_are_noted_while_there_is_room(void **state)
 {
     static unsigned char buf[8 * CLUSTER];
@@ -343,13 +343,13 @@ static void holes_are_noted_while_there_is_room(void **state)
     assert_int_equal(extents[2].length, 6 * CLUSTER);
     assert_int_equal(buf[3 * CLUSTER], 0);
     assert_int_equal(buf[8 * CLUSTER - 1], 0);
-    // Without a place at all.
+    // Without room for any extent.
     assert_int_equal(read_parts(&e, 0, 8 * CLUSTER, NULL, 0, buf, &r), 0);
     assert_int_equal(buf[CLUSTER], 0);
     engine_end(&e);
 }
 
-// Bytes are left where they are while there is room to note that, from one file only.
+// Bytes are lent while an extent is free to note that, from one file only.
 static void loans_are_taken_while_there_is_room(void **state)
 {
     static unsigned char buf[8 * CLUSTER];
@@ -374,11 +374,11 @@ static void loans_are_taken_while_there_is_room(void **state)
     assert_int_equal(buf[CLUSTER], 0);
     assert_int_equal(buf[4 * CLUSTER - 1], 1);
 
-    // One place: it is for data in the buffer.
+    // One extent: it is for data in the buffer.
     assert_int_equal(read_parts(&e, OP_LOAN, 4 * CLUSTER, extents, 1, buf, &r), 1);
     assert_null(r.op.loan.file);
     assert_int_equal(buf[4 * CLUSTER - 1], 1);
-    // A read that fails behind a loan returns it.
+    // A read that fails after it took a loan returns it.
     engine_start(&e, &r, OP_READ, 0, 0, 4 * CLUSTER);
     engine_run(&e);
     r.op.flags = OP_LOAN;

@@ -16,7 +16,7 @@
 
 #define NOTES_MAX 16
 
-// What ran, in order.
+// The tasks that ran, in order.
 static int notes[NOTES_MAX];
 static size_t note_count;
 

@@ -97,7 +97,7 @@ static void note_done(struct op *op)
     op->buf = NULL;
 }
 
-// A read of what is in memory, as another client would make it.
+// A read of data in memory, as another client would make it.
 static void start_read(struct fixture *f, struct op *read, void *buf)
 {
     *read = (struct op){
@@ -105,8 +105,8 @@ static void start_read(struct fixture *f, struct op *read, void *buf)
     op_start(f->image, read);
 }
 
-// Takes so many clusters behind the others, as if a guest had them, and leaves none free before
-// them. Returns the first.
+// Takes so many clusters behind the others, as if a guest had them, and leaves no free cluster
+// before them. Returns the first.
 static uint64_t take_clusters(struct fixture *f, uint64_t count)
 {
     struct refcounts *rc = f->image->refcounts;
@@ -195,7 +195,7 @@ static void many_small_extents_are_released_in_turns(void **state)
     scripted_file_run(f->disk);
 }
 
-// An entry of a broken image may give up far more than there is.
+// An entry of a broken image may give up far more clusters than there are.
 static void what_was_never_counted_takes_turns_too(void **state)
 {
     struct fixture *f = *state;
@@ -209,8 +209,8 @@ static void what_was_never_counted_takes_turns_too(void **state)
     scripted_file_run(f->disk);
 }
 
-// Who finds no space while clusters are being released waits for them, however many turns that
-// takes.
+// An op that finds no space while clusters are being released waits for them, however many turns
+// that takes.
 static void space_that_is_being_released_is_waited_for(void **state)
 {
     struct fixture *f = *state;
@@ -344,7 +344,7 @@ static void metadata_is_collected_in_turns(void **state)
     scripted_file_free(f.disk);
 }
 
-// A refcount block that is placed meanwhile is known, and is not taken for one that lies over
+// A refcount block that is placed meanwhile is known, and does not count as a table that overlaps
 // itself.
 static void what_comes_meanwhile_is_known(void **state)
 {
@@ -361,7 +361,7 @@ static void what_comes_meanwhile_is_known(void **state)
     op_start(f.image, &write);
     while (f.image->guard->next == 0)
         assert_true(scripted_file_turn(f.disk));
-    // One that was looked at, and one that is still to be.
+    // An entry that was looked at, and one that is still to be.
     uint64_t pages[] = {1, rc->table_size - 1};
     assert_true(f.image->guard->next > pages[0] && f.image->guard->next < pages[1]);
     for (size_t i = 0; i < 2; i++) {
@@ -415,7 +415,7 @@ static void scan_ended(void *context, int result)
     c->ended = true;
 }
 
-// The first range arrives last: those behind it are not all taken in its turn.
+// The first range arrives last: the turn does not take all ranges behind it.
 static void ranges_are_taken_one_a_turn(void **state)
 {
     struct scripted_file *disk = scripted_file_new();
@@ -426,7 +426,7 @@ static void ranges_are_taken_one_a_turn(void **state)
     c.scan.context = &c;
     scan_start(&c.scan);
     scripted_file_turns(disk);
-    // It asks where the holes are, and is told nothing.
+    // Asks for the holes, and gets no answer.
     assert_int_equal(disk->queue[0]->kind, FILE_EXTENTS);
     scripted_file_end(disk, 0, -EOPNOTSUPP);
     scripted_file_turns(disk);
@@ -465,7 +465,7 @@ static void old_refcount_blocks_are_claimed_in_turns(void **state)
     format_put32(disk->bytes + FORMAT_HEADER_REFCOUNT_TABLE_CLUSTERS, blocks * 8 / CLUSTER);
     disk->bytes[FORMAT_HEADER_INCOMPATIBLE + 7] |= HEADER_INCOMPATIBLE_DIRTY;
     disk->size = (table << CLUSTER_BITS) + blocks * 8;
-    // And one that is not in the file.
+    // And a block that is not in the file.
     format_put64(disk->bytes + (table << CLUSTER_BITS), 2ull << 30);
 
     struct image_host host = {0};
@@ -501,7 +501,7 @@ static void zeros_are_read_in_turns(void **state)
     struct op read;
 
     assert_non_null(buf);
-    // Every other cluster is one with a place, so that no two of them are alike.
+    // Every other cluster has a host cluster, so that no two neighbours are alike.
     for (uint64_t at = 0; at < length; at += 2 * CLUSTER) {
         zero.offset = at;
         zero.flags = OP_NO_HOLE;
@@ -521,7 +521,7 @@ static void zeros_are_read_in_turns(void **state)
     free(buf);
 }
 
-// Clusters behind the end of everything that count as used are passed over by the bits of a page.
+// Clusters behind the end that count as used are skipped by the bits of a page.
 static void leaks_behind_the_end_are_passed_over(void **state)
 {
     struct fixture *f = *state;

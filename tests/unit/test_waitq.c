@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Waiting: wait queues, epochs, locked guest clusters, and the turns of an op. Each waiter is woken
-// once, in order, with the result of the event that it waited for, and nobody is woken early.
+// test_waitq.c: waiting: wait queues, epochs, locked guest clusters, and the turns of an op. Each
+// waiter is woken once, in order, with the result of the event that it waited for, and none is
+// woken early.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -72,7 +73,7 @@ static void all_are_woken_once_in_order(void **state)
     assert_int_equal(turn_count, 0);
 
     waitq_wake(&q, -ENOSPC);
-    // Waking runs nobody.
+    // Waking runs no task.
     assert_int_equal(turn_count, 0);
     assert_true(waitq_empty(&q));
     run(f);
@@ -113,7 +114,7 @@ static void who_waits_again_waits_for_the_next_event(void **state)
     assert_false(waitq_empty(&again));
 }
 
-// A sync takes over who waits, behind those that wait for it already.
+// A sync takes over the waiters, behind those that already wait for it.
 static void moved_waiters_stand_behind(void **state)
 {
     struct fixture *f = *state;
@@ -149,7 +150,7 @@ static void a_stamp_passes_when_all_older_members_have_left(void **state)
     epoch_enter(&epochs, &first);
     epoch_enter(&epochs, &second);
     uint64_t stamp = epoch_now(&epochs);
-    // One that begins now is not in the way.
+    // A member that enters now delays nothing.
     epoch_enter(&epochs, &later);
     assert_false(epoch_passed(&epochs, stamp));
     epoch_leave(&first);
@@ -161,7 +162,7 @@ static void a_stamp_passes_when_all_older_members_have_left(void **state)
     epoch_leave(&later);
 }
 
-// A plan that is made anew does not hold back what was given up before it.
+// A plan that is made anew does not hold back clusters that were given up before it.
 static void entering_again_leaves_the_old_epoch(void **state)
 {
     struct epoch_member member = {0}, other = {0};
@@ -170,7 +171,7 @@ static void entering_again_leaves_the_old_epoch(void **state)
     (void)state;
     epochs_init(&epochs, "older ones");
     epoch_enter(&epochs, &member);
-    // Alone, and the newest: a new epoch would show it nothing else.
+    // Alone and the newest: a new epoch would show it nothing else.
     uint64_t next = epoch_now(&epochs);
     epoch_enter(&epochs, &member);
     assert_int_equal(epoch_now(&epochs), next);
@@ -200,7 +201,7 @@ static void only_the_oldest_wakes(void **state)
     assert_int_equal(turn_count, 1);
 }
 
-// A loan stands in the epoch of its read, however many began since.
+// A loan has the epoch of its read, however many plans began since.
 static void one_can_enter_an_earlier_epoch(void **state)
 {
     struct epoch_member plans[3] = {0}, holders[3] = {0};
@@ -224,7 +225,7 @@ static void one_can_enter_an_earlier_epoch(void **state)
         epoch_leave(&plans[i]);
 }
 
-// An op that waits is not in the way of what it would wait for.
+// An op that waits does not delay the event that it waits for.
 static void parking_leaves_the_epoch(void **state)
 {
     struct fixture *f = *state;
@@ -286,7 +287,7 @@ static void the_end_of_an_io_is_a_turn(void **state)
     scripted_file_turns(disk);
     assert_int_equal(turn_count, 0);
     scripted_file_end(disk, 0, -EIO);
-    // Not inside the end itself.
+    // Not inside the call that ends it.
     assert_int_equal(turn_count, 0);
     scripted_file_turns(disk);
     assert_int_equal(turn_count, 1);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A walk over all references of an image: each of them once, with its count, and each kind of
-// fault.
+// test_walk.c: a walk over all references of an image: each of them once, with its count, and each
+// kind of fault.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -19,7 +19,7 @@
 #define CLUSTER 65536u
 #define SEEN_MAX 64
 
-// What a walk has found.
+// The findings of a walk.
 struct finding {
     struct walk walk;
     struct header header;
@@ -32,7 +32,8 @@ struct finding {
     uint64_t progress; // the last that was told
     unsigned done;
     int result;
-    size_t refuse; // the reference that ends the walk, counted from 1; 0: none
+    // The reference, counted from 1, whose visit ends the walk; 0: none.
+    size_t refuse;
 };
 
 static int note_reference(void *context, const struct walk_reference *reference)
@@ -73,7 +74,7 @@ static void note_done(void *context, int result)
 static const struct walk_visitor visitor = {
     .reference = note_reference, .problem = note_problem, .progress = note_progress};
 
-// Walks the file; returns how it ended. f->refuse is left as it is.
+// Walks the file and returns the result. Keeps f->refuse.
 static int walk(struct scripted_file *disk, unsigned parts, struct finding *f)
 {
     size_t refuse = f->refuse;
@@ -100,7 +101,7 @@ static int walk(struct scripted_file *disk, unsigned parts, struct finding *f)
     return f->result;
 }
 
-// The references of a kind, as clusters times count.
+// Returns the references of a kind: the sum of clusters times count.
 static uint64_t counted(const struct finding *f, enum walk_kind kind)
 {
     uint64_t sum = 0;
@@ -122,8 +123,8 @@ static const struct walk_reference *first_of(const struct finding *f, enum walk_
     return NULL;
 }
 
-// Guest clusters 0 to 3, 9, and a zero cluster with a place at 20. The image is closed; its tables
-// are patched on disk.
+// Guest clusters 0 to 3, 9, and a zero cluster with a host cluster at 20. The image is closed;
+// tests patch its tables on disk.
 static void begin(struct engine *e, bool snapshot)
 {
     struct error err;
@@ -160,7 +161,7 @@ static void each_reference_once(void **state)
     assert_int_equal(counted(&f, WALK_DATA), 6);
     assert_int_equal(counted(&f, WALK_REFCOUNT_TABLE), 1);
     assert_int_equal(counted(&f, WALK_REFCOUNT_BLOCK), 1);
-    // Together they are the file.
+    // Together the references cover the file.
     uint64_t sum = 0;
     for (size_t i = 0; i < f.count; i++)
         sum += f.references[i].clusters;
@@ -174,7 +175,7 @@ static void each_reference_once(void **state)
     assert_int_equal(run->entry, l2_of(&e) - e.disk->bytes);
     assert_int_equal(f.walk.allocated_clusters, 6);
     assert_int_equal(f.progress, 1);
-    // Only what is asked for.
+    // A walk visits only the requested parts.
     assert_int_equal(walk(e.disk, WALK_MAPPING, &f), 0);
     assert_int_equal(counted(&f, WALK_HEADER) + counted(&f, WALK_REFCOUNT_TABLE), 0);
     engine_free(&e);
@@ -197,7 +198,7 @@ static void shared_tables_count_for_each(void **state)
     assert_int_equal(data->count, 2);
     assert_int_equal(data->active, 1);
     assert_false(data->copied);
-    // Without snapshots, once.
+    // Without snapshots it counts once.
     assert_int_equal(walk(e.disk, WALK_MAPPING, &f), 0);
     assert_int_equal(counted(&f, WALK_DATA), 6);
     engine_free(&e);
@@ -209,7 +210,7 @@ static void faults_of_l2_entries(void **state)
     const struct {
         uint64_t raw;
         enum walk_fault fault;
-        uint64_t references; // clusters that it counts all the same
+        uint64_t references; // clusters that are counted nevertheless
     } rows[] = {
         {(2 * CLUSTER) | 1ull << 56, WALK_RESERVED_BITS, 1},
         {2 * CLUSTER + 512, WALK_MISALIGNED, 2},
@@ -231,13 +232,13 @@ static void faults_of_l2_entries(void **state)
         assert_int_equal(f.problems[0].value, rows[i].raw);
         assert_int_equal(counted(&f, WALK_DATA) + counted(&f, WALK_COMPRESSED),
                          6 + rows[i].references);
-        // What no sound image has is visited where that is asked for.
+        // References that no sound image has are visited on request.
         if (rows[i].fault == WALK_FAR) {
             assert_int_equal(walk(e.disk, WALK_ALL | WALK_ABSURD, &f), 0);
             assert_int_equal(counted(&f, WALK_DATA), 7);
             assert_int_equal(f.problem_count, 0);
         }
-        // A visitor that has enough ends the walk.
+        // An error of the visitor ends the walk.
         f.refuse = SIZE_MAX;
         if (rows[i].fault != WALK_FAR)
             assert_int_equal(walk(e.disk, WALK_ALL, &f), -ENOMEM);
@@ -289,7 +290,7 @@ static void faults_of_l1_entries(void **state)
         assert_int_equal(f.problems[0].fault, rows[i].fault);
         assert_int_equal(f.problems[0].kind, WALK_L2);
         assert_int_equal(counted(&f, WALK_L2), rows[i].tables);
-        // A table at no place that can be one is not read.
+        // A table at an impossible place is not read.
         assert_int_equal(counted(&f, WALK_DATA), rows[i].fault == WALK_RESERVED_BITS ? 6 : 0);
         engine_free(&e);
     }
@@ -321,7 +322,7 @@ static void faults_of_the_refcount_table(void **state)
     }
 }
 
-// The L1 table of a snapshot that lies behind the end, over another one, or at no place for one.
+// A snapshot's L1 table that lies behind the end, over another one, or at an impossible place.
 static void snapshots_whose_l1_table_cannot_be(void **state)
 {
     static struct finding f;
@@ -346,7 +347,7 @@ static void snapshots_whose_l1_table_cannot_be(void **state)
     }
 }
 
-// A snapshot with the very same L1 table: what it names counts twice.
+// A snapshot that has the L1 table of the disk: its references count twice.
 static void equal_l1_tables_are_read_once(void **state)
 {
     static struct finding f;
@@ -385,7 +386,7 @@ static void an_error_ends_it(void **state)
     e.disk->fail_error = -EIO;
     assert_int_equal(walk(e.disk, WALK_ALL, &f), -EIO);
     e.disk->fail_length = 0;
-    // Features that change what tables mean.
+    // Features that change the meaning of tables.
     uint8_t *bits = e.disk->bytes + FORMAT_HEADER_INCOMPATIBLE;
     format_put64(bits, format_get64(bits) | HEADER_INCOMPATIBLE_EXTENDED_L2);
     assert_int_equal(walk(e.disk, WALK_ALL, &f), -ENOTSUP);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// epoch.h: tells when nobody uses any more what was given up.
+// epoch.h: tells when every member that entered before a given moment has left.
 //
 // A plan looks at shared state (which host cluster holds what) and acts on it in a later turn. A
 // plan enters an epoch when it is made. It leaves the epoch when it ends, or when it holds nothing

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// error.h: the one line of text that tells a user what failed, on which file, and what to do.
+// error.h: the one line of text that tells a user the failure, the file and the remedy.
 #ifndef LAZYCOW_QCOW2_BASE_ERROR_H
 #define LAZYCOW_QCOW2_BASE_ERROR_H
 

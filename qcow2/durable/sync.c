@@ -22,7 +22,7 @@
 // Tables are copied when a sync begins, so a later change belongs to the next sync.
 //
 //   IDLE ── sync_request ──> BEGIN            copy dirty L2 and L1 pieces; quarantine moves along
-//        ──> HEADER          rule 4: dirty bit, and autoclear bits that are not ours
+//        ──> HEADER          rule 4: dirty bit on, autoclear bits off
 //        ──> REFCOUNTS       only without lazy refcounts; where they have no room, the dirty bit
 //        ──> PREPARED        rules 2, 3, 4: the first barrier, if anything needs it
 //        ──> TABLES          write the copies

@@ -30,7 +30,7 @@
 //     88    8 autoclear features
 //     96    4 refcount_order: a refcount has 1 << refcount_order bits, at most 6
 //    100    4 length of the header, a multiple of 8, at least 104
-//    104    1 compression type: 0 zlib, 1 zstd (present if the length says so)
+//    104    1 compression type: 0 zlib, 1 zstd (present if the header length covers it)
 //    105    7 padding
 //
 // Header extensions follow at the header's length.

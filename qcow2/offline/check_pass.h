@@ -89,7 +89,7 @@ struct check_pass {
     uint64_t beyond_end;
 
     // Results of the comparison.
-    struct check_mismatch mismatch; // not yet said
+    struct check_mismatch mismatch; // not reported yet
     uint64_t end;                   // one past the highest cluster in use
     uint8_t *ones;                  // 64 refcounts of 1 as on disk
 

@@ -161,7 +161,7 @@ static int correct_flags(struct check_pass *pass, struct error *err)
     if (pass->fixes == NULL)
         return error_set(err, ENOMEM, "'%s': no memory to repair it", pass->file->name);
     pass->flag_counts = &pass->counted;
-    pass->quiet = true; // it was said before
+    pass->quiet = true; // its findings were reported before
     do {
         ret = check_walk_flags(pass, err);
         if (ret == 0)

@@ -48,7 +48,8 @@ struct inflated {
     // The compressed data, host_length bytes, in READING and INFLATING; else NULL.
     unsigned char *packed;
     struct waitq waiters; // ops that wait for the end of loading
-    int result; // Inside while they are read, so that the host clusters are not used again.
+    int result;           // of inflating: 0 or a negative errno
+    // Inside while the compressed data is read, so that its host clusters are not used again.
     struct epoch_member reading;
     struct file_io io;
     struct iovec iov;

@@ -11,7 +11,7 @@
 #include "qcow2/space/refcount.h"
 #include "qcow2/space/reserve.h"
 
-// The header's cluster is never free, whatever a damaged refcount says of it.
+// The header's cluster is never free, even if a damaged refcount is 0.
 #define FIRST_CLUSTER 1u
 
 void alloc_init(struct alloc *alloc, struct image *image, uint64_t fresh, uint64_t file_bytes,

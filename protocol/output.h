@@ -31,7 +31,7 @@ struct output {
     struct output_block *last;
     struct output_block *spare;
     size_t bytes;  // copied and payload bytes that are not sent yet
-    size_t copied; // those of bytes that are in the arena
+    size_t copied; // of these bytes, those in the arena
     // References that could not be queued without memory.
     struct session_payload_ref *orphans;
     // Memory ran out: the stream has a gap, and nothing more may be sent.

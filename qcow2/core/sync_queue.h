@@ -21,7 +21,7 @@ enum sync_queue_state {
     SYNC_QUEUE_IDLE,
     SYNC_QUEUE_DUE,         // the sync's op is posted
     SYNC_QUEUE_RUNNING,     // a sync that is requested now is another one
-    SYNC_QUEUE_RUNNING_DUE, // and has asked
+    SYNC_QUEUE_RUNNING_DUE, // another sync was requested while one runs
 };
 
 // The work for the next sync, which takes it over when it begins.

@@ -43,13 +43,13 @@ struct sync_facts {
     unsigned barriers; // that have ended well
 };
 
-// Parts of the header that a sync drops: unknown autoclear bits, or the bitmaps with their bit.
+// Parts of the header that a sync drops: autoclear bits, or the bitmaps with all autoclear bits.
 enum sync_drops { SYNC_DROPS_NOTHING, SYNC_DROPS_AUTOCLEAR, SYNC_DROPS_BITMAPS };
 
 struct sync {
     struct op op;          // internal; op.state is an enum sync_state
-    struct waitq current;  // for the one that runs
-    struct waitq cleaning; // for the clean point
+    struct waitq current;  // ops that wait for the running sync
+    struct waitq cleaning; // ops that wait for the clean point
 
     // The running sync ends with refcounts written and the dirty bit cleared.
     bool clean_wanted;

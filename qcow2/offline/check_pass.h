@@ -79,7 +79,7 @@ struct check_pass {
     // structure that is built behind its end.
     struct counts counted;
     struct counts copied;     // references from the disk with the COPIED flag
-    struct counts not_copied; // and without
+    struct counts not_copied; // references from the disk without the COPIED flag
     struct counts l2_tables;  // references to L2 tables
     struct counts fixed;      // references to metadata that can only have one
     // Offset of each refcount block that can be used, else 0.

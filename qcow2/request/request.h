@@ -35,14 +35,14 @@ struct op_work {
     bool copy_head;
     bool copy_tail;
     size_t head_length;    // bytes of bounce before the payload
-    size_t tail_length;    // and behind it
+    size_t tail_length;    // bytes of bounce behind the payload
     unsigned char *bounce; // malloc
     // Bytes of bounce that count in the image's bounce_bytes.
     size_t bounce_bytes;
     struct iovec iov[3];
     // A read for copy on write, a write of zeros, or a block status.
     struct op child;
-    struct extent extent; // of that status
+    struct extent extent; // answer of a block status by child
     struct op *parent;
 };
 

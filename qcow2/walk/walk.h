@@ -149,7 +149,7 @@ struct walk {
     uint64_t l2_done; // tables read, for progress
     // Index of the next thing to read: L1 table, L2 table or bitmap.
     size_t next_source;
-    uint64_t next_offset; // and bytes into it
+    uint64_t next_offset; // bytes into that L1 table, L2 table or bitmap
     // Index of the next L1 table while L2 tables are read.
     size_t next_l1;
     uint64_t next_l1_offset;

@@ -266,6 +266,36 @@ void engine_snapshot(struct engine *e)
     engine_open(e, &options);
 }
 
+// Gives the image a bitmap: its directory and its table, a cluster each.
+void engine_add_bitmap(struct engine *e)
+{
+    uint8_t *bytes = e->disk->bytes;
+    uint64_t cluster = 65536;
+    uint64_t directory = (e->disk->size + cluster - 1) / cluster * cluster;
+    uint64_t table = directory + cluster;
+    uint64_t block = format_get64(bytes + e->image->header.refcount_table_offset);
+    uint8_t *at = bytes + format_get32(bytes + FORMAT_HEADER_LENGTH);
+
+    format_put64(bytes + directory + FORMAT_BITMAP_TABLE_OFFSET, table);
+    format_put32(bytes + directory + FORMAT_BITMAP_TABLE_SIZE, 1);
+    bytes[directory + 16] = 1;
+    bytes[directory + FORMAT_BITMAP_GRANULARITY] = 16;
+    format_put16(bytes + directory + FORMAT_BITMAP_NAME_LENGTH, 1);
+    bytes[directory + FORMAT_BITMAP_ENTRY_BYTES] = 'b';
+    e->disk->size = table + cluster;
+    refcount_array_set(bytes + block, 4, directory / cluster, 1);
+    refcount_array_set(bytes + block, 4, table / cluster, 1);
+    while (format_get32(at) != FORMAT_EXTENSION_END)
+        at += FORMAT_EXTENSION_BYTES + (format_get32(at + 4) + 7u) / 8 * 8;
+    format_put32(at, FORMAT_EXTENSION_BITMAPS);
+    format_put32(at + 4, FORMAT_BITMAPS_EXTENSION_BYTES);
+    at += FORMAT_EXTENSION_BYTES;
+    format_put32(at + FORMAT_BITMAPS_COUNT, 1);
+    format_put64(at + FORMAT_BITMAPS_DIRECTORY_SIZE, 32);
+    format_put64(at + FORMAT_BITMAPS_DIRECTORY_OFFSET, directory);
+    format_put64(bytes + FORMAT_HEADER_AUTOCLEAR, FORMAT_AUTOCLEAR_BITMAPS);
+}
+
 // ---- Requests -----------------------------------------------------------------------------------
 
 int engine_write(struct engine *e, uint64_t offset, uint64_t length, int byte)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_corrupt.c: the corrupt bit is on disk in the end, whatever a sync was writing beside it.
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +14,7 @@
 #include "qcow2/core/corrupt.h"
 #include "qcow2/core/image_state.h"
 #include "qcow2/format/format.h"
+#include "tests/unit/engine.h"
 #include "tests/unit/scripted_file.h"
 
 static bool is_header_write(const struct file_io *io)
@@ -64,10 +66,64 @@ static void bit_outlives_a_header_write(void **state)
     scripted_file_free(disk);
 }
 
+static const struct image_options options = {.format = IMAGE_FORMAT_QCOW2};
+
+// The first finding is told and marked; what follows from it is not told again.
+static void it_is_told_once(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    engine_begin_with(&e, &engine_large, &options);
+    corrupt_found(e.image, "cluster %d is odd", 7);
+    corrupt_found(e.image, "so is %d", 8);
+    engine_run(&e);
+    assert_true(engine_said(&e, "cluster 7 is odd: the image is corrupt"));
+    assert_false(engine_said(&e, "so is"));
+    assert_string_equal(e.order, "header.");
+    assert_int_equal(engine_write(&e, 0, 512, 1), -EIO);
+    engine_free(&e);
+}
+
+// Writing the bit may fail; who serves it next finds the contradiction again.
+static void a_bit_that_cannot_be_set(void **state)
+{
+    struct engine e;
+
+    (void)state;
+    engine_begin_with(&e, &engine_large, &options);
+    corrupt_found(e.image, "odd");
+    scripted_file_end(e.disk, engine_reach(&e, "header"), -EIO);
+    engine_run(&e);
+    assert_true(engine_said(&e, "cannot set the corrupt bit: Input/output error"));
+    assert_false(e.image->corrupt->busy);
+    engine_free(&e);
+}
+
+// Version 2 has no such bit, an image that is only read is not written.
+static void nothing_is_marked_where_it_cannot_be(void **state)
+{
+    struct create_options create = engine_large;
+    struct engine e;
+
+    (void)state;
+    create.version = 2;
+    create.lazy_refcounts = false;
+    engine_begin_with(&e, &create, &options);
+    corrupt_found(e.image, "odd");
+    engine_run(&e);
+    assert_string_equal(e.order, "");
+    assert_int_equal(engine_write(&e, 0, 512, 1), -EIO);
+    engine_free(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bit_outlives_a_header_write),
+        cmocka_unit_test(it_is_told_once),
+        cmocka_unit_test(a_bit_that_cannot_be_set),
+        cmocka_unit_test(nothing_is_marked_where_it_cannot_be),
     };
 
     return cmocka_run_group_tests_name("corrupt", tests, NULL, NULL);

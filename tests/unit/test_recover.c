@@ -12,7 +12,6 @@
 
 #include "qcow2/durable/recover.h"
 #include "qcow2/format/format.h"
-#include "qcow2/format/refcount_array.h"
 #include "qcow2/mapping/guard.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/refcount.h"
@@ -366,36 +365,7 @@ static void a_size_that_cannot_be_told(void **state)
     engine_free(&e);
 }
 
-// Meaningless flags hide nothing: the image can be clean again.
-
-// Gives the image a bitmap: its directory and its table, a cluster each.
-static void add_bitmap(struct engine *e)
-{
-    uint8_t *bytes = e->disk->bytes;
-    uint64_t directory = (e->disk->size + CLUSTER - 1) / CLUSTER * CLUSTER;
-    uint64_t table = directory + CLUSTER;
-    uint64_t block = format_get64(bytes + e->image->header.refcount_table_offset);
-    uint8_t *at = bytes + format_get32(bytes + FORMAT_HEADER_LENGTH);
-
-    format_put64(bytes + directory + FORMAT_BITMAP_TABLE_OFFSET, table);
-    format_put32(bytes + directory + FORMAT_BITMAP_TABLE_SIZE, 1);
-    bytes[directory + 16] = 1;
-    bytes[directory + FORMAT_BITMAP_GRANULARITY] = 16;
-    format_put16(bytes + directory + FORMAT_BITMAP_NAME_LENGTH, 1);
-    bytes[directory + FORMAT_BITMAP_ENTRY_BYTES] = 'b';
-    e->disk->size = table + CLUSTER;
-    refcount_array_set(bytes + block, 4, directory / CLUSTER, 1);
-    refcount_array_set(bytes + block, 4, table / CLUSTER, 1);
-    while (format_get32(at) != FORMAT_EXTENSION_END)
-        at += FORMAT_EXTENSION_BYTES + (format_get32(at + 4) + 7u) / 8 * 8;
-    format_put32(at, FORMAT_EXTENSION_BITMAPS);
-    format_put32(at + 4, FORMAT_BITMAPS_EXTENSION_BYTES);
-    at += FORMAT_EXTENSION_BYTES;
-    format_put32(at + FORMAT_BITMAPS_COUNT, 1);
-    format_put64(at + FORMAT_BITMAPS_DIRECTORY_SIZE, 32);
-    format_put64(at + FORMAT_BITMAPS_DIRECTORY_OFFSET, directory);
-    format_put64(bytes + FORMAT_HEADER_AUTOCLEAR, FORMAT_AUTOCLEAR_BITMAPS);
-}
+// ---- Bitmaps ------------------------------------------------------------------------------------
 
 static void begin_with_bitmap(struct engine *e)
 {
@@ -403,7 +373,7 @@ static void begin_with_bitmap(struct engine *e)
 
     begin(e);
     assert_int_equal(image_finish(e->image, &err), 0);
-    add_bitmap(e);
+    engine_add_bitmap(e);
     engine_crash(e, &options);
     assert_true(engine_said(e, "has 1 persistent bitmaps ('b')"));
     assert_int_equal(engine_faults(e), 0);

@@ -393,6 +393,86 @@ static void an_error_ends_it(void **state)
     engine_free(&e);
 }
 
+// The part of a structure that is near counts, the rest is told.
+static void what_begins_near_and_ends_far_is_counted_in_part(void **state)
+{
+    static struct finding f;
+    struct engine e;
+
+    (void)state;
+    begin(&e, false);
+    // The last cluster that may be named, at no alignment: it reaches into the next one.
+    uint64_t far = (e.disk->size / CLUSTER + (WALK_LOST_GROWTH_MAX >> 16)) * CLUSTER;
+    format_put64(l2_of(&e) + 8 * 50, far - CLUSTER + 512);
+    f.refuse = 0;
+    assert_int_equal(walk(e.disk, WALK_ALL, &f), 0);
+    assert_int_equal(f.problem_count, 2);
+    assert_int_equal(f.problems[0].fault, WALK_MISALIGNED);
+    assert_int_equal(f.problems[1].fault, WALK_FAR);
+    assert_int_equal(counted(&f, WALK_DATA), 7);
+    engine_free(&e);
+}
+
+// Disks without a byte have no L1 table to be read.
+static void empty_disks(void **state)
+{
+    static struct finding f;
+    struct engine e = {.disk = scripted_file_new()};
+    struct create_options create = engine_large;
+
+    (void)state;
+    create.size = 0;
+    scripted_file_create(e.disk, &create);
+    f.refuse = 0;
+    assert_int_equal(walk(e.disk, WALK_ALL, &f), 0);
+    assert_int_equal(counted(&f, WALK_L2) + counted(&f, WALK_DATA), 0);
+    assert_int_equal(counted(&f, WALK_HEADER), 1);
+    e.disk->size_error = -EIO;
+    assert_int_equal(walk(e.disk, WALK_ALL, &f), -EIO);
+    engine_free(&e);
+}
+
+// Bitmaps: their directory, their tables and what those name; entries that name nothing a bitmap can
+// be in.
+static void bitmaps_and_their_faults(void **state)
+{
+    static const struct {
+        uint64_t entry;
+        enum walk_fault fault;
+        bool any;
+        uint64_t clusters;
+    } rows[] = {{0, 0, false, 2},
+                {1, 0, false, 2}, // all ones, without a cluster
+                {2 * CLUSTER, 0, false, 3},
+                {2 * CLUSTER | 2, WALK_RESERVED_BITS, true, 3},
+                {2 * CLUSTER + 512, WALK_MISALIGNED, true, 4}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        static struct finding f;
+        struct engine e;
+
+        begin(&e, false);
+        engine_add_bitmap(&e);
+        format_put64(e.disk->bytes + e.disk->size - CLUSTER, rows[i].entry);
+        f.refuse = 0;
+        assert_int_equal(walk(e.disk, WALK_ALL, &f), 0);
+        assert_int_equal(f.problem_count, rows[i].any);
+        if (rows[i].any)
+            assert_int_equal(f.problems[0].fault, rows[i].fault);
+        assert_int_equal(counted(&f, WALK_BITMAP), rows[i].clusters);
+        f.refuse = SIZE_MAX;
+        if (rows[i].any)
+            assert_int_equal(walk(e.disk, WALK_ALL, &f), -ENOMEM);
+        // A bitmap without a table.
+        format_put32(e.disk->bytes + e.disk->size - 2 * CLUSTER + FORMAT_BITMAP_TABLE_SIZE, 0);
+        f.refuse = 0;
+        assert_int_equal(walk(e.disk, WALK_ALL, &f), 0);
+        assert_int_equal(counted(&f, WALK_BITMAP), 1);
+        engine_free(&e);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -405,6 +485,9 @@ int main(void)
         cmocka_unit_test(snapshots_whose_l1_table_cannot_be),
         cmocka_unit_test(equal_l1_tables_are_read_once),
         cmocka_unit_test(an_error_ends_it),
+        cmocka_unit_test(what_begins_near_and_ends_far_is_counted_in_part),
+        cmocka_unit_test(empty_disks),
+        cmocka_unit_test(bitmaps_and_their_faults),
     };
 
     return cmocka_run_group_tests_name("walk", tests, NULL, NULL);

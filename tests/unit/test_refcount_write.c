@@ -238,6 +238,8 @@ static void a_page_that_comes_meanwhile_waits(void **state)
     image_clean(e.image, note_clean, &called);
     engine_reach(&e, "block");
     engine_start(&e, &write, OP_WRITE, 0, 30 * CLUSTER, 200 * CLUSTER);
+    engine_hold(&e, "block");
+    assert_int_equal(write.done, 1);
     engine_run(&e);
     assert_true(called);
     assert_int_equal(write.op.result, 0);

@@ -49,7 +49,7 @@ struct client_request_pool {
     SLIST_HEAD(, client_request) unused;
     size_t unused_count;
     size_t unused_low; // fewest since the last tick
-    // Room to translate extents in; used only inside request_reply.
+    // Room to translate extents in; used only inside client_request_reply().
     struct session_read_part parts[OP_EXTENTS_MAX];
     struct session_status_extent status[CLIENT_REQUEST_STATUS_EXTENTS];
 };

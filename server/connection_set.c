@@ -64,7 +64,7 @@ bool connection_set_room(struct connection_set *set)
         return true;
     }
     slowest = slowest_half_open(set);
-    if (slowest == NULL || uv_now(set->uv) - slowest->progress < HALF_OPEN_PATIENCE_MS) {
+    if (slowest == NULL || uv_now(set->uv) - slowest->progress < HALF_OPEN_SILENCE_MS) {
         return false;
     }
     if (has_spoken(slowest)) {

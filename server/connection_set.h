@@ -10,12 +10,12 @@
 
 // Connections that are negotiating, somewhat more than QEMU allows (100). A negotiation takes a few
 // round trips; when so many are at it, further ones wait to be accepted. One whose client has been
-// silent for HALF_OPEN_PATIENCE_MS then gives way: so clients that say nothing cannot keep others out.
+// silent for HALF_OPEN_SILENCE_MS then gives way: so clients that say nothing cannot keep others out.
 // A client on a busy machine may need seconds for its part of a handshake and must not be taken for
 // one of these. So many silent ones, at some 0.5 MiB each with TLS, hold 64 MiB, and 40 a second give
 // way.
 #define HALF_OPEN_MAX 128u
-#define HALF_OPEN_PATIENCE_MS 3000u
+#define HALF_OPEN_SILENCE_MS 3000u
 // Milliseconds that the client has for the negotiation, as in QEMU since CVE-2024-7409. Handshakes that
 // wait for a thread of ours do not use them up.
 #define HANDSHAKE_DEADLINE_MS 10000u

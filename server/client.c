@@ -482,7 +482,7 @@ void client_describe(const struct client *client, char *text, size_t size)
     static const char *const states[] = {
         [CLIENT_OPEN] = "wants bytes",
         [CLIENT_YIELDED] = "has more to act on",
-        [CLIENT_STALLED] = "waits for memory, or for its replies to be taken",
+        [CLIENT_STALLED] = "waits for its replies to be taken",
         [CLIENT_STARTTLS] = "in a TLS handshake",
         [CLIENT_ENDING] = "ending",
         [CLIENT_BROKEN] = "broken",
@@ -491,7 +491,8 @@ void client_describe(const struct client *client, char *text, size_t size)
     snprintf(text, size,
              "export '%s', %s; %u requests, %u of them in the engine, %u not settled; %zu bytes of "
              "output",
-             client->export != NULL ? client->export->name : "none yet", states[client->state],
+             client->export != NULL ? client->export->name : "none yet",
+             client->intake >= INTAKE_HELD ? "waits for memory" : states[client->state],
              client->requests, client->in_flight, client->unsettled,
              session_output_bytes(client->session));
 }

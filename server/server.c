@@ -22,6 +22,8 @@
 // waits to be accepted, in milliseconds.
 #define SERVER_ROOM_MS 50u
 
+// Whether connections are accepted.
+//
 //   ACCEPTS ──too many negotiate──> FULL ──there is room──> ACCEPTS
 //      └──no descriptor or memory──> PAUSED ──the next tick──> ACCEPTS
 //

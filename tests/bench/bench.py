@@ -1,10 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Compares lazycow with qemu-nbd: each piece of work on each server in turn, several times over,
-medians and ratios in a table. With the null engine behind our own protocol code, which reads nothing,
-and a raw image in lazycow as ceilings, and nbdkit on a raw file as what serving costs elsewhere
-without a format. Needs about four times --size of disk
-and as much page cache."""
+"""Compares lazycow with qemu-nbd: runs each piece of work on each server in turn, several times,
+and prints medians and ratios in a table. The ceilings are the null engine behind our protocol code,
+which reads nothing, and a raw image in lazycow; nbdkit on a raw file shows the cost of serving
+without a format elsewhere. Needs about four times --size of disk and as much page cache."""
 import argparse
 import contextlib
 import datetime

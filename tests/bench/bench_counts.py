@@ -46,8 +46,8 @@ def image_of(images, counted):
 
 
 def calls(name, programs, images, counted):
-    """System calls of a request, counted by the kernel: nothing is slowed down, so that batches are
-    what they are without a look at them."""
+    """System calls of a request, counted by the kernel: this slows nothing down, so that batches
+    keep their sizes."""
     out = images.path("perf.csv")
     count = CALLS_FUA if "FUA" in counted[0] else CALLS
     with Server(name, programs, image_of(images, counted), images.directory) as server:
@@ -59,7 +59,7 @@ def calls(name, programs, images, counted):
 
 
 def read_trace(path):
-    """Sums a trace up: barriers, and what write calls put into files."""
+    """Sums a trace up: barriers, and the bytes of write calls."""
     counts = {"barriers": 0, "writes": 0, "bytes": 0}
     with open(path, encoding="utf-8", errors="replace") as trace:
         for line in trace:

@@ -33,7 +33,7 @@ def cool(path):
 
 
 class Images:
-    """Makes each kind once; what a run writes to is made or copied for the run."""
+    """Creates each kind once; images for runs that write are created or copied for the run."""
 
     def __init__(self, directory, megabytes):
         self.directory = directory
@@ -121,7 +121,7 @@ class Images:
             run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", path, "64G")
         else:
             shutil.copyfile(self.get(kind), path)
-            # What one run leaves to be written back must not slow the next one down.
+            # Dirty pages of one run must not slow the next one down.
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         return path

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work that is measured: what is asked of a server, and which servers are asked."""
+"""The measured work: the requests, and the servers for them."""
 import dataclasses
 
 BUFFERED_QEMU = ("qemu-nbd threads", "qemu-nbd io_uring")
 DIRECT_QEMU = (*BUFFERED_QEMU, "qemu-nbd native")
-# What lazycow is held against besides: the null engine, a raw image, and for a chain its base alone.
+# Ceilings for lazycow: the null engine, a raw image, and for a chain its base alone.
 CEILINGS = ("null", "lazycow raw", "lazycow flat")
-# Where the data of the image "corner" begins; it goes on to the end, at 1 TiB.
+# The data of the image "corner" begins here and goes on to the end, at 1 TiB.
 CORNER_START = "1023g"
 
 
@@ -78,7 +78,7 @@ ROWS = (
     Row("random read 4 KiB, QD 32, all over 1 TiB of holes", depth(32), image="huge"),
 )
 
-# What must not cost more CPU a request, and than what: (work, plain work).
+# Work that must not cost more CPU a request than other work: (work, plain work).
 FLAT = (
     ("random read 4 KiB, 256 connections of QD 1", "random read 4 KiB, QD 1"),
     ("random read 4 KiB, QD 32, chain of 32", "random read 4 KiB, QD 32"),

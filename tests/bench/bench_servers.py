@@ -48,7 +48,7 @@ class Programs:
                 raise BenchError(f"{path} is not there; run 'make bench'")
 
 
-# What the table calls a server: how it is started. {image} is qcow2, {raw} the same bytes raw.
+# Names of servers in the table, and their commands. {image} is qcow2, {raw} its content as raw bytes.
 # Options that mean the same are given to all.
 def command(name, programs, image, address, direct):
     unix = address.get("socket")
@@ -77,7 +77,7 @@ class Server:
         self.address = ({"port": free_port()} if tcp
                         else {"socket": os.path.join(directory, "bench.sock")})
         self.words = [*wrap, *command(name, programs, image, self.address, direct)]
-        # What servers say about clients that go without a word is of no interest, unless one fails.
+        # Messages about clients that vanish do not matter, unless a server fails.
         self.log = os.path.join(directory, "server.log")
         self.process = None
         self.pid = None
@@ -152,7 +152,7 @@ def fio(*arguments, seconds):
 
 
 def memory(pid):
-    """Resident memory in MiB: all, and what is not a file's pages."""
+    """Resident memory in MiB: all of it, and without the pages of files."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
         fields = dict(line.split(":", 1) for line in status)
     return {"rss_mib": int(fields["VmRSS"].split()[0]) / 1024,

@@ -31,7 +31,7 @@ CLUSTER = 65536
 UNMAPPED = 64
 START_SECONDS = 120
 
-# What is taken, in this order, from the start of the process; targets for lazycow with a warm
+# The measured times, in this order, from the start of the process; targets for lazycow with a warm
 # cache.
 MOMENTS = (("greeting", "start to greeting", None),
            ("first byte", "start to first byte", 50),
@@ -103,7 +103,7 @@ def commands(directory, image):
 
 
 def connect(socket, process, begun):
-    """A handle, as soon as somebody answers. qemu-nbd makes its socket when it has repaired."""
+    """Returns a handle as soon as the server answers. qemu-nbd makes its socket after the repair."""
     while True:
         if process.poll() is not None or time.monotonic() - begun > START_SECONDS:
             raise SystemExit("the server did not start")
@@ -200,7 +200,7 @@ class Bench:
         return caches
 
     def rows(self, caches):
-        """(what, unit, cache, lazycow's values, qemu's values, target)"""
+        """Returns rows: (name, unit, cache, lazycow's values, qemu's values, target)."""
         for cache in caches:
             for key, title, target in MOMENTS:
                 yield title, "ms", cache, key, target if cache == "warm" else None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a qcow2 image that lies in memory, with none of the engine's code, and counts what refers
-to each cluster. Names are those of the qcow2 specification."""
+"""Reads a qcow2 image that lies in memory, with none of the engine's code, and counts the
+references to each cluster. Names are those of the qcow2 specification."""
 import re
 import struct
 import zlib
@@ -93,7 +93,8 @@ class Image:
             raise Wrong(f"compressed cluster at {offset:#x}: {error}") from None
 
     def read(self, backing, l1=None, size=None):
-        """The whole disk. backing: what lies below reads as, or b"". l1, size: a snapshot's."""
+        """Reads the whole disk. backing: the content of the backing file, or b"". l1, size: a
+        snapshot's."""
         cluster, size = self.cluster, self.size if size is None else size
         disk = bytearray(backing[:size].ljust(size, b"\0"))
         span = cluster * (cluster // 8)
@@ -123,9 +124,10 @@ class Image:
     # ---- References -----------------------------------------------------------------------------
 
     def judge(self, end=False, leaks=False, beyond=True):
-        """Raises Wrong for what no power cut may leave. While the image is dirty its refcounts say
-        nothing; else they must cover all references. end: it must not be dirty. leaks: they
-        may be too high. beyond: look at refcounts behind the end of the file, too."""
+        """Raises Wrong for a state that no power cut may leave. While the image is dirty its
+        refcounts tell nothing; else they must cover all references. end: the image must not be
+        dirty. leaks: refcounts may be too high. beyond: also look at refcounts behind the end of
+        the file."""
         References(self).judge(end, leaks, beyond)
 
     def refcounts(self):

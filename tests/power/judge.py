@@ -24,7 +24,7 @@ READ_STEP = 4 << 20
 NOTES_MAX = 20
 
 
-# What the log says where something is wrong with an image.
+# Texts in the log that tell of a fault of an image.
 COMPLAINT = re.compile(r"run 'lazycow check'|cannot|leak|failed|[1-9]\d* faults found")
 
 
@@ -46,7 +46,7 @@ def first_difference(found, expected):
 
 
 class Judge:
-    """bases: files of the backing chain. snapshots: what each reads over zeros."""
+    """bases: files of the backing chain. snapshots: the content of each over zeros."""
 
     def __init__(self, directory, bases, snapshots, below):
         self.directory = directory
@@ -58,7 +58,7 @@ class Judge:
             shutil.copy(base, directory)
 
     def judge(self, take, content, position, rng):
-        """Raises Wrong. Returns what the disk reads as."""
+        """Raises Wrong for a fault. Returns the content of the disk."""
         image = Image(content)
         image.judge(leaks=take.leaks)
         disk = take.history.check_cut(image.read(self.below), position)
@@ -127,7 +127,7 @@ class Judge:
     # ---- The server -----------------------------------------------------------------------------
 
     def serve(self, disk, rng, leaks):
-        """Opened, read, written, stopped, it must stay what it was."""
+        """Opens, reads, writes and stops the image: its content must stay."""
         aio = "threads" if REFERENCE else possible_aio(rng.choice(("io_uring", "threads")))
         with Server(self.directory, self.path, aio=aio, plain=True) as server:
             handle = server.connect()

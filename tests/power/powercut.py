@@ -116,7 +116,7 @@ class Run:
             scenario.go_on_from(*left)
 
     def cut_take(self, scenario, judge, take, replay):
-        """Returns the state from which to go on: the file, and what it reads as."""
+        """Returns the state from which to go on: the file, and its content."""
         numbers = range(self.options.cuts)
         go_on = scenario.rng.choice(numbers)
         left = None

@@ -147,7 +147,7 @@ class Recording:
 
 
 class Replay:
-    """Goes through a recording and says at each position what the file may be after a cut there."""
+    """Goes through a recording and tells the file's possible states after a cut at each position."""
 
     def __init__(self, recording, content):
         """content: the file at the beginning, durable."""
@@ -161,7 +161,7 @@ class Replay:
         self.at = 0
 
     def go(self, position):
-        """Makes durable what is covered at the position."""
+        """Makes the changes durable that are covered at the position."""
         if position < self.at:
             self.rewind()
         self.at = position
@@ -173,7 +173,8 @@ class Replay:
         del self.uncovered[:count]
 
     def cut(self, position, rng):
-        """The file after a cut. Returns (content, what was done to the changes not covered)."""
+        """Returns a state of the file after a cut: (content, fate of the changes that are not
+        covered)."""
         self.go(position)
         pending = sorted((change for change in self.uncovered if change.begin <= position),
                          key=lambda change: change.begin)
@@ -237,7 +238,7 @@ def grow(content, size):
 
 
 def apply(content, change, sectors):
-    """Does the change to content; of one that is torn, only what lies in the runs of sectors."""
+    """Applies the change to content; of a torn change only the sectors of its runs."""
     if change.kind == TRUNCATE:
         if change.offset < len(content):
             del content[change.offset:]

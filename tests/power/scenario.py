@@ -57,7 +57,7 @@ def random_kind(rng):
 
 
 def random_serving(rng, kind):
-    """How the image is served. The second part says so to Server."""
+    """Draws the way in which the image is served. The second part of the result is for Server."""
     cache = rng.choices(("writeback", "writethrough", "none", "directsync"), (8, 1, 3, 1))[0]
     aio = possible_aio(rng.choice(("io_uring", "threads", "threads")))
     serving = {"cache": cache, "aio": aio,
@@ -85,9 +85,9 @@ def random_serving(rng, kind):
 
 
 class Take:
-    """One generation: recording, history, the image at its beginning and what lies below it.
-    leaks: refcounts may be too high though the image is not dirty, as it was served without lazy
-    refcounts, then or before."""
+    """One generation: the recording, the history, the image at its beginning and its backing files.
+    leaks: refcounts may be too high in an image that is not dirty, because it was served without
+    lazy refcounts at some time."""
 
     def __init__(self, seed, generation, kind, serving, image, below, history, log, inode, leaks):
         self.seed = seed
@@ -152,7 +152,7 @@ class Scenario:
         return lib_tools.read_all(self.bases[0], self.kind.backing[0][0])
 
     def record(self, generation, last):
-        """Serves the image once, from what is now its content, up to a clean stop or a kill."""
+        """Serves the image once, from its present content, up to a clean stop or a kill."""
         rng = self.rng
         serving = random_serving(rng, self.kind)
         self.leaks |= REFERENCE or serving.get("lazy_refcounts", "on") == "off"

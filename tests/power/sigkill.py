@@ -30,10 +30,10 @@ NUMBERS = 1 << 32
 # Position of all that happened before a kill.
 KILLED = 1
 
-# What the file may take up: all that a disk can refer to at once (its clusters, a table for each
+# Most bytes of the file: all clusters that a disk can refer to at once (its data, a table for each
 # 512 MiB, header, L1 table, refcounts), half a disk of clusters that were given up and are not yet
-# free, and an eighth of all that reserved ahead (qcow2/space/reserve.h). What would be lost for good at each
-# kill passes that within some rounds: each of them writes a good part of the disk anew.
+# free, and an eighth of that sum reserved ahead (qcow2/space/reserve.h). A leak at each kill exceeds
+# this within some rounds, because each round writes a large part of the disk anew.
 FILE_BYTES_MAX = (DISK_BYTES + 8 * CLUSTER + DISK_BYTES // 2) * 9 // 8
 
 
@@ -125,7 +125,8 @@ class KillRun:
                   f"{self.reopened[-1]:.1f} ms, file {stat.st_size >> 20} MiB", flush=True)
 
     def finish(self):
-        """The last server is stopped cleanly: the image must be sound, small, and read the same."""
+        """Stops the last server cleanly: the image must be sound and small, and its content must
+        stay."""
         server, handle = self.start()
         with server:
             found = self.read(handle)

@@ -47,7 +47,7 @@ def pattern(text):
 
 
 def broken(folder, row):
-    """{path: text after the row's edits}, or what is wrong as a string."""
+    """Returns {path: text after the row's edits}, or an error as a string."""
     texts = {}
     for name, old, new in row["edits"]:
         path = find_file(folder, name)
@@ -143,7 +143,7 @@ class Build:
                         output], cwd=self.folder, check=True)
 
     def program(self, row):
-        """The simulator with the row's edits, or what is wrong as a string."""
+        """Returns the simulator with the row's edits, or an error as a string."""
         texts = broken(self.folder, row)
         if isinstance(texts, str):
             return texts

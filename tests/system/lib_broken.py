@@ -58,9 +58,9 @@ def known_sectors(*files, content=b""):
 
 
 def read_steadily(handle, places, known=None):
-    """Reads each place (offset, length) twice in a row, forwards and backwards, and so after all the
-    others too. It is the same error or the same bytes each time; bytes are known ones. Returns the
-    outcomes by offset."""
+    """Reads each place (offset, length) twice in a row, forwards and backwards, and so after all
+    others, too. The outcome is one error or one content each time; the content is known. Returns
+    the outcomes by offset."""
     outcomes = {}
     for order in (places, places[::-1]):
         for offset, length in order:
@@ -76,8 +76,8 @@ def read_steadily(handle, places, known=None):
 
 
 def survive(workdir, image, content=b"", backing=()):
-    """Serves it if it can be served, and uses it: any error, no crash, no hang, no bytes that come from
-    elsewhere. content: what it held before it was damaged, where that is not in its file as it is."""
+    """Serves the image if possible, and uses it: any error, no crash, no hang, no foreign bytes.
+    content: its content before the damage, if that is not in its file as it is."""
     known = known_sectors(image, *backing, content=content)
     server = Server(workdir, image, wait=False, options=["--clean-after=1"])
     try:

@@ -63,7 +63,7 @@ def has_module(release, name):
 
 
 def unpack_module(path, target):
-    """Copies a module; busybox loads only what is not compressed."""
+    """Copies a module; busybox loads only uncompressed ones."""
     if path.endswith(".xz"):
         opener = lzma.open
     elif path.endswith(".gz"):
@@ -141,7 +141,7 @@ def build_initramfs(directory, release, script, modules=MODULES, programs=()):
 
 
 def boot(directory, drive, script, timeout=100):
-    """Runs script in a guest that has drive (-drive's words) as /dev/vda. Returns what it said."""
+    """Runs script in a guest that has drive (-drive's words) as /dev/vda. Returns its output."""
     return boot_with(directory, ["-drive", drive], script, timeout=timeout)
 
 

@@ -62,11 +62,12 @@ class Connections:
 
 
 class Disk:
-    """The model: what every byte must be, and which ranges have requests in flight."""
+    """The model: the required content of every byte, and the ranges that have requests in flight."""
 
     def __init__(self, content, cluster, trim_zeroes, trim_ignored=False, trim_any=False):
-        """trim_zeroes: whole clusters of a trim read as zeros. Else zeros or what was there, and
-        with trim_ignored exactly that, with trim_any anything (what the protocol allows)."""
+        """trim_zeroes: whole clusters of a trim read as zeros. Else a trim leaves zeros or the old
+        content; with trim_ignored exactly the old content, with trim_any anything (as the protocol
+        allows)."""
         self.data = bytearray(content)
         self.size = len(content)
         self.cluster = cluster
@@ -353,9 +354,9 @@ class Load:
     # ---- Requests that race ---------------------------------------------------------------------
 
     def overlap(self, count):
-        """count changes of one region at once, beside reads of it, and beside flushes and writes
-        elsewhere, which take the clusters that the changes free. Every piece of the region must
-        then be one of their results, and what was read one of them or what was there before."""
+        """Makes count changes of one region at once, beside reads of it, and beside flushes and
+        writes elsewhere, which take the clusters that the changes free. In the end every piece of
+        the region must hold one of their results, and each read one of them or the old content."""
         span = min(self.disk.size, max(8 * SECTOR, self.rng.choice((1, 2, 5)) * self.disk.cluster))
         span = min(span, LENGTH_MAX)
         base = self.rng.randint(0, self.disk.size - span)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The offline commands, and qemu-img's answer to the same question."""
+"""The offline commands, compared with qemu-img."""
 import json
 import subprocess
 

@@ -36,8 +36,8 @@ PATIENCE_SECONDS = 120
 
 
 def wait_for(condition):
-    """Waits until the condition holds. That is the only use of time in an assertion: what has to
-    come may take long, and nothing is expected to be quick."""
+    """Waits until the condition holds. This is the only use of time in an assertion: an awaited
+    event may take long, and no event has to be quick."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"not after {PATIENCE_SECONDS} s"
@@ -81,7 +81,7 @@ class Server:
                  image_format=None, backing_format=None, max_connections=None, wrapper=(),
                  plain=False, environment=None, pass_fds=(), socket_path=None, wait=True):
         """images: paths, or (name, path) pairs. wrapper: words before the command (strace).
-        socket_path: "" for none, where something else says what to listen on."""
+        socket_path: "" for none, if another option gives the address."""
         if aio == "io_uring" and not REFERENCE:
             lib_machine.need(lib_machine.io_uring_obstacle())
         if wrapper and wrapper[0] == "strace":
@@ -281,8 +281,8 @@ class Server:
     # ---- Stopping it ----------------------------------------------------------------------------
 
     def hold_and_stop(self):
-        """Tells it to stop while it does nothing: what is sent now comes behind that. To be let go
-        with SIGCONT."""
+        """Tells the server to stop while it is held: bytes that are sent now come behind the
+        signal. SIGCONT lets it go."""
         wait_for(self._rests)
         self.process.send_signal(signal.SIGSTOP)
         wait_for(lambda: self._state() == "T")

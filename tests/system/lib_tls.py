@@ -5,7 +5,7 @@ import os
 from lib_tools import run
 
 
-# What a template says of the time for which something is good.
+# Lines of a template for the period of validity.
 FOR_A_WEEK = "expiration_days = 7\n"
 LONG_AGO = 'activation_date = "2020-01-01 00:00:00"\nexpiration_date = "2021-02-03 04:05:06"\n'
 MUCH_LATER = 'activation_date = "2092-01-01 00:00:00"\nexpiration_date = "2093-01-01 00:00:00"\n'

@@ -57,7 +57,7 @@ def check_report(image):
 
 
 def check_clean(image):
-    """No error, no leak, and a header that says neither dirty nor corrupt."""
+    """Checks that the image has no error, no leak, and neither a dirty nor a corrupt bit."""
     report = check_report(image)
     for field in ("check-errors", "corruptions", "leaks"):
         assert report.get(field, 0) == 0, report

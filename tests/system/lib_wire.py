@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NBD spoken byte by byte, for what a well-behaved library would never send. Names are those of
+"""NBD byte by byte, for bytes that a well-behaved library would never send. Names are those of
 doc/proto.md in NetworkBlockDevice/nbd."""
 import struct
 

@@ -21,9 +21,9 @@ NAME = "disk"
 # Of these so many are open at once; well below the limit of half-open ones, so that each lives
 # until its own end.
 OPEN = 8
-# What malloc may keep for later, and a connection's buffers; a leak of 1 KiB a connection is more
-# than that after 10 000. Only asked of a binary without sanitizers: their allocator keeps more or
-# less aside, and they look for leaks themselves.
+# Memory that malloc may keep for later, and a connection's buffers; a leak of 1 KiB a connection exceeds
+# it after 10 000 connections. Only checked with a binary without sanitizers: their allocator keeps other
+# amounts aside, and they look for leaks themselves.
 MEMORY_GROWTH = 8 * MEBI
 
 
@@ -116,7 +116,7 @@ def cut(rng, length):
 
 
 def begin(rng, server):
-    """A connection on which a client has said a part of what it wanted to say."""
+    """Returns a connection on which a client has sent a part of its conversation."""
     connection = server.raw_socket()
     data = conversation(rng)
     connection.settimeout(0.05)  # the server takes no more while replies are not taken
@@ -128,7 +128,8 @@ def begin(rng, server):
 
 
 def begin_tls(rng, server):
-    """The same inside TLS, or on the way there: the end is a number of bytes of ciphertext."""
+    """Returns a connection inside TLS, or in its handshake: the end is a number of bytes of
+    ciphertext."""
     connection = server.raw_socket()
     connection.settimeout(0.05)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -173,7 +174,7 @@ def begin_tls(rng, server):
 # ---- What stays behind --------------------------------------------------------------------------
 
 def settle(server, descriptors):
-    """Waits until the server has closed what its clients have left."""
+    """Waits until the server has closed the connections that its clients have left."""
     wait_for(lambda: server.descriptors() <= descriptors)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Persistent bitmaps, which are not kept: the start says so, the first change takes them out of the
-image, and what they had is free again."""
+"""Persistent bitmaps, which are not maintained: the start names them, the first change removes them
+from the image, and their clusters become free."""
 import json
 import os
 import shutil
@@ -256,7 +256,8 @@ def test_an_extension_behind_it_stays(workdir, image):
 
 
 def test_unknown_autoclear_bits_go_alone(workdir):
-    """Other bits of the kind end with the first change, without a word: nobody knows what they were."""
+    """Other autoclear bits are cleared by the first change, without a message: their meaning is
+    unknown."""
     path = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     patch(path, AUTOCLEAR, struct.pack(">Q", 1 << 40))
     with Server(workdir, path) as server:

@@ -18,7 +18,7 @@ MEBI = 1 << 20
 
 
 def assert_same(image):
-    """Both find the same. Returns the report."""
+    """Asserts that both find equal faults. Returns the report."""
     mine = lazycow("check", "--output=json", image)
     theirs = qemu_img("check", "--output=json", image)
     assert mine.code == theirs.code, (mine, theirs)
@@ -271,8 +271,8 @@ def test_bad_entries(damaged, table, entry, text):
 
 @pytest.fixture
 def hiding(damaged):
-    """An L1 entry with one bit too many hides a table and what it maps. Returns the place of the
-    entry and what it was."""
+    """Damages an L1 entry, which hides a table and its clusters. Returns the place of the entry and
+    its old value."""
     entry = damaged.entry(damaged.l1 + 8)
     assert entry & lib_qcow2.OFFSET_MASK
     damaged.set_entry(damaged.l1 + 8, entry | 512)
@@ -282,8 +282,8 @@ def hiding(damaged):
 @pytest.mark.parametrize("repair", ["all", "leaks"])
 @pytest.mark.parametrize("block", ["sound", "broken", "gone"])
 def test_repair_spares_what_a_damaged_entry_hides(damaged, hiding, repair, block):
-    """Neither a new refcount structure nor what is written later goes where the hidden table and
-    data are; with the entry put right everything is there, and can be repaired."""
+    """Neither a new refcount structure nor later writes go to the hidden table and its data. With
+    the entry restored everything is there, and can be repaired."""
     if block != "sound":
         damaged.set_entry(damaged.refcount_table, 0x123456 if block == "broken" else 0)
     for _ in range(2):
@@ -292,7 +292,7 @@ def test_repair_spares_what_a_damaged_entry_hides(damaged, hiding, repair, block
         assert answer.json().get("leaks-fixed", 0) == 0
         assert "Damaged entries may hide clusters" in answer.err
     if repair == "all":
-        # What is told to be in use is not given away.
+        # A cluster that counts as used is not freed.
         lib_tools.qemu_io(damaged.path, "write -P 9 0 64k")
         damaged.content = b"\x09" * 65536 + damaged.content[65536:]
     damaged.set_entry(*hiding)

@@ -147,7 +147,7 @@ def test_fio_verifies(workdir, aio):
 
 
 def test_nbdkit_as_proxy(workdir):
-    """nbdkit's NBD plugin in front: it passes everything on, and checks what it is told."""
+    """nbdkit's NBD plugin in front: it passes everything on, and checks the answers."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     lib_tools.qemu_io(image, "write -P 9 3M 64k")
     with Server(workdir, image) as server:

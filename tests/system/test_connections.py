@@ -16,7 +16,7 @@ from lib_wire import *  # the protocol's names, all of them
 
 MEBI = 1 << 20
 SIZE = 64 * MEBI
-# What a server may hold for one client: 32 MiB requests, a few of them, and in a sanitized build as
+# Most memory that a server holds for one client: a few requests of 32 MiB, and in a sanitized build as
 # much again in freed memory that is kept aside (256 MiB by default).
 MEMORY_BOUND = 600 * MEBI
 
@@ -308,7 +308,7 @@ def test_a_late_loop_is_no_silence(workdir):
 
 @pytest.mark.lazycow_only
 def test_silent_clients_are_dropped(workdir):
-    """A handshake has a deadline, and those that wait for it keep nobody else out."""
+    """A handshake has a deadline, and waiting handshakes do not keep other clients out."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     with Server(workdir, image) as server:
         silent = [server.raw_socket() for _ in range(20)]
@@ -370,8 +370,8 @@ def test_connection_limit(workdir):
 
 
 def test_one_flooding_client_leaves_room_for_another(shared):
-    """32 MiB requests without pause, and somebody else's small reads: each of these waits for a few of
-    the large ones at most. The bound leaves room for a machine that is slow to run this client."""
+    """32 MiB requests without pause, and small reads of another client: each read waits for a few
+    large requests at most. The bound leaves room for a machine that is slow to run this client."""
     stop = threading.Event()
     flooded = [0]
 
@@ -398,7 +398,7 @@ def test_one_flooding_client_leaves_room_for_another(shared):
 @pytest.mark.slow
 @pytest.mark.lazycow_only
 def test_no_descriptors_left(workdir):
-    """Those who are served stay so, the log says why nobody else is, once, and when some have left
+    """Served clients stay, the log tells once why no other one is accepted, and when some have left
     others come in."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     with Server(workdir, image, wrapper=["prlimit", "--nofile=40:40"]) as server:
@@ -451,7 +451,7 @@ def test_requests_in_pieces(shared, piece):
 
 @pytest.mark.lazycow_only
 def test_nonsense_ends_the_connection_without_a_reset(shared):
-    """Also when what came is still in the socket: a reset could overtake replies."""
+    """Also when received bytes are still in the socket: a reset could overtake replies."""
     with Wire(shared) as wire:
         wire.go(structured=False)
         for number in range(3):
@@ -463,7 +463,7 @@ def test_nonsense_ends_the_connection_without_a_reset(shared):
 
 @pytest.mark.lazycow_only
 def test_slow_drip_into_requests(shared):
-    """A request that comes a byte at a time costs its client time, and nobody else."""
+    """A request that comes a byte at a time delays only its own client."""
     payload = os.urandom(64)
     data = request_bytes(CMD_WRITE, 5, 40 * MEBI, len(payload), 0, payload)
     with Wire(shared) as dripping, Wire(shared) as other:

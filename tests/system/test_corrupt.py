@@ -91,8 +91,7 @@ def test_bad_l2_entry(workdir, image, what, value):
     lib_qcow2.COMPRESSED, lib_qcow2.COMPRESSED | 1, lib_qcow2.COMPRESSED | 3 << 54 | 511,
     lib_qcow2.COMPRESSED | 1 << 40])
 def test_nothing_of_other_exports(workdir, image, entry):
-    """One server has many tenants. A descriptor that cannot be one shows nothing of what the server had
-    in memory for another of them."""
+    """One server has many tenants. An impossible descriptor reveals no memory of another tenant."""
     secret = create(f"{workdir}/secret.qcow2", SIZE)
     raw = f"{workdir}/raw"
     with open(raw, "wb") as stream:
@@ -150,8 +149,8 @@ def metadata_targets(image):
                                     "snapshot table", "snapshot's L1 table"])
 @pytest.mark.parametrize("zero", [False, True], ids=["data", "preallocated-zero"])
 def test_data_on_metadata(workdir, image, target, zero):
-    """An entry that sends data over metadata: the write fails, the image is marked corrupt, and
-    what it would have overwritten is intact."""
+    """An entry maps data over metadata: the write fails, the image is marked corrupt, and the
+    metadata stays intact."""
     qemu_img("snapshot", "-c", "one", image)
     offset = metadata_targets(image)[target]
     Header(image).set_l2_entry(4 * MEBI, COPIED | offset | (lib_qcow2.ZERO if zero else 0))
@@ -258,7 +257,7 @@ def test_corrupt_compressed_data(workdir, kind):
 @pytest.fixture
 def hidden(workdir):
     """A dirty image in which a damaged L1 entry hides a table and its data, the last of the file.
-    Returns it and what has to be put back for the table to be found again."""
+    Returns the image and the values that make the table visible again."""
     path = create(f"{workdir}/disk.qcow2", 1024 * MEBI, lazy_refcounts="on")
     qemu_io(path, "write -P 65 0 64k", "write -P 67 600M 192k")
     header = Header(path)
@@ -305,7 +304,7 @@ def test_recovery_spares_what_a_damaged_entry_hides(workdir, hidden):
 # ---- Entries that would cost metadata ------------------------------------------------------------
 
 def test_copied_flag_of_an_empty_l1_entry(workdir, image):
-    """The flag alone names no table: a write makes one, and the header stays what it is."""
+    """The flag alone names no table: a write makes one, and the header stays intact."""
     path = create(f"{workdir}/large.qcow2", 1024 * MEBI, lazy_refcounts="on")
     qemu_io(path, "write -P 65 0 64k")
     poke(path, Header(path).l1_entry_offset(512 * MEBI), ">Q", COPIED)
@@ -322,7 +321,7 @@ def test_copied_flag_of_an_empty_l1_entry(workdir, image):
 
 
 def test_refcount_table_over_data(workdir, image):
-    """A crashed image whose refcount table is said to lie where a guest's data does: it gets another
+    """A crashed image whose header puts the refcount table over a guest's data: it gets another
     table, and the data stays."""
     header = Header(image)
     data = header.l2_entry(0) & lib_qcow2.OFFSET_MASK

@@ -113,7 +113,7 @@ def test_largest_sizes(workdir):
         lib_tools.check_clean(image)
         one_line(lazycow("create", "-q", "-o", f"cluster_size={cluster}", image, largest + 512),
                  "cluster_size")
-        # What is refused leaves the file alone.
+        # A refusal leaves the file alone.
         lib_tools.check_clean(image)
 
 
@@ -275,7 +275,8 @@ def test_errors_of_the_host_are_told(workdir):
 
 
 def test_a_link_that_leads_nowhere(workdir):
-    """The file that it leads to is made, as by qemu-img; one that cannot be made is told."""
+    """Creates the file that the link names, as qemu-img does; a file that cannot be created is an
+    error."""
     os.symlink("target", f"{workdir}/link")
     assert lazycow("create", "link", "1M", cwd=workdir).code == 0
     assert os.path.islink(f"{workdir}/link") and os.path.isfile(f"{workdir}/target")

@@ -48,7 +48,7 @@ def test_block_device(workdir, device):
         while (error := attempt(handle.pwrite, b"\xfe" * MEBI, MEBI + written)) == 0:
             written += MEBI
         assert error == errno.ENOSPC and written > 200 * MEBI, (error, written)
-        # What is given up can be used again.
+        # Given-up clusters can be used again.
         handle.trim(4 * MEBI, MEBI)
         handle.flush()
         handle.flush()
@@ -67,8 +67,7 @@ SEALS = {"write": fcntl.F_SEAL_WRITE, "grow": fcntl.F_SEAL_GROW, "shrink": fcntl
 
 
 def cannot_be_written(workdir, path, *reasons):
-    """Each command that would write says at once that it cannot, and how to do without; those that
-    only read work."""
+    """Each command that would write fails at once with a remedy; commands that only read work."""
     lines = [refused(workdir, "-k", f"{workdir}/refused", path)]
     for words in (("check", "-r", "all", path), ("create", "-q", path, "1M")):
         answer = lib_offline.lazycow(*words)

@@ -92,7 +92,7 @@ def test_full_and_room_again(request, workdir, file_system, aio, options):
         with pytest.raises(nbd.Error) as again:
             two.pwrite(pattern(full, MEBI), full + 2 * MEBI)
         assert again.value.errno == "ENOSPC"
-        # What failed holds old content or new, here zeros or the pattern.
+        # A failed write leaves old or new content, here zeros or the pattern.
         left = two.pread(256 << 10, full)
         assert set(left) <= {0, pattern(full, 1)[0]}
         # Room is made on the host.
@@ -142,9 +142,9 @@ def test_what_was_given_up_is_room(request, workdir, file_system):
 
 
 def test_stop_without_room(small, workdir):
-    """No room for refcounts at the stop: it says so and ends with an error, or finds the room; in
-    both cases nothing that was flushed is lost, and the image opens again (test_stop_lost.py has
-    the rest)."""
+    """Without room for refcounts the stop reports it and ends with an error, or finds the room. In
+    both cases no flushed data is lost, and the image opens again (test_stop_lost.py has the other
+    cases)."""
     image = lib_tools.create(f"{small}/disk.qcow2", SIZE, lazy_refcounts="on", cluster_size=512)
     server = Server(workdir, image)
     handle = server.connect()

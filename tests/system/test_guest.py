@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real guest on a served disk: its kernel's file system must find again what it wrote."""
+"""A real guest on a served disk: its kernel's file system must find its own data again."""
 import pytest
 
 import lib_guest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data that lies in a hole of the file is zeros, and block status says so."""
+"""Data in a hole of the file is zeros, and block status reports it so."""
 import json
 import os
 import random
@@ -70,7 +70,7 @@ def test_preallocated_metadata(workdir, cluster, cache, aio):
         # One extent at a time, and from anywhere.
         assert statuses(handle, 0, 2 * MEBI, nbd.CMD_FLAG_REQ_ONE) == [(MEBI, ZERO), (MEBI, DATA)]
         assert statuses(handle, 3 * MEBI + 512, 1024) == [(1024, ZERO)]
-        # What is written is data at once, though it was known for a hole.
+        # A written range is data at once, though it was known as a hole.
         handle.pwrite(b"\7" * 65536, 50 * MEBI)
         assert statuses(handle, 49 * MEBI, 2 * MEBI) == [
             (MEBI, ZERO), (65536, DATA), (MEBI - 65536, ZERO)]
@@ -96,7 +96,7 @@ def test_the_same_as_qemu(workdir):
 
 @pytest.mark.parametrize("mode", ["falloc", "full"])
 def test_preallocated_space(workdir, mode):
-    """Space that nobody has written to is zeros; zeros that were written are anything."""
+    """Space that was never written is zeros; written zeros may be data."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", 16 * MEBI, preallocation=mode)
     with Server(workdir, image) as server:
         handle = server.connect()

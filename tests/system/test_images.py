@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headers, features, backing files, sizes: what is refused and how it is named, what is served."""
+"""Headers, features, backing files, sizes: refused images with their messages, and served ones."""
 import os
 import struct
 
@@ -209,7 +209,7 @@ def test_missing_backing_file(workdir):
 
 
 def forget_format(path):
-    """Turns the backing format extension into one that nobody knows."""
+    """Turns the backing format extension into an unknown one."""
     header = Header(path)
     with open(path, "rb") as stream:
         data = stream.read(header.cluster)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lazycow info: what qemu-img info says, in its words."""
+"""lazycow info: the facts and the words of qemu-img info."""
 import os
 
 import pytest
@@ -13,7 +13,8 @@ pytestmark = pytest.mark.lazycow_only
 
 
 def assert_same(image, cwd=None, json_only=False):
-    """Both say the same of an image, for people and for programs, alone and with its chain."""
+    """Asserts that both describe an image alike, for people and for programs, alone and with its
+    chain."""
     for chain in ((), ("--backing-chain",)):
         mine = lazycow("info", *chain, "--output=json", image, cwd=cwd)
         theirs = qemu_img("info", *chain, "--output=json", image, cwd=cwd)

@@ -242,7 +242,7 @@ def test_a_guest_and_a_backup_at_once(workdir):
     lib_tools.check_clean(image)
 
 
-# What backup programs send at most in one request, and ask the status of at once.
+# Most bytes that backup programs send in one request, or ask the status of at a time.
 TRANSFER = 8 * MEBI
 STATUS_RANGE = 1 << 30
 WORKERS = 4
@@ -270,8 +270,8 @@ def extents_of(handle, size):
 
 
 def test_incremental_backup_and_restore(workdir):
-    """As oVirt and its like do: what the topmost layer holds is told by the contexts, read over
-    several connections to a Unix socket, and written over several others into another chain."""
+    """Like oVirt: the contexts tell the content of the topmost layer, which is read over several
+    connections to a Unix socket, and written over several others into another chain."""
     disk = chain(workdir)
     rng = random.Random(8)
     lib_tools.qemu_io(disk, *(f"write -P {rng.randrange(1, 255)} {rng.randrange(60 * MEBI)} "

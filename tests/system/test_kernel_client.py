@@ -274,7 +274,7 @@ grep -c "export 'disk'" /tmp/log
 
 @pytest.mark.limit(1500)
 def test_kernel_client_over_a_unix_socket(workdir):
-    """Server and client in one guest: what a host does that has its own images as devices."""
+    """Server and client in one guest, like a host that has its own images as devices."""
     script = UNIX_SCRIPT.replace("GIBI", str(GIBI)).replace(
         "OPERATIONS", str(lib_tools.scaled(OPERATIONS) // 4))
     text = lib_guest.boot_with(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of the dirty bit, and what a crash of the server leaves behind. Power cuts, where the
-host loses writes too, are the simulator's."""
+"""The life of the dirty bit, and the state after a crash of the server. The simulator covers power
+cuts, in which the host loses writes, too."""
 import random
 import re
 import time
@@ -86,9 +86,9 @@ def test_clean_after_zero_is_never(workdir):
     {"lazy_refcounts": "on", "cluster_size": 512}, {"lazy_refcounts": "on", "refcount_bits": 1}],
     ids=["lazy", "eager", "v2", "lazy-512", "refcount1"])
 def test_killed_under_load(workdir, options, seed):
-    """SIGKILL, again and again on one image: what was flushed is there, it opens and takes writes
-    at once, and a clean stop leaves nothing to repair. Only where refcounts are not lazy, clusters
-    that were taken and not yet linked stay leaked, as with qemu."""
+    """SIGKILL, many times on one image: flushed data is there, the image opens and takes writes at
+    once, and a clean stop leaves nothing to repair. Only without lazy refcounts clusters that were
+    taken and not yet linked stay leaked, as with qemu."""
     rng = random.Random(seed)
     size = 8 * MEBI
     image = lib_tools.create(f"{workdir}/disk.qcow2", size, **options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits of the host: each ends in one line that says which, or in serving; never in a signal."""
+"""Limits of the host: each ends in one line that names it, or in serving; never in a signal."""
 import os
 import select
 import shutil

@@ -355,8 +355,8 @@ def test_vsock_in_a_guest(workdir):
 # ---- Vanished peers -----------------------------------------------------------------------------
 
 def keepalive_minutes(port):
-    """For how long the server's end of the connection to port will wait before it asks; None: for
-    ever. Not known before the peer's kernel has acknowledged what was sent."""
+    """Returns how long the server's end of the connection to port waits before it probes; None: for
+    ever. Not known before the peer's kernel has acknowledged all sent bytes."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         text = lib_tools.run("ss", "-Htno", f"sport = :{port}")

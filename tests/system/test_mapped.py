@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that are mapped for reading: how much of them, for how long, and what happens when somebody
-else lays hands on the file."""
+"""Images that are mapped for reading: the size and the time of mappings, and files that another
+program changes."""
 import os
 import random
 import time

@@ -112,7 +112,7 @@ WRONG = [
     ("create -q none/x 1M", "make its folder first"),
     ("create -q away 1M", "a link to a file that is not there"),
     ("create nbd://host/x 1M", "not the name of a local file"),
-    # Where to listen.
+    # Addresses.
     ("serve -k text d.qcow2", "'text': exists and is no socket"),
     ("serve -k folder d.qcow2", "'folder': exists and is no socket"),
     ("serve -k live d.qcow2", "'live': is in use by another server"),
@@ -127,7 +127,7 @@ WRONG = [
     ("serve --tls-psk=text -k s d.qcow2", "line 1 is not NAME:KEY"),
 ]
 
-# What is no image, for every command that opens one: (file, text, text of `check` if it is another).
+# Files that are no image, for every command that opens one: (file, text, other text of `check`).
 NO_IMAGES = [
     ("missing", "missing: cannot open: No such file or directory; check the name", None),
     ("folder", "irectory; name an image file or a block device", None),

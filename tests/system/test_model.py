@@ -113,7 +113,7 @@ def test_fresh(workdir, seed, number):
 
 
 def test_kinds_are_what_they_claim(workdir):
-    """The builder makes what the names say; else the tests above would prove less than they say."""
+    """The builder creates the kinds that the names promise; else the tests above would prove less."""
     rng = random.Random(SELECTION_SEED)
     by_name = {kind.name: kind for kind in lib_kinds.KINDS}
     image, _, _ = by_name["zeroes-64k"].build(workdir, rng)

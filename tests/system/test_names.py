@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names: of exports on the command line, and what a client that asks for no name gets."""
+"""Names: of exports on the command line, and the export of a client that asks for no name."""
 import json
 import os
 

@@ -139,7 +139,7 @@ def test_those_who_stay_are_not_counted_out(workdir, image):
 
 @pytest.mark.parametrize("how", ["disconnect", "close", "reset"])
 def test_limits_of_one_export(workdir, image, how):
-    """The same where the limit is that of the export."""
+    """The limit is that of the export."""
     with Server(workdir, image, options=["--set", "disk:max-connections=1"]) as server:
         for _ in range(lib_tools.scaled(20)):
             wire = Wire(server)

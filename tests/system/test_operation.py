@@ -32,7 +32,7 @@ def image(workdir):
 
 
 def ids(server):
-    """(uids, gids, supplementary groups) of the server's threads, which must be the same."""
+    """(uids, gids, supplementary groups) of the server's threads, which must be equal."""
     found = set()
     for thread in os.listdir(f"/proc/{server.pid}/task"):
         with open(f"/proc/{server.pid}/task/{thread}/status", encoding="ascii") as status:
@@ -51,7 +51,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 @needs_root
 @pytest.mark.parametrize("aio", ["io_uring", "threads"])
 def test_user(workdir, image, aio):
-    """Images, socket and pid file are opened as root; from then on root is nobody."""
+    """Images, socket and pid file are opened as root; then root's rights are dropped."""
     nobody = pwd.getpwnam("nobody")
     os.chmod(workdir, 0o755)
     assert os.stat(image).st_uid == 0 and stat.S_IMODE(os.stat(image).st_mode) & 2 == 0

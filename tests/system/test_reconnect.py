@@ -75,8 +75,8 @@ class StorageDaemon:
 
 
 class Load:
-    """Threads that write, flush, trim and read back what they wrote, each in its part of the disk. An
-    error, or a byte that is not as it was written, ends the thread and is kept for check()."""
+    """Threads that write, flush, trim and read their data back, each in its part of the disk. An
+    error or a wrong byte ends the thread and is kept for check()."""
 
     def __init__(self, connect):
         self.answered = 0
@@ -164,7 +164,7 @@ def restart_under_load(connect, start, first, restarts):
 @pytest.mark.limit(300)
 @pytest.mark.parametrize("kind", ["unix", "tcp", "tls"])
 def test_qemu_sees_no_error(workdir, slow_sync, kind):
-    """Restarts on the same address under QEMU's own client, with requests in flight."""
+    """Restarts on one address under QEMU's own client, with requests in flight."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, lazy_refcounts="on")
     options = []
     objects = []
@@ -244,7 +244,7 @@ def test_a_write_in_part_is_dropped(workdir, sent):
 
 
 def test_several_connections_end_together(workdir, slow_sync):
-    """A client with four of them: each gets the answers to what was begun, and its end."""
+    """A client with four connections: each gets the answers to its begun requests, and its end."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     server = Server(workdir, image, aio="threads", plain=True, environment=slow_sync)
     wires = [Wire(server, timeout=60) for _ in range(4)]
@@ -273,7 +273,7 @@ def test_several_connections_end_together(workdir, slow_sync):
 
 
 def test_tls_is_ended_before_tcp(workdir, slow_sync):
-    """A client learns from TLS that nothing was cut off, behind the answer to what was begun."""
+    """A client learns from TLS that nothing was cut off, behind the answers to its begun requests."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     directory = lib_tls.Authority(f"{workdir}/ca").issue("server", f"{workdir}/s", "localhost")
     server = Server(workdir, image, aio="threads", plain=True, tcp=True,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of the dirty bit, and refcount structures that are gone or point anywhere: what QEMU's
-own suite asks of lazy refcounts (039), of checking (138) and of repair (108). lazycow and qemu-img
-are given the same image and must come to the same end."""
+"""The life of the dirty bit, and refcount structures that are gone or point anywhere: the subjects
+of QEMU's own tests of lazy refcounts (039), of checking (138) and of repair (108). lazycow and
+qemu-img get one and the same image and must come to equal ends."""
 import os
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.lazycow_only
 
 MEBI = 1 << 20
 SIZE = 128 * MEBI
-# Where qemu-img puts the tables of a new image with clusters of 64 KiB.
+# Offsets of the tables that qemu-img writes in a new image with clusters of 64 KiB.
 CLUSTER = 65536
 REFCOUNT_TABLE = CLUSTER
 REFCOUNT_BLOCK = 2 * CLUSTER
@@ -32,8 +32,8 @@ def dirty(image):
 
 
 def check_repairs(image, content, corruptions=None):
-    """Finds it broken as qemu-img does, puts it right as qemu-img does, in one go, and what it maps
-    stays. corruptions: how many are found, where both count them alike."""
+    """Finds the faults that qemu-img finds, and repairs them as qemu-img does, in one run; the
+    mapping stays. corruptions: the number of findings, if both count them alike."""
     theirs = f"{image}.qemu"
     shutil.copy(image, theirs)
     mine, reference = (tool("check", "--output=json", path) for tool, path in
@@ -68,7 +68,7 @@ def write_and(workdir, image, end, lazy_refcounts=None):
     server = Server(workdir, image, lazy_refcounts=lazy_refcounts, options=["--clean-after=0"])
     handle = server.connect()
     handle.pwrite(b"Z" * 512, 0, nbd.CMD_FLAG_FUA)
-    # What is mapped already needs no refcount.
+    # A mapped cluster needs no refcount.
     assert dirty(image) == bool(lazy) or end == Server.stop
     if end == Server.stop:
         handle.shutdown()
@@ -107,7 +107,7 @@ def test_clean_after_a_stop(workdir):
 
 
 def test_dirty_after_a_crash(workdir):
-    """The cluster is mapped, its refcount is not there; the two find the same."""
+    """The cluster is mapped and its refcount is missing; both find equal faults."""
     image = crashed(workdir)
     assert dirty(image)
     check_repairs(image, content_of(**SECTOR))
@@ -182,8 +182,8 @@ def test_setting_of_the_image_and_of_the_server(workdir, image_has, served_with)
 
 @pytest.mark.parametrize("snapshots", (1, 2))
 def test_snapshots_are_no_fault(workdir, snapshots):
-    """The L1 table of a snapshot keeps COPIED flags that are no longer true, which nobody heeds: the
-    disk was not closed cleanly, and nothing else is wrong with it."""
+    """The L1 table of a snapshot keeps outdated COPIED flags, which have no meaning: the disk was
+    not closed cleanly, and has no other fault."""
     image = create(f"{workdir}/disk.qcow2", 64 * MEBI, cluster_size=4096, lazy_refcounts="on")
     for number in range(snapshots):
         qemu_io(image, "write -P 1 0 1M", "write -P 2 20M 64k", f"write -P {number} 1M 64k")
@@ -216,7 +216,7 @@ def test_two_references_are_told(workdir):
 # ---- Offsets beyond all bounds ------------------------------------------------------------------
 
 def test_cluster_at_a_multiple_of_two_to_the_32(workdir):
-    """Told as what it is; nothing is counted in 32 bits, and no memory taken for the gap."""
+    """Reported with its true place; nothing is counted in 32 bits, and the gap takes no memory."""
     image = create(f"{workdir}/disk.qcow2", 512, cluster_size=512)
     qemu_io(image, "write -P 1 0 512")
     header = Header(image)
@@ -260,8 +260,8 @@ def test_no_refcount_table(workdir):
 
 
 def test_new_blocks_stay_off_clusters_that_had_no_refcount(workdir):
-    """The first cluster behind what the only block covers is in use, and has no block. The one that
-    it gets must not lie in its place."""
+    """The first cluster behind the range of the only block is in use, and has no block. Its new
+    block must not lie in its place."""
     image, _ = fresh(workdir, cluster_size=512, write="write -P 1 0 0x1b200")
     end = os.path.getsize(image)
     assert end == 512 // 2 * 512, "what one block covers, to the last cluster"

@@ -185,7 +185,7 @@ def test_row_11_bad_data_does_not_disconnect(wire, option):
 
 
 def test_row_12_shutting_down(workdir):
-    """The server is held while it is told to stop and an option comes after that."""
+    """The server is held, told to stop, and then an option comes."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)
     for option, data in ((OPT_LIST, b""), (OPT_GO, go_data("disk")), (99, b"what")):
         server = Server(workdir, image)
@@ -241,7 +241,7 @@ def test_row_17_starttls(optional):
     assert optional.option_result(OPT_STARTTLS, b"x") == REP_ERR_INVALID
     assert optional.option_result(OPT_STRUCTURED_REPLY) == REP_ACK
     start_tls(optional)
-    # What was negotiated before is forgotten.
+    # Everything that was negotiated before is dropped.
     assert optional.option_result(OPT_LIST_META_CONTEXT, meta_data("one", [])) == REP_ERR_INVALID
     assert optional.option_result(OPT_STRUCTURED_REPLY) == REP_ACK
 

@@ -141,7 +141,7 @@ def test_create_on_a_chain_that_is_a_circle(workdir, chain):
 
 @pytest.mark.parametrize("damage", ["missing", "broken", "elsewhere"])
 def test_create_on_a_chain_that_cannot_be_followed(workdir, chain, damage):
-    """Then nobody can tell whether the target is a part of it."""
+    """The target may then be a part of the chain, which nothing can tell."""
     if damage == "missing":
         os.rename(chain[1], f"{workdir}/away.qcow2")
     elif damage == "broken":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server around the protocol: where it listens, what it says, what it refuses, its options."""
+"""The server around the protocol: its addresses, its output, its refusals, its options."""
 import os
 import random
 import socket
@@ -58,7 +58,7 @@ def test_help_and_version():
 
 
 def test_closed_standard_output(workdir, image):
-    """Nobody reads the ready line: the server serves all the same."""
+    """Nothing reads the ready line: the server serves nevertheless."""
     path = f"{workdir}/s"
     process = subprocess.Popen([lib_server.BINARY, "serve", "-k", path, image],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

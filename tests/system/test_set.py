@@ -78,7 +78,7 @@ def test_the_last_one_counts(workdir, images):
 
 
 def test_of_the_order_of_the_command_line(workdir, images):
-    """--set may come before the images and before what is for all."""
+    """--set may come before the images and before options for all."""
     words = [BINARY, "serve", *settings("a:read-only=off"), "-k", f"{workdir}/s", "-r", *images]
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert process.stdout.readline().startswith(b"listening")

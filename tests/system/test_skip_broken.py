@@ -28,7 +28,7 @@ def good(workdir):
 
 
 def broken(workdir, kind):
-    """A path that cannot be served, and what the message about it says."""
+    """A path that cannot be served, and the text of its message."""
     path = f"{workdir}/bad.qcow2"
     if kind == "missing":
         return path, "No such file"

@@ -26,7 +26,7 @@ def settle_host_bytes(path, limit):
 @pytest.mark.parametrize("lazy", ["on", "off"])
 @pytest.mark.parametrize("cluster", [512, 4096, 65536, 2 * MEBI])
 def test_write_and_discard_do_not_grow_the_file(workdir, cluster, lazy):
-    """At other places of the disk each time: the clusters are reused all the same."""
+    """At other places of the disk each time: the clusters are reused nevertheless."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE, cluster_size=cluster,
                              lazy_refcounts=lazy)
     share = 2 * MEBI if cluster == 512 else 8 * MEBI

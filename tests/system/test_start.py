@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A start that has to wait: for somebody's lock, a FIFO, a file system that hangs. It is bounded, or
-ended by SIGTERM, and nobody else on the host can hold it up."""
+"""A start that has to wait: for a lock, a FIFO, a file system that hangs. The wait is bounded, or
+ended by SIGTERM, and no other user of the host can prolong it."""
 import ctypes
 import fcntl
 import os
@@ -126,7 +126,7 @@ def test_no_lock_file(workdir, image, kind):
 
 
 def test_many_start_at_once(workdir):
-    """On a stale socket: one server has it at the end, and it is the one that says so."""
+    """On a stale socket: one server has it in the end, and only that one prints the ready line."""
     path = f"{workdir}/socket"
     for _ in range(lib_tools.scaled(5)):
         with socket.socket(socket.AF_UNIX) as listening:

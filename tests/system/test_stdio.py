@@ -36,7 +36,7 @@ def spawn(workdir, image, *options, **keywords):
 
 
 def ended(process, code=0):
-    """Waits for its end, and looks at what it said. Returns that."""
+    """Waits for the end of the server and checks its output. Returns the output."""
     assert process.wait(SECONDS) == code
     text = process.stderr.read().decode() if process.stderr else ""
     if process.stderr:
@@ -106,7 +106,7 @@ def test_tls(workdir, image):
 # ---- A socket -----------------------------------------------------------------------------------
 
 def test_socket(workdir, image):
-    """It writes nothing but NBD, says on standard error what it does, and ends with the client."""
+    """It writes only NBD, logs to standard error, and ends with the client."""
     connection, process = over_socket(workdir, image)
     with connection:
         handle = handle_on(connection)
@@ -243,7 +243,7 @@ def test_pipes(workdir, image):
 
 
 def test_end_of_input(workdir, image):
-    """The end of input is the end, and the client has what it was sent before."""
+    """The end of input ends the server, and the client has its replies."""
     process = over_pipes(workdir, image)
     process.stdin.write(struct.pack(">I", 3) + option_bytes(OPT_GO, go_data("disk")))
     process.stdin.close()
@@ -263,7 +263,7 @@ def test_no_input_at_all(workdir, image):
 
 
 def test_nobody_reads(workdir, image):
-    """A client that takes no replies does not keep the server for ever, once it is told to stop."""
+    """A client that takes no replies does not delay a stop for ever."""
     process = over_pipes(workdir, image)
     assert read_exactly(process.stdout, len(GREETING)) == GREETING
     process.stdin.write(struct.pack(">I", 3) + option_bytes(OPT_GO, go_data("disk")))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stops that cannot write everything: the last line says what is lost, neither more nor less, and
-nothing that was flushed is; the next one who serves the image leaves no leak."""
+"""Stops that cannot write everything: the last line reports the exact loss, no flushed data is
+lost, and the next server of the image leaves no leak."""
 import os
 import re
 import signal
@@ -45,7 +45,7 @@ def pattern(offset):
 
 
 class Written:
-    """Writes without a flush until there is no room, and knows what was answered. begin: what is
+    """Writes without a flush until there is no room, and remembers the answered writes. begin:
     flushed before."""
 
     def __init__(self, handle, flushed=4 * STEP):
@@ -65,7 +65,7 @@ class Written:
         assert len(self.answered) > 8
 
     def missing(self, workdir, image, cluster):
-        """The clusters that do not have what was answered; none of them was flushed."""
+        """Returns the clusters that lack answered data; none of them was flushed."""
         found = set()
         with Server(workdir, image, read_only=True) as server:
             handle = server.connect()
@@ -81,7 +81,7 @@ class Written:
 
 
 def check_text(text, missing, cluster):
-    """Exactly what is missing is said to be lost."""
+    """Checks that exactly the missing clusters are reported as lost."""
     said = LOST.search(text)
     if not missing:
         assert not said and NOTHING in text, text
@@ -143,7 +143,7 @@ def test_no_room(small, workdir, lazy, cluster, how):
 
 @pytest.mark.parametrize("cluster", [512, 4096])
 def test_no_room_in_version_2(small, workdir, cluster):
-    """There is no dirty bit: what has no refcounts is lost, and said to be, and no cluster leaks."""
+    """Without a dirty bit changes without refcounts are lost and reported, and no cluster leaks."""
     image = lib_tools.create(f"{small}/disk.qcow2", SIZE, compat="0.10", cluster_size=cluster)
     ballast = f"{small}/ballast"
     with open(ballast, "wb") as stream:

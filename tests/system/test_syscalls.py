@@ -96,7 +96,7 @@ def warm_server(workdir, **keywords):
 
 def test_fua_write_to_fresh_space(workdir):
     """At most one write of the data, one of at most 4 KiB of a table, and one barrier. The thread
-    backend is counted, whose calls strace sees; the engine above is the same for both."""
+    backend is counted, because strace sees its calls; the engine above it does not differ."""
     server, image = warm_server(workdir, aio="threads")
     count = 50
     with server:
@@ -184,8 +184,8 @@ class DrivenBarriers:
 
 
 def test_barriers_on_the_loop(workdir):
-    """The loop makes quick barriers itself for a client that is alone, and leaves them to a worker
-    while somebody else's request is under way."""
+    """The loop makes quick barriers itself for a single client, and leaves them to a worker while
+    another client's request is under way."""
     images = [lib_tools.create(f"{workdir}/{name}.qcow2", SIZE, lazy_refcounts="on")
               for name in ("disk", "held")]
     driven = DrivenBarriers(workdir, held="held.qcow2")
@@ -312,7 +312,7 @@ def test_requests_are_taken_after_their_replies(workdir):
 @pytest.mark.parametrize("options", [[], ["--poll-max-ns=0"]])
 def test_no_requests_cost_nothing(workdir, options):
     """The loop that looked for the next request of a busy client sleeps when there is none: a
-    second has the tick and what it looks after."""
+    second has only the tick and its work."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", 64 * MEBI)
     lib_tools.qemu_io(image, "write -P 7 0 64M")
     with Server(workdir, image, plain=True, options=options) as server:

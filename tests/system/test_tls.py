@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS: who gets in, who does not, and what happens around the handshake."""
+"""TLS: admission of clients, and the events around the handshake."""
 import concurrent.futures
 import os
 import random
@@ -378,8 +378,8 @@ def hello_of_a_client():
 
 @pytest.mark.slow
 def test_a_flood_of_handshakes_keeps_no_reads_waiting(workdir, pki):
-    """Worker threads inflate clusters, too: those who only ask for signatures may not have them
-    all. The server stops while signatures are outstanding."""
+    """Worker threads also inflate clusters: clients that only ask for signatures may not take all
+    threads. The server stops while signatures are outstanding."""
     raw, image = f"{workdir}/disk.raw", f"{workdir}/disk.qcow2"
     with open(raw, "wb") as stream:
         stream.write((random.Random(1).randbytes(2048) + bytes(2048)) * (8 * MEBI // 4096))
@@ -474,7 +474,7 @@ def test_sighup_reloads_certificates(workdir, pki, image):
         wait_for(lambda: "read again" in server.stderr())
         assert read_over(lib_tls.certificate_uri(server, fresh_client)) == b"\5" * 512
         assert is_refused(lib_tls.certificate_uri(server, root / "client"))
-        # Who is there already stays.
+        # Existing connections stay.
         assert old.pread(512, MEBI) == b"\5" * 512
         # A file that cannot be read changes nothing.
         os.unlink(f"{directory}/server-key.pem")

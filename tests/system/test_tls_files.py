@@ -208,7 +208,7 @@ def test_failed_handshakes_are_told(workdir, image, authority):
         wait_for(lambda: server.stderr().count("TLS handshake failed") == 2)
         wire.socket.close()
         assert all("(process " in line for line in server.stderr().splitlines()), server.stderr()
-        # Who only looks is no failure.
+        # A client that only connects is no failure.
         Wire(server).socket.close()
         connect(server, directory)
         assert server.stderr().count("handshake") == 3
@@ -224,7 +224,7 @@ def test_a_handshake_that_takes_too_long_is_told(workdir, image, authority):
 
 
 def test_many_failures_are_few_lines(workdir, image, authority):
-    """And what was left out is counted."""
+    """Omitted lines are counted."""
     directory = authority.issue("server", f"{workdir}/pki", "localhost")
     count = 300
     with Server(workdir, image, options=["--tls-certificates", directory]) as server:

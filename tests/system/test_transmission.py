@@ -93,7 +93,7 @@ def test_disconnect_answers_what_is_outstanding(probed):
 
 @pytest.mark.parametrize("structured", [True, False])
 def test_ranges_beyond_the_end(wire, structured):
-    """[Error values] Beyond the end: ENOSPC for what writes, EINVAL for the rest."""
+    """[Error values] Beyond the end: ENOSPC for commands that write, EINVAL for the others."""
     contexts = ["base:allocation"] if structured else []
     wire.go(structured=structured, contexts=contexts)
     full = EINVAL if lib_server.REFERENCE else ENOSPC

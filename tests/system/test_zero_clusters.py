@@ -18,13 +18,13 @@ FAST_ZERO = nbd.CMD_FLAG_FAST_ZERO
 STATE_ZERO = 2
 HOLE_AND_ZERO = 3
 
-# What the clusters of prepare() are at first, in their order.
+# The initial states of the clusters of prepare(), in their order.
 STATES = ("unallocated", "data", "shared data", "compressed", "zero", "zero with space",
           "shared zero with space", "data behind it")
 
 
 def prepare(directory, version=3, cluster=65536, backing=False):
-    """An image with a cluster of every state. Returns its path and what the guest sees."""
+    """Creates an image with a cluster of every state. Returns its path and its guest content."""
     size = len(STATES) * cluster
     base = None
     if backing:
@@ -104,7 +104,7 @@ def test_clusters_keep_their_space(workdir, cluster, backing):
 
 
 def test_no_data_is_written(workdir):
-    """The host clusters keep what they held; only their entries change."""
+    """The host clusters keep their content; only their entries change."""
     image, content = prepare(workdir)
     size = len(content)
     at = STATES.index("data") * 65536

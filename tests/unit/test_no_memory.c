@@ -15,6 +15,7 @@
 
 #include "qcow2/core/image_state.h"
 #include "qcow2/format/format.h"
+#include "qcow2/mapping/cache.h"
 #include "qcow2/mapping/guard.h"
 #include "qcow2/space/alloc.h"
 #include "qcow2/space/refcount.h"
@@ -225,6 +226,9 @@ static unsigned run_requests(struct engine *e, bool may_fail)
         bool unread = e->image->recovery->error < 0 || engine_said(e, "error 12");
         assert_true(result == 0 || (may_fail && (result == -ENOMEM || (result == -EIO && unread))));
         failed += result < 0;
+        // A request that says that all is durable leaves no table behind in memory.
+        if (result == 0 && (requests[i].kind == OP_FLUSH || (requests[i].flags & OP_FUA)))
+            assert_int_equal(e->image->cache->dirty_count + e->image->l1.dirty_count, 0);
     }
     image_clean(e->image, ignore, NULL);
     engine_run(e);

@@ -18,7 +18,7 @@ command -v valgrind >/dev/null || {
 logs=$(mktemp -d) || exit 1
 trap 'rm -rf "$logs"' EXIT
 
-printf '%s\n' "$@" | grep -vE '/test_(file|file_map|file_pace|spin)$' |
+printf '%s\n' "$@" | grep -vE '/test_(file|file_map|file_pace|loop_spin)$' |
     LOGS=$logs VALGRIND=$valgrind xargs -P "$(nproc)" -I PROGRAM sh -c '
         log=$LOGS/$(basename PROGRAM)
         $VALGRIND PROGRAM >"$log" 2>&1 && exit 0

@@ -164,8 +164,12 @@ int map_own_table(struct op *op, uint64_t guest)
     uint64_t index = geometry_l1_index(&image->geometry, guest);
     uint64_t entry = image->l1.entries[index];
 
-    // A damaged entry may have the COPIED flag and no table.
-    if ((entry & FORMAT_COPIED) && (entry & FORMAT_L1_OFFSET_MASK))
+    uint64_t offset = entry & FORMAT_L1_OFFSET_MASK;
+
+    // A damaged entry may have the COPIED flag and no table, or one in the fresh space: what is
+    // written there is cut off with the end of the file.
+    if ((entry & FORMAT_COPIED) && offset != 0 &&
+        offset >> image->geometry.cluster_bits < image->alloc->fresh)
         return 0;
     return l2_table_own(op, index);
 }

@@ -528,3 +528,45 @@ def test_backing_chain_with_a_damaged_member(workdir):
     set_field(base, "l1_size", 0)
     line = refused(workdir, "-k", "s", path)
     assert "base.qcow2" in line, line
+
+
+# ---- Entries that name what lies behind the end of the file ---------------------------------------
+
+@pytest.mark.parametrize("ahead", [1, 2, 5, 9])
+@pytest.mark.parametrize("how", ["write", "zero", "trim"])
+def test_an_entry_behind_the_end_takes_no_cluster_away(workdir, image, how, ahead):
+    """Its cluster is handed out to other data while the entry waits to be given up."""
+    end = (os.path.getsize(image) + 65535) // 65536
+    Header(image).set_l2_entry(0, COPIED | (end + ahead) * 65536)
+    with Server(workdir, image) as server:
+        handle = server.connect()
+        {"write": lambda: handle.pwrite(b"N" * 65536, 0), "zero": lambda: handle.zero(65536, 0),
+         "trim": lambda: handle.trim(65536, 0)}[how]()
+        for first in (8, 12):
+            for number in range(12):
+                handle.pwrite(bytes([first + number]) * 65536, first * MEBI + number * 65536)
+            handle.flush()
+        for _ in range(2):
+            for first in (8, 12):
+                for number in range(12):
+                    expected = bytes([first + number]) * 65536
+                    assert handle.pread(65536, first * MEBI + number * 65536) == expected
+        handle.shutdown()
+    assert lib_tools.check_report(image).get("corruptions", 0) == 0
+
+
+@pytest.mark.parametrize("where", [1 << 31, 1 << 40, 1 << 50], ids=["2G", "1T", "1P"])
+def test_a_table_behind_the_end_loses_nothing(workdir, image, where):
+    """Flushed data is still there after a stop, which cuts the file at its end."""
+    header = Header(image)
+    poke(image, header.l1_entry_offset(0), ">Q", COPIED | where)
+    with Server(workdir, image) as server:
+        handle = server.connect()
+        assert handle.pread(512, 0) == bytes(512)
+        for number in range(20):
+            handle.pwrite(bytes([number + 1]) * 65536, number * 65536)
+        handle.flush()
+        handle.shutdown()
+    for number in range(20):
+        qemu_io(image, f"read -P {number + 1} {number * 65536} 64k")
+    assert lib_tools.check_report(image).get("corruptions", 0) == 0

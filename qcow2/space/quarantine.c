@@ -68,8 +68,8 @@ void quarantine_add(struct image *image, uint64_t first, uint64_t count)
 
     // The header's cluster is never given up.
     assert(first > 0 && count > 0);
-    // Clusters of the fresh space were handed out to nobody: a damaged entry named them. They may be
-    // handed out before the release, which would take them from their new owner.
+    // Clusters of the fresh space were handed out to nobody: a damaged entry named them. They may
+    // be handed out before the release, which would take them from their new owner.
     if (first >= image->alloc->fresh)
         return;
     if (count > image->alloc->fresh - first)

@@ -58,12 +58,12 @@ void engine_end_image(struct engine *e);
 void engine_free(struct engine *e);
 // Closes and opens the image without finishing it, as after a crash behind the last request.
 void engine_crash(struct engine *e, const struct image_options *options);
-// The same; recovery has not begun to run.
+// Crashes the image like engine_crash(); recovery has not begun to run.
 void engine_crash_only(struct engine *e, const struct image_options *options);
 // Finishes the image, gives it a snapshot of its present disk, and opens it again.
 void engine_snapshot(struct engine *e);
-// Gives a finished image with clusters of 64 KiB a bitmap, named "b": its directory and, in the last
-// cluster of the file, its table with one entry.
+// Gives a finished image with clusters of 64 KiB a bitmap, named "b": its directory and, in the
+// last cluster of the file, its table with one entry.
 void engine_add_bitmap(struct engine *e);
 // Returns the number of faults that lazycow check finds, with leaks.
 uint64_t engine_faults(struct engine *e);

@@ -432,8 +432,8 @@ static void empty_disks(void **state)
     engine_free(&e);
 }
 
-// Bitmaps: their directory, their tables and what those name; entries that name nothing a bitmap can
-// be in.
+// Bitmaps: their directory, their tables and their clusters of bits; entries that name impossible
+// places.
 static void bitmaps_and_their_faults(void **state)
 {
     static const struct {

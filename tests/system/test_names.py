@@ -84,7 +84,7 @@ def test_messages(workdir):
     for arguments, expected in [
             ([f"--export={path}"], "has no '='; write --export NAME=IMAGE"),
             (["--export", "x="], "names no image"),
-            (["--export", "x=/nowhere/y"], "there is no file '/nowhere/y'"),
+            (["--export", "x=/nowhere/y"], "/nowhere/y: cannot open: No such file"),
             (["--export", "x=/nowhere/y=z"], "nor one behind any of the other '='"),
             (["--export", f"x={directory}"], "Is a directory; name an image"),
             (["--export", f"a={path}", "--export", f"a={path}"], "there is an export 'a' already"),

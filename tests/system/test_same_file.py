@@ -202,7 +202,11 @@ def test_create_over_an_image_in_use(workdir, image, by):
         try:
             while not os.path.exists(path):
                 assert process.poll() is None
-            refused("create", image, "1M")
+            # It listens first and opens the image then; it greets clients when it has both.
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                assert client.recv(8) == b"NBDMAGIC"
+                refused("create", image, "1M")
         finally:
             process.terminate()
             process.wait()

@@ -21,6 +21,11 @@ int grace_wait_plans(struct op *op, struct grace *grace, uint64_t stamp)
     return epoch_passed(&grace->plans, stamp) ? 0 : op_park(op, &grace->plans.oldest_left);
 }
 
+bool grace_over(const struct grace *grace, uint64_t stamp)
+{
+    return epoch_passed(&grace->plans, stamp) && epoch_passed(&grace->holders, stamp);
+}
+
 bool grace_held(const struct grace *grace, uint64_t stamp)
 {
     return epoch_passed(&grace->plans, stamp) && !epoch_passed(&grace->holders, stamp);

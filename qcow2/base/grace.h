@@ -32,6 +32,8 @@ void grace_init(struct grace *grace, void (*settle)(void *context), void *contex
 // Returns the stamp of a cluster that is given up now.
 uint64_t grace_stamp(const struct grace *grace);
 
+// Returns true when the stamp's grace period is over.
+bool grace_over(const struct grace *grace, uint64_t stamp);
 // Returns true when only holders delay the end of the stamp's grace period.
 bool grace_held(const struct grace *grace, uint64_t stamp);
 

@@ -13,6 +13,7 @@
 // ZERO flag and a host cluster (ENTRY_ZERO_ALLOCATED): no data is written, whatever the host
 // cluster holds, and so no barrier is needed. Version 2 has no such flag: zeros are in the file
 // there.
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -163,6 +164,8 @@ static int drained(struct op *op)
 
     if (grace_wait_plans(op, &op->image->grace, op->plan.epoch) == OP_PARKED)
         return OP_PARKED;
+    // No older write is still on its way to these clusters.
+    assert(epoch_passed(&op->image->grace.plans, op->plan.epoch));
     op->state = ZERO_RESERVED;
     if (!alloc_reserves(op->image->alloc))
         return 0;

@@ -153,9 +153,13 @@ static void leak(struct image *image, struct quarantined *extent, int error)
     drop_front(image->quarantine, extent, extent->count);
 }
 
-// Lowers the refcounts of run clusters from first on, all in one page.
-static void lower(struct image *image, uint64_t first, uint64_t run)
+// Lowers the refcounts of the first run clusters of the extent, all in one page.
+static void lower(struct image *image, const struct quarantined *extent, uint64_t run)
 {
+    uint64_t first = extent->first;
+
+    // No plan and no holder points there: the next owner may write.
+    assert(grace_over(&image->grace, extent->stamp));
     for (uint64_t i = 0; i < run; i++) {
         uint64_t count = refcounts_get(image->refcounts, first + i);
 
@@ -196,7 +200,7 @@ static int release_front(struct op *op, struct quarantined *extent, uint64_t *bu
     if (run > *budget)
         run = *budget;
     *budget -= run;
-    lower(image, extent->first, run);
+    lower(image, extent, run);
     drop_front(image->quarantine, extent, run);
     return 0;
 }

@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """Breaks one rule of the engine or the bridge at a time, in a copy, and tells the first seed with
-which the simulator notices: the table of docs/simulator.md. The rules are in breakage_rows.py.
+which the simulator notices, or else the unit test that does: the table of docs/simulator.md. The
+rules are in breakage_rows.py.
 
     tests/sim/breakages.py [--seed 1] [--count 10000] [--minutes M] [TEXT...]
                              M minutes a row at most; only rows that have one of the texts
+    tests/sim/breakages.py --missing ...    only rows that the table has no seed or test for
     tests/sim/breakages.py --write ...      and puts what it found into docs/simulator.md
     tests/sim/breakages.py --fit            only looks whether each row applies to the sources, and
                                             whether the table has the same rows; milliseconds
@@ -13,33 +15,20 @@ which the simulator notices: the table of docs/simulator.md. The rules are in br
 Exit code 1 where a row no longer applies, or the table differs.
 """
 import argparse
-import concurrent.futures
-import glob
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 
 from breakage_rows import ROWS
+from broken_tree import ROOT, Hung, Tree, find_file
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TABLE = os.path.join(ROOT, "docs", "simulator.md")
-HEAD = "| rule (of `sync.c`, or as said) | change | first seed |\n|---|---|---|\n"
+HEAD = "| rule (of `sync.c`, or as said) | change | first seed, or unit test |\n|---|---|---|\n"
 UNKNOWN = "not measured"
-FLAGS = ["-O2", "-g", "-std=gnu17", "-I.", '-DPACKAGE_VERSION="0"']
-PACKAGES = ["libuv", "liburing", "libdeflate", "libzstd", "jansson", "gnutls", "zlib"]
-WRAPPED = "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=posix_memalign"
 
 
 # ---- Rows and sources -----------------------------------------------------------------------------
-
-def find_file(folder, name):
-    found = [path for top in ("protocol", "qcow2", "server")
-             for path in glob.glob(os.path.join(folder, top, "**", name), recursive=True)]
-    return found[0] if len(found) == 1 else None
-
 
 def pattern(text):
     """The text with any white space between its words."""
@@ -114,89 +103,49 @@ def fit():
 
 # ---- Running --------------------------------------------------------------------------------------
 
-class Build:
-    """A copy of the tree, compiled once; a row compiles its own file again."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        for name in ("protocol", "qcow2", "server", "tests"):
-            shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name),
-                            ignore=shutil.ignore_patterns("corpus", "__pycache__"))
-        self.flags, self.libraries = (self.packages(word) for word in ("--cflags", "--libs"))
-        self.objects = {source: source[:-2] + ".o" for source in self.sources()}
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self.compile, self.objects, self.objects.values()))
-
-    def packages(self, word):
-        return subprocess.run(["pkg-config", word, *PACKAGES], check=True, text=True,
-                              stdout=subprocess.PIPE).stdout.split()
-
-    def sources(self):
-        found = []
-        for name in ("protocol", "qcow2", "server", "tests/sim"):
-            found += glob.glob(os.path.join(self.folder, name, "**", "*.c"), recursive=True)
-        return sorted(os.path.relpath(path, self.folder) for path in found
-                      if not path.endswith("server/main.c"))
-
-    def compile(self, source, output):
-        subprocess.run([*os.environ.get("CC", "cc").split(), *FLAGS, *self.flags, "-c", source, "-o",
-                        output], cwd=self.folder, check=True)
-
-    def program(self, row):
-        """Returns the simulator with the row's edits, or an error as a string."""
-        texts = broken(self.folder, row)
-        if isinstance(texts, str):
-            return texts
-        objects = dict(self.objects)
-        for path, text in texts.items():
-            source = os.path.relpath(path, self.folder)
-            objects[source] = source[:-2] + "-broken.o"
-            changed = source[:-2] + "-broken.c"
-            with open(os.path.join(self.folder, changed), "w", encoding="utf-8") as stream:
-                stream.write(text)
-            try:
-                self.compile(changed, objects[source])
-            except subprocess.CalledProcessError:
-                return "does not compile"
-            finally:
-                os.unlink(os.path.join(self.folder, changed))
-        # The bridge comes out of an archive, so that no more of server/ is taken than is needed.
-        server = [name for source, name in objects.items() if source.startswith("server/")]
-        archive = os.path.join(self.folder, "libserver.a")
-        if os.path.exists(archive):
-            os.unlink(archive)
-        subprocess.run(["ar", "cr", archive, *server], cwd=self.folder, check=True)
-        subprocess.run(["cc", *(name for name in objects.values() if name not in server), archive,
-                        "-o", "broken", WRAPPED, *self.libraries], cwd=self.folder, check=True)
-        return os.path.join(self.folder, "broken"), None
+def first_seed(tree, options):
+    try:
+        seed, tried = tree.simulate(options.seed, options.count, options.minutes)
+    except Hung:
+        return "hangs"
+    return seed or f"not in {tried}"
 
 
-def first_seed(program, options):
-    words = [program, "--seed", str(options.seed), "--count", str(options.count)]
-    if options.minutes:
-        words += ["--minutes", str(options.minutes)]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)
-    text = said.stdout + said.stderr
-    found = re.search(r"seed (\d+) FAILED|signal \d+ in seed (\d+)", text)
-    if found:
-        return found[1] or found[2]
-    tried = re.search(r"sim: (\d+) scenarios", text)
-    return f"not in {tried[1] if tried else '?'}"
+def found_by(tree, row, options):
+    """The first seed, or else the unit test that fails, or what is wrong with the row and True."""
+    texts = broken(tree.folder, row)
+    if isinstance(texts, str):
+        return texts, True
+    texts = {os.path.relpath(path, tree.folder): text for path, text in texts.items()}
+    if not tree.change(texts):
+        return "does not compile, or changes nothing", True
+    seed = first_seed(tree, options)
+    if seed.startswith("not in "):
+        failed = tree.failing_unit_test(list(texts))
+        if failed:
+            return f"`{failed[0]}`: {failed[1]}", False
+    return seed, False
+
+
+def is_asked_for(row, seeds, options):
+    known = seeds.get(shown_of(row), UNKNOWN)
+    if options.text and not any(t in row["rule"] + row["change"] for t in options.text):
+        return False
+    return not options.missing or known == UNKNOWN or known.startswith("not in ")
 
 
 def run(options):
     misfits = 0
+    rows = [row for row in ROWS if is_asked_for(row, read_table()[1], options)]
     with tempfile.TemporaryDirectory(prefix="lazycow-breakages-") as folder:
-        build = Build(folder)
+        tree = Tree(folder)
+        tree.learn_tests()
         print(HEAD, end="", flush=True)
-        for row in ROWS:
-            if options.text and not any(t in row["rule"] + row["change"] for t in options.text):
-                continue
-            program = build.program(row)
-            misfits += isinstance(program, str)
-            seed = program if isinstance(program, str) else first_seed(program[0], options)
+        for row in rows:
+            seed, wrong = found_by(tree, row, options)
+            misfits += wrong
             print(line_of(row, seed), end="", flush=True)
-            if options.write and not isinstance(program, str):
+            if options.write and not wrong:
                 write_table({shown_of(row): seed})
     return misfits
 
@@ -205,6 +154,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--missing", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=10000)
     parser.add_argument("--minutes", type=float)

@@ -11,6 +11,7 @@
 
 #include "tests/memcheck.h"
 #include "tests/sim/heap.h"
+#include "tests/sim/pattern.h"
 
 // Longest time of a job: as long as a few I/Os.
 #define JOB_LONGEST 400u
@@ -258,13 +259,46 @@ static void loan_take_from(struct sim_disk *disk, struct file_io *io)
     io->loan = loan->bytes;
 }
 
-// The disk has changed: lent memory shows the change.
-static void refresh_loans(struct sim_disk *disk)
+// Words of a loan that may lose the stamp of their place although the owner stays: a write may begin and
+// end in the middle of one, and earlier writes may have done so.
+#define LOAN_STRANGERS_MAX 8
+
+// Returns true when more words than that had the stamp of a place before, and have another one's now, or
+// none.
+static bool has_another_owner(const unsigned char *before, const unsigned char *after,
+                              uint64_t length)
+{
+    unsigned strangers = 0;
+    uint64_t was, is;
+
+    for (uint64_t at = 0; at + PATTERN_WORD <= length; at += PATTERN_WORD) {
+        if (!pattern_place(before + at, &was) || pattern_is_zeros(after + at))
+            continue;
+        strangers += !pattern_place(after + at, &is) || is / SIM_SECTOR != was / SIM_SECTOR;
+    }
+    return strangers > LOAN_STRANGERS_MAX;
+}
+
+// The disk has changed: lent memory shows the change. A guest may overwrite bytes that another one is
+// about to be sent, but a cluster on loan is given neither to the host nor to a new owner.
+static void refresh_loans(struct sim *sim, struct sim_disk *disk, const struct sim_entry *entry)
 {
     struct sim_loan *loan;
 
-    LIST_FOREACH (loan, &disk->loans, link)
+    LIST_FOREACH (loan, &disk->loans, link) {
+        if (entry->kind != FILE_TRUNCATE && (entry->offset >= loan->offset + loan->length ||
+                                             entry->offset + entry->length <= loan->offset))
+            continue;
+        unsigned char *before = need(malloc(loan->length));
+
+        memcpy(before, loan->bytes, loan->length);
         memory_read(&disk->live, loan->bytes, loan->offset, loan->length);
+        if (entry->kind == FILE_PUNCH || has_another_owner(before, loan->bytes, loan->length))
+            sim_fail(sim, "a %s at host offset %llu, of which %llu bytes at %llu are on loan",
+                     disk_kind_names[entry->kind], (unsigned long long)entry->offset,
+                     (unsigned long long)loan->length, (unsigned long long)loan->offset);
+        free(before);
+    }
 }
 
 // Fills in some of the extents from the offset on, at least one.
@@ -311,7 +345,7 @@ static void complete(struct sim *sim, struct sim_request *request)
         if (io->kind == FILE_WRITE)
             check_unchanged(sim, request);
         disk_apply(disk, request->entry);
-        refresh_loans(disk);
+        refresh_loans(sim, disk, request->entry);
     }
 }
 

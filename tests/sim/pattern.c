@@ -6,7 +6,6 @@
 
 #include "tests/sim/rng.h"
 
-#define WORD_BYTES 8u
 #define PLACE_BITS 40
 #define SECTOR_WORDS 64u
 
@@ -28,9 +27,9 @@ void pattern_fill(void *buf, uint32_t value, uint64_t guest, size_t length)
         return;
     }
     while (length > 0) {
-        uint64_t bytes = word(value, guest / WORD_BYTES);
-        size_t at = guest % WORD_BYTES;
-        size_t n = WORD_BYTES - at < length ? WORD_BYTES - at : length;
+        uint64_t bytes = word(value, guest / PATTERN_WORD);
+        size_t at = guest % PATTERN_WORD;
+        size_t n = PATTERN_WORD - at < length ? PATTERN_WORD - at : length;
 
         memcpy(to, (unsigned char *)&bytes + at, n);
         to += n;
@@ -49,19 +48,40 @@ static uint64_t unmix(uint64_t x)
     return x ^ x >> 30 ^ x >> 60;
 }
 
-void pattern_describe(const void *bytes, char *text)
+// No guest disk here is larger, so other bytes hardly look like a stamp.
+#define GUEST_MAX (1ull << 33)
+
+bool pattern_is_zeros(const void *bytes)
+{
+    static const unsigned char zeros[PATTERN_WORD];
+
+    return memcmp(bytes, zeros, PATTERN_WORD) == 0;
+}
+
+static uint64_t stamp(const void *bytes)
 {
     uint64_t found;
 
     memcpy(&found, bytes, sizeof(found));
-    uint64_t plain = unmix(found);
-    uint64_t guest = (plain & ((1ull << PLACE_BITS) - 1)) * WORD_BYTES;
-    // No guest disk here is larger, so other bytes hardly look like a stamp.
-    if (found == 0)
+    return unmix(found);
+}
+
+bool pattern_place(const void *bytes, uint64_t *guest)
+{
+    *guest = (stamp(bytes) & ((1ull << PLACE_BITS) - 1)) * PATTERN_WORD;
+    return !pattern_is_zeros(bytes) && *guest < GUEST_MAX;
+}
+
+void pattern_describe(const void *bytes, char *text)
+{
+    uint64_t guest, found;
+
+    memcpy(&found, bytes, sizeof(found));
+    if (pattern_is_zeros(bytes))
         snprintf(text, PATTERN_TEXT, "zeros");
-    else if (guest < 1ull << 33)
+    else if (pattern_place(bytes, &guest))
         snprintf(text, PATTERN_TEXT, "value %u of guest offset %llu",
-                 (unsigned)(plain >> PLACE_BITS), (unsigned long long)guest);
+                 (unsigned)(stamp(bytes) >> PLACE_BITS), (unsigned long long)guest);
     else
         snprintf(text, PATTERN_TEXT, "bytes of no write: %016llx", (unsigned long long)found);
 }

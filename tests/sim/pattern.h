@@ -4,6 +4,7 @@
 #ifndef LAZYCOW_TESTS_SIM_PATTERN_H
 #define LAZYCOW_TESTS_SIM_PATTERN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,6 +16,14 @@
 
 // Fills buf with the bytes of value at [guest, guest + length), at any alignment.
 void pattern_fill(void *buf, uint32_t value, uint64_t guest, size_t length);
+
+// Bytes that have a stamp of their own.
+#define PATTERN_WORD 8u
+
+// Tells the guest offset where the PATTERN_WORD bytes belong; of compressible ones, that of their
+// sector. Returns false where they come from no write, or are zeros.
+bool pattern_place(const void *bytes, uint64_t *guest);
+bool pattern_is_zeros(const void *bytes);
 
 // Describes the bytes found at guest (at least 8 of them, guest a multiple of 8) in text, which has
 // room for PATTERN_TEXT bytes.

@@ -50,10 +50,12 @@ static int set_up(void **state)
     epochs_init(&f.plans, "plans");
     epochs_init(&f.holders, "holders");
     // Epochs of plans have other numbers than those that holders would get.
-    struct epoch_member other = {0};
-    epoch_enter(&f.plans, &other);
+    struct epoch_member others[4] = {0};
+    for (size_t i = 0; i < 4; i++)
+        epoch_enter(&f.plans, &others[i]);
     epoch_enter(&f.plans, &f.plan);
-    epoch_leave(&other);
+    for (size_t i = 0; i < 4; i++)
+        epoch_leave(&others[i]);
     return 0;
 }
 

@@ -123,29 +123,36 @@ static void a_reader_is_in_the_way(void **state)
     engine_end(&e);
 }
 
+// Starts a read of the first 4096 bytes that may get them as a loan.
+static void start_lending(struct engine *e, struct request *read, void *bytes,
+                          struct extent extents[4])
+{
+    e->disk->makes_loans = true;
+    engine_start(e, read, OP_READ, 0, 0, 4096);
+    engine_run(e);
+    assert_null(read->op.loan.file);
+    struct op loan = {.kind = OP_READ,
+                      .flags = OP_LOAN,
+                      .length = 4096,
+                      .buf = bytes,
+                      .done = read->op.done,
+                      .extents = extents,
+                      .max_extents = 4};
+    *read = (struct request){.op = loan};
+    op_start(e->image, &read->op);
+}
+
 // A reply that points into the file: its owner is asked to settle it.
 static void a_loan_is_in_the_way(void **state)
 {
     struct extent extents[4];
     struct request read;
     struct engine e;
+    char bytes[4096];
 
     (void)state;
     uint64_t host = begin(&e);
-    e.disk->makes_loans = true;
-    engine_start(&e, &read, OP_READ, 0, 0, 4096);
-    engine_run(&e);
-    assert_null(read.op.loan.file);
-    char bytes[4096];
-    struct op loan = {.kind = OP_READ,
-                      .flags = OP_LOAN,
-                      .length = sizeof(bytes),
-                      .buf = bytes,
-                      .done = read.op.done,
-                      .extents = extents,
-                      .max_extents = 4};
-    read = (struct request){.op = loan};
-    op_start(e.image, &read.op);
+    start_lending(&e, &read, bytes, extents);
     engine_run(&e);
     assert_int_equal(read.done, 1);
     assert_ptr_equal(read.op.loan.file, &e.disk->file);
@@ -161,6 +168,33 @@ static void a_loan_is_in_the_way(void **state)
     assert_int_equal(bytes[4095], 1);
     assert_int_equal(e.disk->loans, 0);
     assert_false(quarantine_held(e.image));
+    engine_run(&e);
+    assert_int_equal(engine_refcount(&e, host), 0);
+    engine_end(&e);
+}
+
+// The cluster is given up while the read is on its way to it: the loan delays the release.
+static void a_loan_is_as_old_as_its_plan(void **state)
+{
+    struct extent extents[4];
+    struct request read, gone;
+    struct engine e;
+    char bytes[4096];
+
+    (void)state;
+    uint64_t host = begin(&e);
+    start_lending(&e, &read, bytes, extents);
+    engine_hold(&e, "read-data");
+    engine_start(&e, &gone, OP_DISCARD, 0, 0, CLUSTER);
+    flush_under_readers(&e);
+    assert_int_equal(gone.done, 1);
+    assert_int_equal(read.done, 0);
+    scripted_file_end(e.disk, 0, 0);
+    engine_run(&e);
+    assert_ptr_equal(read.op.loan.file, &e.disk->file);
+    assert_int_equal(e.disk->settles, 1);
+    assert_int_equal(engine_refcount(&e, host), 1);
+    loan_return(&read.op.loan, extents, read.op.extent_count);
     engine_run(&e);
     assert_int_equal(engine_refcount(&e, host), 0);
     engine_end(&e);
@@ -298,6 +332,7 @@ int main(void)
         cmocka_unit_test(a_sync_that_failed_does_not_count),
         cmocka_unit_test(a_reader_is_in_the_way),
         cmocka_unit_test(a_loan_is_in_the_way),
+        cmocka_unit_test(a_loan_is_as_old_as_its_plan),
         cmocka_unit_test(neighbours_wait_together),
         cmocka_unit_test(a_reference_less),
         cmocka_unit_test(fresh_space_is_not_given_up),

@@ -212,6 +212,28 @@ static void tables_are_written_from_copies(void **state)
     engine_end(&e);
 }
 
+// So is a change that the first barrier does not cover.
+static void a_change_behind_the_first_barrier_is_not_written(void **state)
+{
+    struct request fua, other;
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_large);
+    engine_start(&e, &fua, OP_WRITE, OP_FUA, 0, 4096);
+    engine_hold(&e, "barrier");
+    engine_start(&e, &other, OP_WRITE, 0, CLUSTER, 4096);
+    engine_hold(&e, "barrier");
+    assert_int_equal(other.done, 1);
+    assert_int_not_equal(engine_entry(&e, 1), 0);
+    assert_int_equal(engine_count(&e, "l2"), 0);
+    engine_run(&e);
+    assert_int_equal(fua.done, 1);
+    assert_int_not_equal(engine_disk_entry(&e, 0), 0);
+    assert_int_equal(engine_disk_entry(&e, 1), 0);
+    engine_end(&e);
+}
+
 // ---- Failures -----------------------------------------------------------------------------------
 
 // After any error of a barrier the state on disk is unknown.
@@ -242,6 +264,29 @@ static void a_failed_barrier_is_latched(void **state)
         assert_int_not_equal(image_finish(e.image, &err), 0);
         engine_free(&e);
     }
+}
+
+// Tables that waited for the sync after a failed barrier are not written: their data may be lost.
+static void nothing_is_written_after_a_failed_barrier(void **state)
+{
+    struct request write, other;
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    engine_start(&e, &write, OP_WRITE, OP_FUA, CLUSTER, 4096);
+    engine_hold(&e, "barrier");
+    engine_start(&e, &other, OP_WRITE, OP_FUA, 2 * CLUSTER, 4096);
+    engine_hold(&e, "barrier");
+    assert_int_not_equal(engine_entry(&e, 2), 0);
+    engine_watch(&e);
+    scripted_file_end(e.disk, 0, -EIO);
+    engine_run(&e);
+    assert_int_equal(write.op.result, -EIO);
+    assert_int_equal(other.op.result, -EIO);
+    assert_int_equal(engine_count(&e, "l2"), 0);
+    assert_int_equal(engine_count(&e, "barrier"), 0);
+    engine_free(&e);
 }
 
 // A table write without space loses nothing: it is made again, and the need for a barrier stays.
@@ -461,7 +506,9 @@ int main(void)
         cmocka_unit_test(a_write_behind_a_barrier_needs_another),
         cmocka_unit_test(a_flush_joins_the_sync_that_covers_it),
         cmocka_unit_test(tables_are_written_from_copies),
+        cmocka_unit_test(a_change_behind_the_first_barrier_is_not_written),
         cmocka_unit_test(a_failed_barrier_is_latched),
+        cmocka_unit_test(nothing_is_written_after_a_failed_barrier),
         cmocka_unit_test(a_sync_without_space_is_made_up_for),
         cmocka_unit_test(a_failed_table_is_latched),
         cmocka_unit_test(a_dirty_bit_that_failed_is_set_again),

@@ -2,6 +2,7 @@
 """An image in use, and file systems without locks."""
 import errno
 import os
+import socket
 import subprocess
 import time
 
@@ -113,6 +114,10 @@ def writer(workdir, image):
     while not os.path.exists(f"{workdir}/qemu"):
         assert process.poll() is None
         time.sleep(0.01)
+    # It listens first and opens the image then; it greets clients when it has both.
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{workdir}/qemu")
+        assert client.recv(8) == b"NBDMAGIC"
     yield process
     process.terminate()
     process.wait()
@@ -120,7 +125,7 @@ def writer(workdir, image):
 
 def test_an_image_in_use(workdir, image, writer):
     who = f"in use by qemu-nbd (process {writer.pid}), which writes to it"
-    socket = f"--socket={workdir}/s"
+    listen = f"--socket={workdir}/s"
     overlay = f"{workdir}/new.qcow2"
     for text, advice in [
             (run(BINARY, "info", image, codes=(1,)), "-U (--force-share)"),
@@ -128,8 +133,8 @@ def test_an_image_in_use(workdir, image, writer):
             (run(BINARY, "check", "-r", "all", image, codes=(1,)), "stop that"),
             (run(BINARY, "create", image, "1M", codes=(1,)), "stop that"),
             (run(BINARY, "create", "-q", "-b", image, "-F", "qcow2", overlay, codes=(1,)), "-u"),
-            (refused(workdir, socket, image), "--read-only (-r), and --force-share (-U)"),
-            (refused(workdir, socket, "-r", image), "--force-share (-U)"),
+            (refused(workdir, listen, image), "--read-only (-r), and --force-share (-U)"),
+            (refused(workdir, listen, "-r", image), "--force-share (-U)"),
     ]:
         assert who in text and advice in text
     run(BINARY, "info", "-U", image)

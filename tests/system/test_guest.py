@@ -58,6 +58,7 @@ def checksum_line(text):
     return next(line.split()[0] for line in text.splitlines() if line.rstrip().endswith("sums"))
 
 
+@pytest.mark.limit(900)
 def test_a_failing_script_is_noticed(workdir):
     """Else the guest below could not fail."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", GIBI)

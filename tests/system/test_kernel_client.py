@@ -159,7 +159,7 @@ def test_kernel_client_over_tls(workdir):
 
 
 # Operations of guest_files.c in all, in four parts.
-OPERATIONS = 4000
+OPERATIONS = 2000
 
 # A file system lives on while the server is stopped and started again, and while a client of the
 # kernel's that nothing tells of it has requests waiting.

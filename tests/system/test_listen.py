@@ -326,8 +326,10 @@ cd /tmp
 lazycow create -q disk.qcow2 8M
 lazycow serve --vsock=10809 disk.qcow2 > out 2> err &
 server=$!
-i=0
-while [ $i -lt 60 ] && ! grep -q listening out; do sleep 1; i=$((i + 1)); done
+until grep -q listening out; do
+    kill -0 $server || { cat err; false; }
+    sleep 1
+done
 cat out
 uri=$(sed -n 's/listening on //p' out)
 dd if=/dev/urandom of=random bs=1M count=8 2>/dev/null
@@ -341,13 +343,14 @@ lazycow check disk.qcow2
 """
 
 
-@pytest.mark.limit(200)
+@pytest.mark.slow
+@pytest.mark.limit(900)
 def test_vsock_in_a_guest(workdir):
     """The guest's kernel can reach itself over vsock; this one may not."""
     if not lib_guest.has_module(lib_guest.kernel()[1], "vsock_loopback"):
         lib_machine.skip("the guest's kernel has no vsock_loopback")
     text = lib_guest.boot_with(workdir, [], VSOCK_SCRIPT, modules=["vsock_loopback"],
-                               programs=[lib_server.PLAIN_BINARY, "nbdcopy"], timeout=150)
+                               programs=[lib_server.PLAIN_BINARY, "nbdcopy"])
     assert "listening on nbd+vsock://1:10809/disk" in text, text[-3000:]
     assert re.search(r"connection 1 \(vsock:1:\d+\): export 'disk'", text), text[-3000:]
 

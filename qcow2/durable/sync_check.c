@@ -64,6 +64,8 @@ void assert_sync_state(const struct image *image, enum sync_state state, int res
         assert(image->syncs.state == SYNC_QUEUE_DUE);
         assert(TAILQ_EMPTY(&image->quarantine->syncing) && sync->writeback.count == 0);
         assert(!image->read_only);
+        // No sync that has ended is still about to write the dirty bit.
+        assert(image->dirty_bit != DIRTY_BIT_SETTING && image->dirty_bit != DIRTY_BIT_CLEARING);
         return;
     }
     assert(image->syncs.state == SYNC_QUEUE_RUNNING ||

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "qcow2/base/loan.h"
 #include "qcow2/durable/clean.h"
 #include "qcow2/durable/lost.h"
 #include "qcow2/format/format.h"
@@ -118,8 +119,73 @@ static void a_request_under_way_is_in_the_way(void **state)
     struct request other;
     engine_start(&e, &other, OP_WRITE, 0, 10 * CLUSTER, 512);
     engine_hold(&e, "data");
+    assert_int_equal(outcome.called, 1);
+    assert_int_equal(outcome.result, -EBUSY);
+    assert_true(dirty_on_disk(&e));
+    engine_run(&e);
+    engine_end(&e);
+}
+
+// Without lazy refcounts there is no dirty bit to go, but the barrier behind the refcounts counts.
+static void a_barrier_behind_refcounts_fails(void **state)
+{
+    struct outcome outcome = {0};
+    struct engine e;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    assert_int_equal(engine_write(&e, 0, 4096, 1), 0);
+    assert_int_equal(engine_do(&e, OP_DISCARD, OP_FUA, 0, 512), 0);
+    engine_run(&e);
+    image_clean(e.image, note, &outcome);
+    engine_hold(&e, "block");
+    size_t index = engine_reach(&e, "barrier");
+    scripted_file_end(e.disk, index, -EIO);
     engine_run(&e);
     assert_int_equal(outcome.called, 1);
+    assert_int_equal(outcome.result, -EIO);
+    assert_int_equal(e.image->latched_error, -EIO);
+    engine_free(&e);
+}
+
+// A cluster on loan is given up, and the unlinking is durable, while holes are punched: its refcount is
+// too high still.
+static void a_loan_at_the_wrong_time_is_in_the_way(void **state)
+{
+    struct outcome outcome = {0};
+    struct extent extents[4];
+    struct request read, discard;
+    struct engine e;
+    char bytes[512];
+
+    (void)state;
+    begin(&e);
+    e.disk->makes_loans = true;
+    engine_start(&e, &read, OP_READ, 0, 0, sizeof(bytes));
+    engine_run(&e);
+    read.op = (struct op){.kind = OP_READ,
+                          .flags = OP_LOAN,
+                          .length = sizeof(bytes),
+                          .buf = bytes,
+                          .done = read.op.done,
+                          .extents = extents,
+                          .max_extents = 4};
+    op_start(e.image, &read.op);
+    engine_run(&e);
+    assert_non_null(read.op.loan.file);
+    assert_int_equal(engine_do(&e, OP_DISCARD, 0, CLUSTER, CLUSTER), 0);
+    image_clean(e.image, note, &outcome);
+    engine_hold(&e, "punch");
+    engine_start(&e, &discard, OP_DISCARD, OP_FUA, 0, CLUSTER);
+    engine_hold(&e, "punch");
+    assert_int_equal(discard.done, 1);
+    assert_false(quarantine_empty(e.image->quarantine));
+    engine_run(&e);
+    assert_int_equal(outcome.called, 1);
+    assert_int_equal(outcome.result, -EBUSY);
+    assert_true(dirty_on_disk(&e));
+    loan_return(&read.op.loan, extents, read.op.extent_count);
+    engine_run(&e);
     engine_end(&e);
 }
 
@@ -329,6 +395,8 @@ int main(void)
         cmocka_unit_test(refcounts_are_durable_before_the_dirty_bit_goes),
         cmocka_unit_test(what_was_given_up_is_released_first),
         cmocka_unit_test(a_request_under_way_is_in_the_way),
+        cmocka_unit_test(a_barrier_behind_refcounts_fails),
+        cmocka_unit_test(a_loan_at_the_wrong_time_is_in_the_way),
         cmocka_unit_test(a_discard_at_the_wrong_time_is_in_the_way),
         cmocka_unit_test(failures),
         cmocka_unit_test(without_a_sync_there_is_no_clean_point),

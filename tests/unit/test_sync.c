@@ -187,6 +187,31 @@ static void a_flush_joins_the_sync_that_covers_it(void **state)
     engine_end(&e);
 }
 
+// Data that was answered while a sync runs is durable with the next one only.
+static void a_flush_after_new_data_takes_the_next_sync(void **state)
+{
+    struct request fua, write, flush;
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    engine_start(&e, &fua, OP_WRITE, OP_FUA, 0, 4096);
+    engine_hold(&e, "barrier");
+    engine_start(&e, &write, OP_WRITE, 0, 8192, 4096);
+    engine_hold(&e, "barrier");
+    assert_int_equal(write.done, 1);
+    engine_start(&e, &flush, OP_FLUSH, 0, 0, 0);
+    engine_hold(&e, "barrier");
+    scripted_file_end(e.disk, 0, 0);
+    engine_hold(&e, "barrier");
+    assert_int_equal(fua.done, 1);
+    assert_int_equal(flush.done, 0);
+    engine_run(&e);
+    assert_int_equal(flush.done, 1);
+    assert_int_equal(engine_count(&e, "barrier"), 2);
+    engine_end(&e);
+}
+
 // A change after the tables were copied is written by the next sync.
 static void tables_are_written_from_copies(void **state)
 {
@@ -505,6 +530,7 @@ int main(void)
         cmocka_unit_test(two_fua_writes_share_a_barrier),
         cmocka_unit_test(a_write_behind_a_barrier_needs_another),
         cmocka_unit_test(a_flush_joins_the_sync_that_covers_it),
+        cmocka_unit_test(a_flush_after_new_data_takes_the_next_sync),
         cmocka_unit_test(tables_are_written_from_copies),
         cmocka_unit_test(a_change_behind_the_first_barrier_is_not_written),
         cmocka_unit_test(a_failed_barrier_is_latched),

@@ -160,9 +160,12 @@ static void a_loan_at_the_wrong_time_is_in_the_way(void **state)
 
     (void)state;
     begin(&e);
+    assert_int_equal(engine_do(&e, OP_DISCARD, 0, CLUSTER, CLUSTER), 0);
+    image_clean(e.image, note, &outcome);
+    engine_hold(&e, "punch");
     e.disk->makes_loans = true;
     engine_start(&e, &read, OP_READ, 0, 0, sizeof(bytes));
-    engine_run(&e);
+    engine_hold(&e, "punch");
     read.op = (struct op){.kind = OP_READ,
                           .flags = OP_LOAN,
                           .length = sizeof(bytes),
@@ -171,11 +174,8 @@ static void a_loan_at_the_wrong_time_is_in_the_way(void **state)
                           .extents = extents,
                           .max_extents = 4};
     op_start(e.image, &read.op);
-    engine_run(&e);
-    assert_non_null(read.op.loan.file);
-    assert_int_equal(engine_do(&e, OP_DISCARD, 0, CLUSTER, CLUSTER), 0);
-    image_clean(e.image, note, &outcome);
     engine_hold(&e, "punch");
+    assert_non_null(read.op.loan.file);
     engine_start(&e, &discard, OP_DISCARD, OP_FUA, 0, CLUSTER);
     engine_hold(&e, "punch");
     assert_int_equal(discard.done, 1);

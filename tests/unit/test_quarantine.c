@@ -271,6 +271,26 @@ static void fresh_space_is_not_given_up(void **state)
     engine_free(&e);
 }
 
+// A releaser that loads refcounts is at work: an op without space waits for it.
+static void a_releaser_that_loads_is_running(void **state)
+{
+    struct request gone;
+    struct engine e;
+    struct error err;
+
+    (void)state;
+    engine_begin(&e, &engine_small);
+    assert_int_equal(engine_write(&e, 0, 400 * 512, 1), 0);
+    assert_int_equal(image_finish(e.image, &err), 0);
+    engine_crash(&e, &(struct image_options){.format = IMAGE_FORMAT_QCOW2});
+    engine_start(&e, &gone, OP_DISCARD, OP_FUA, 0, 400 * 512);
+    engine_hold(&e, "read-block");
+    assert_true(engine_in_flight(&e, "read-block"));
+    assert_int_equal(e.image->quarantine->releaser_state, RELEASER_RUNNING);
+    engine_run(&e);
+    engine_end(&e);
+}
+
 // Refcounts that cannot be read: the clusters leak, the log tells it, and others are released.
 static void what_cannot_be_counted_leaks(void **state)
 {
@@ -336,6 +356,7 @@ int main(void)
         cmocka_unit_test(neighbours_wait_together),
         cmocka_unit_test(a_reference_less),
         cmocka_unit_test(fresh_space_is_not_given_up),
+        cmocka_unit_test(a_releaser_that_loads_is_running),
         cmocka_unit_test(what_cannot_be_counted_leaks),
         cmocka_unit_test(much_is_released_in_turns),
     };

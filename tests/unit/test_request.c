@@ -154,6 +154,31 @@ static void two_writes_to_one_new_cluster(void **state)
     engine_end(&e);
 }
 
+// New clusters are taken for several mappings at once: here a shared cluster and a new one, which
+// another write fills already.
+static void a_write_over_several_mappings_waits_for_all(void **state)
+{
+    struct request part, all;
+    struct engine e;
+
+    (void)state;
+    begin(&e);
+    assert_int_equal(engine_write(&e, 20 * CLUSTER, CLUSTER, 1), 0);
+    engine_snapshot(&e);
+    engine_watch(&e);
+    engine_fill(5);
+    engine_start(&e, &part, OP_WRITE, 0, 21 * CLUSTER + 32768, 4096);
+    engine_hold(&e, "data");
+    engine_start(&e, &all, OP_WRITE, 0, 20 * CLUSTER, CLUSTER + 4096);
+    engine_hold(&e, "data");
+    assert_int_equal(engine_count(&e, "data"), 1);
+    engine_run(&e);
+    assert_int_equal(part.done + all.done, 2);
+    engine_expect(&e, 20 * CLUSTER, CLUSTER + 4096, 5);
+    engine_expect(&e, 21 * CLUSTER + 32768, 4096, 5);
+    engine_end(&e);
+}
+
 // A failed write links nothing, gives its clusters up, and lets others go on.
 static void a_write_that_fails_leaves_nothing(void **state)
 {
@@ -465,6 +490,7 @@ int main(void)
         cmocka_unit_test(the_rest_of_a_shared_cluster_is_copied),
         cmocka_unit_test(a_new_cluster_is_seen_with_its_data),
         cmocka_unit_test(two_writes_to_one_new_cluster),
+        cmocka_unit_test(a_write_over_several_mappings_waits_for_all),
         cmocka_unit_test(a_write_that_fails_leaves_nothing),
         cmocka_unit_test(a_write_in_place_that_fails),
         cmocka_unit_test(a_contradicted_flag_is_not_believed),

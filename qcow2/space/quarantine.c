@@ -229,7 +229,7 @@ static void release_step(struct op *op)
     waitq_wake(&q->released, 0);
     while ((extent = TAILQ_FIRST(&q->durable)) != NULL) {
         if (budget == 0) {
-            q->releaser_state = RELEASER_RUNNING;
+            assert(q->releaser_state == RELEASER_RUNNING);
             op_post(op);
             return;
         }

@@ -132,7 +132,7 @@ def main():
     results = Results(options.results)
     if not options.survivors:
         run(options, sources, names, results)
-    results.report(names)
+    results.report(sources)
     return 0
 
 

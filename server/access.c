@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// The export that the argument begins with the name and a colon of, the longest such name; or NULL.
+// The export with the longest name that, with a colon behind it, begins the argument; or NULL.
 static struct export *named_export(const struct exports *exports, const char *argument)
 {
     struct export *found = NULL;
@@ -25,7 +25,7 @@ static struct export *named_export(const struct exports *exports, const char *ar
     return found;
 }
 
-// As named_export, for an image that was left out: its rules hold for nothing.
+// As named_export, for an image that was left out (--skip-broken). Its rules have no effect.
 static bool names_skipped(const struct exports *exports, const char *argument)
 {
     for (size_t i = 0; i < exports->skipped_count; i++) {
@@ -50,7 +50,8 @@ static int parse_rule(const struct exports *exports, const char *argument, struc
     } else if (rule->export != NULL) {
         rule->pattern = argument + strlen(rule->export->name) + 1;
     } else if (colon != NULL && strcspn(argument, "=*?[") > (size_t)(colon - argument)) {
-        // No part of a distinguished name, nor of a pattern for one: a name that is mistyped.
+        // Neither a part of a distinguished name nor a pattern for one, so it is a mistyped export
+        // name.
         return error_set(err, EINVAL, "--tls-allow '%s': there is no export '%.*s'", argument,
                          (int)(colon - argument), argument);
     }
@@ -61,7 +62,7 @@ static int parse_rule(const struct exports *exports, const char *argument, struc
     return 0;
 }
 
-// A pattern for the export of exactly this name, which may be an image that was left out.
+// A rule for the export of exactly this name, which may be an image that was left out.
 static void bind_rule(const struct exports *exports, const char *name, struct access_rule *rule)
 {
     rule->skipped = true;
@@ -151,7 +152,7 @@ static const struct session_export *visible_at(void *context, size_t index)
                                  : &view->access->exports->list[index].session;
 }
 
-// Rules hide what there is and what there should be from those that they do not name.
+// A peer with access rules must not learn from a reply which images exist or are missing.
 static const char *why_unknown(void *context, const uint8_t *name, size_t length)
 {
     const struct access_view *view = context;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// access.h: which exports a peer may use, by who TLS says it is. An export that it may not use is
-// hidden: it is not listed, and unknown when asked for.
+// access.h: decides by the identity that TLS proves which exports a peer may use. All others are
+// hidden from it: they are not listed, and unknown when asked for.
 #ifndef LAZYCOW_SERVER_ACCESS_H
 #define LAZYCOW_SERVER_ACCESS_H
 
@@ -10,13 +10,16 @@
 #include "qcow2/base/error.h"
 #include "server/export.h"
 
-// Rules of one server: as many as it may have exports.
+// One rule for each export that a server can have.
 #define ACCESS_RULES_MAX EXPORTS_MAX
 
 struct access_rule {
-    const struct export *export; // NULL: for all
-    bool skipped;                // for an image that is not served, so for nothing
-    const char *pattern;         // fnmatch(3), of an identity
+    // NULL: the rule is for all exports.
+    const struct export *export;
+    // The rule is for an image that is not served, so it has no effect.
+    bool skipped;
+    // A pattern of fnmatch(3) for the peer's identity.
+    const char *pattern;
 };
 
 struct access {
@@ -25,9 +28,9 @@ struct access {
     size_t count;
 };
 
-// Each argument is [NAME:]PATTERN (--tls-allow); they are borrowed. An export may be used by whom a
-// rule for it or a rule for all matches, and by everyone if there is no such rule. exports is
-// borrowed. Returns 0, or a negative errno with a message.
+// Each argument is [NAME:]PATTERN (--tls-allow) and is borrowed. An export with a rule, of its own
+// or for all exports, is open to the peers that one of these rules matches; an export without a
+// rule is open to everyone. exports is borrowed. Returns 0, or a negative errno with a message.
 int access_init(struct access *access, struct exports *exports, const char *const *arguments,
                 size_t count, struct error *err);
 void access_destroy(struct access *access);
@@ -35,16 +38,18 @@ void access_destroy(struct access *access);
 // Adds one more rule. With a name the argument is a PATTERN for the export of that name.
 int access_add(struct access *access, const char *name, const char *argument, struct error *err);
 
-// The exports that one peer may use. host is what its session gets, and asks for them.
+// The exports that one peer may use. host goes to the peer's session, which asks it for them.
 struct access_view {
     struct session_host host;
     const struct access *access; // borrowed
-    struct export **visible;     // NULL: all
-    size_t count;                // of visible
+    // NULL: all exports.
+    struct export **visible;
+    size_t count; // of visible
 };
 
-// The view of a peer that has not said who it is (tls: what its session demands), and of one with
-// this identity (NULL: none). Each returns 0 or -ENOMEM; nobody is let in then.
+// access_view_init makes the view of a peer without an identity as yet (tls: what its session
+// demands), access_view_identify that of a peer with one (NULL: none). Each returns 0 or -ENOMEM,
+// and after -ENOMEM the peer may use nothing.
 int access_view_init(struct access_view *view, const struct access *access, enum session_tls tls);
 int access_view_identify(struct access_view *view, const char *identity);
 void access_view_destroy(struct access_view *view);

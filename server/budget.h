@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// budget.h: who may use how much payload memory. One budget a server, one share a connection.
+// budget.h: shares payload memory out among connections: one budget a server, one share a
+// connection.
 //
-// Whatever some clients do, the others must be able to go on, also when the memory is held by
-// clients that never take their replies. Two rules see to that:
-//  1. A connection may not use more than is left free (besides its own limit). So k connections
-//     that take all they can get leave 1/(k+1) of the budget free for the next one.
-//  2. A connection that uses nothing may go into a reserve, for one request.
+// Clients that take much memory and never take their replies must not stop the others. Two rules
+// prevent it:
+// 1. A connection may use at most as much as remains free afterwards, besides its own limit. So k
+//    connections that take all they can leave 1/(k+1) of the budget free for the next one.
+// 2. A connection that uses nothing may take from a reserve, for one request.
 #ifndef LAZYCOW_SERVER_BUDGET_H
 #define LAZYCOW_SERVER_BUDGET_H
 
@@ -14,10 +15,11 @@
 #include <stdint.h>
 
 struct budget {
-    size_t limit;      // bytes that shares may use
-    size_t reserve;    // bytes above the limit, for rule 2
-    size_t used;       // bytes
-    uint64_t returned; // counts the calls of share_give: something may fit that did not before
+    size_t limit;   // bytes that shares may use
+    size_t reserve; // bytes above the limit, for rule 2
+    size_t used;    // bytes
+    // Counts the calls of share_give, so that waiting clients know when to try again.
+    uint64_t returned;
 };
 
 struct share {

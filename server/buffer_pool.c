@@ -6,14 +6,16 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-// Buffers from this size on are mapped each by itself, so that freeing one gives its memory back at
-// once. Smaller ones come from malloc: there may be more of them than a process may have mappings.
+// Buffers from this size on have a mapping each, so that their memory returns to the system as soon
+// as they are freed. Smaller ones come from malloc: there may be more of them than the mappings
+// that a process may have.
 #define BUFFER_MAPPED_BYTES (128u << 10)
 
-// Freed bytes from which on it pays to ask malloc to give pages back.
+// Freed bytes from which on malloc is asked to return pages to the system; below, the call costs
+// more than it gains.
 #define BUFFER_TRIM_BYTES (1u << 20)
 
-// An unused buffer; the link stands in the buffer itself.
+// An unused buffer. The link is stored in the buffer's own bytes.
 struct buffer {
     struct buffer *next;
 };
@@ -43,7 +45,7 @@ static void buffer_release(void *data, size_t size)
     }
 }
 
-// Frees up to count unused buffers of a class; returns how many bytes that were.
+// Frees up to count unused buffers of a class; returns the number of bytes freed.
 static size_t order_shrink(struct buffer_pool *pool, unsigned order, size_t count)
 {
     struct buffer_class *list = &pool->classes[order];

@@ -16,14 +16,14 @@
 #include "server/export.h"
 #include "server/log.h"
 
-// The request that is being taken in, at most one.
+// The request that is being received; there is at most one.
 //
-//   NONE ──a request──> HELD ──there is memory──> NONE: its op has started
-//    └──a WRITE begins──> HELD_PAYLOAD ──there is memory──> RECEIVING ──the payload is there──> NONE
+//   NONE ──a request──> HELD ──memory is granted──> NONE: its op has started
+//    └─a WRITE begins─> HELD_PAYLOAD ─memory is granted─> RECEIVING ─payload is complete─> NONE
 enum client_intake {
     INTAKE_NONE,
-    INTAKE_RECEIVING, // a WRITE whose payload is coming in
-    // Below: no event is taken before there is memory.
+    INTAKE_RECEIVING, // a WRITE whose payload is being received
+    // In the states below no event is taken until there is memory.
     INTAKE_HELD,
     INTAKE_HELD_PAYLOAD, // for a WRITE whose payload comes next
 };
@@ -31,26 +31,26 @@ enum client_intake {
 struct client {
     struct client_shared *shared;
     struct access_view view;
-    struct session *session; // NULL once abandoned
-    const char *identity;    // of TLS, or NULL
-    struct export *export;   // once negotiated
-    bool has_place;          // among the connections of that
+    struct session *session; // NULL once the session is abandoned
+    const char *identity;    // the peer's identity, proven by TLS, or NULL
+    struct export *export;   // NULL until one is negotiated
+    bool has_place;          // counts among the connections of the export
     const char *name;
     void (*changed)(void *context);
     void *context;
 
     enum client_state state;
-    bool eof; // nothing more will be received
+    bool eof; // the peer sends no more bytes
     const char *reason;
 
     struct share share;
     enum client_intake intake;
-    struct client_request *taking; // that is being taken in, or NULL
-    unsigned requests;             // taken, and not released
-    unsigned reads_max;            // how many reads a run takes, at present
-    unsigned reads;                // how many this one has taken
-    unsigned in_flight;            // of these, in the engine
-    unsigned unsettled;            // of these, whose payload is not the request's own
+    struct client_request *taking; // the request that is being received, or NULL
+    unsigned requests;             // requests that were taken and not yet released
+    unsigned reads_max;            // reads that one run takes at present
+    unsigned reads;                // reads that the current run has taken
+    unsigned in_flight;            // requests with an op in the engine
+    unsigned unsettled;            // requests with a reply that is not settled (client.h)
     uint64_t request_count;
 };
 
@@ -93,7 +93,7 @@ static void release_request(struct client *client, struct client_request *reques
     client_request_put(client->shared->requests, &client->share, request);
 }
 
-// Returns the request that was being taken in.
+// Returns the request whose reception ends.
 static struct client_request *end_intake(struct client *client)
 {
     struct client_request *request = client->taking;
@@ -103,7 +103,7 @@ static struct client_request *end_intake(struct client *client)
     return request;
 }
 
-// Drops the request that has no op.
+// Releases the request that is being received; it has no op yet.
 static void release_unstarted(struct client *client)
 {
     if (client->intake != INTAKE_NONE) {
@@ -157,7 +157,7 @@ static const void *on_payload_settle(struct session_payload_ref *ref, const void
     return now;
 }
 
-// Answers without an op. error is a positive errno or 0.
+// Replies without an op. error is a positive errno or 0.
 static void reply_at_once(struct client *client, struct client_request *request, int error)
 {
     session_reply(client->session, &request->request, error, error != 0 ? strerror(error) : NULL);
@@ -203,7 +203,8 @@ static void client_start(struct client *client, struct client_request *request)
     op_start(client->export->image, &request->op);
 }
 
-// A request, before there is memory for it. NULL when there is not even memory for that.
+// Makes a request whose payload memory is still to be had. NULL when there is no memory for the
+// request itself.
 static struct client_request *new_request(struct client *client, const struct session_request *wire)
 {
     struct client_request *request = client_request_get(client->shared->requests);
@@ -217,8 +218,8 @@ static struct client_request *new_request(struct client *client, const struct se
     return request;
 }
 
-// Goes on with the request that is held: gets its memory and starts it, or its payload. Returns
-// false while there is no room in the share.
+// Gives the held request its memory, then starts its op or the reception of its payload. Returns
+// false while the share has no room.
 static bool held_proceed(struct client *client)
 {
     struct client_request *request = client->taking;
@@ -230,7 +231,7 @@ static bool held_proceed(struct client *client)
     }
     end_intake(client);
     if (payload) {
-        // Without memory the session throws the payload away and answers ENOMEM itself.
+        // Without a buffer the session discards the payload and answers ENOMEM itself.
         session_payload(client->session, request->buffer);
         if (result < 0) {
             release_request(client, request);
@@ -246,7 +247,7 @@ static bool held_proceed(struct client *client)
     return true;
 }
 
-// Holds a request until held_proceed() lets it go.
+// Holds a request until held_proceed() starts it.
 static void hold(struct client *client, const struct session_request *wire, bool payload)
 {
     assert(client->intake == INTAKE_NONE);
@@ -270,7 +271,7 @@ static void take_request(struct client *client, const struct session_request *wi
     if (wire->type == NBD_CMD_READ) {
         client->reads++;
     }
-    // A WRITE without a buffer of ours was answered by the session.
+    // The session has answered a WRITE that got no buffer.
     assert(wire->type != NBD_CMD_WRITE);
     hold(client, wire, false);
 }

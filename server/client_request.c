@@ -9,8 +9,8 @@
 #include "protocol/wire.h"
 #include "qcow2/base/loan.h"
 
-// A payload of zeros is turned into a zero request only where its ends lie on these bytes: a
-// smaller piece would be written as zeros anyway, after more work.
+// A payload of zeros becomes a zero request only if its ends lie on multiples of so many bytes: the
+// engine would write zeros for a smaller piece anyway, after more work.
 #define DETECT_ZEROES_ALIGN 4096u
 
 struct client_request_pool *client_request_pool_new(void)
@@ -93,7 +93,7 @@ void client_request_put(struct client_request_pool *pool, struct share *share,
     pool->unused_count++;
 }
 
-// How many extents the op is to tell; 0 where it tells none.
+// Returns how many extents the op reports; 0 where it reports none.
 static size_t extents_wanted(const struct session_request *request)
 {
     size_t count;
@@ -165,7 +165,7 @@ static bool is_zero(const void *data, size_t length)
     return bytes[0] == 0 && memcmp(bytes, bytes + 1, length - 1) == 0;
 }
 
-// Whether the write is to become a zero request (--detect-zeroes).
+// Returns true if the write becomes a zero request (--detect-zeroes).
 static bool zeroes_detected(const struct client_request *request, enum detect_zeroes mode)
 {
     const struct session_request *wire = &request->request;
@@ -178,7 +178,8 @@ static unsigned read_flags(const struct session_request *wire, const struct sess
 {
     unsigned flags = session_read_holes(session, wire) ? OP_REPORT_HOLES : 0;
 
-    // What is read for TLS is looked at by its library, which knows of no failing reads.
+    // The TLS library reads the payload from memory and cannot survive a failing read of a mapping,
+    // so TLS sessions take no loans.
     if (!session_tls(session) && session_output_bytes(session) < CLIENT_LOAN_OUTPUT_MAX) {
         flags |= OP_LOAN;
     }
@@ -208,7 +209,8 @@ void client_request_prepare(struct client_request *request, const struct export 
         op->kind = OP_WRITE;
         if (zeroes_detected(request, options->detect_zeroes)) {
             op->kind = OP_WRITE_ZEROES;
-            // Space that a plain write would have allocated stays so, unless holes were asked for.
+            // Space that a plain write would have allocated stays allocated, unless holes were
+            // asked for.
             op->flags |= options->detect_zeroes == DETECT_ZEROES_UNMAP ? 0 : OP_NO_HOLE;
         }
         break;
@@ -241,7 +243,7 @@ bool client_request_writes(const struct client_request *request)
            request->op.kind == OP_DISCARD;
 }
 
-// Translates the extents of a read, returns how many.
+// Translates the extents of a read and returns their number.
 static size_t read_parts(struct client_request_pool *pool, const struct client_request *request)
 {
     size_t count = request->op.extent_count;
@@ -310,8 +312,9 @@ const void *client_request_settle(struct client_request *request, const void *da
         !loan_settle(&op->loan, request->extents, op->extent_count, request->buffer)) {
         return NULL;
     }
-    // All bytes are in the buffer now, at the place of their extent. Adjacent extents may overlap in
-    // the file; the first that holds all of the data serves. Data in no extent was there before.
+    // All bytes are in the buffer now, at the position of their extent. Adjacent extents may
+    // overlap in the file; the first that contains the data serves. Bytes outside of every extent
+    // were in the buffer before.
     for (size_t i = 0; i < op->extent_count; i++) {
         const struct extent *extent = &request->extents[i];
         const char *before = extent->data;

@@ -33,7 +33,7 @@ void client_shared_log_failure(struct client_shared *shared, const char *client,
     const struct session_request *wire = &request->request;
     unsigned skipped;
 
-    // That it would not be fast is an answer, no failure.
+    // -ENOTSUP means that the request would not be fast: an answer to the client, not a failure.
     if (request->op.result == -ENOTSUP || !log_limit_pass(&shared->failures, &skipped)) {
         return;
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// client_shared.h: what the clients of a server have in common.
+// client_shared.h: the state that all clients of a server share.
 #ifndef LAZYCOW_SERVER_CLIENT_SHARED_H
 #define LAZYCOW_SERVER_CLIENT_SHARED_H
 
@@ -12,33 +12,37 @@
 #include "server/export.h"
 #include "server/log.h"
 
-// Payload memory of all connections, in bytes, and what is kept for connections that have nothing
-// in flight when the rest is taken: again two of the largest requests, with what comes with them.
+// Payload memory of all connections, in bytes, and the reserve for connections that have nothing in
+// flight when all of it is taken: two of the largest requests, with their overhead.
 #define CLIENTS_BUDGET (512u << 20)
 #define CLIENTS_RESERVE (72u << 20)
 
 // Outlives the clients.
 struct client_shared {
-    const struct access *access; // to the exports
-    enum session_tls tls;        // what connections demand; off unless set
+    // Decides which exports each peer may use.
+    const struct access *access;
+    // TLS that connections demand; off unless set.
+    enum session_tls tls;
     struct client_request_pool *requests;
-    unsigned in_flight; // of all clients, in the engine
+    // Ops of all clients in the engine.
+    unsigned in_flight;
     struct budget budget;
     struct log *log;
-    struct log_limit failures; // lines about failed requests
+    // Limits log lines about failed requests.
+    struct log_limit failures;
 };
 
 // access and log are borrowed. Returns 0 or -ENOMEM.
 int client_shared_init(struct client_shared *shared, const struct access *access, struct log *log);
 void client_shared_destroy(struct client_shared *shared);
-// To be called about once a second; returns whether it wants to be called again.
+// Called about once a second; returns true if it wants to be called again.
 bool client_shared_tick(struct client_shared *shared);
-// Writes a line to the log about an export that a client has negotiated. identity: as client_tls_started().
+// Logs that a client has negotiated an export. identity is as for client_tls_started().
 void client_shared_log_export(struct client_shared *shared, const char *client,
                               const struct export *export, const struct session *session,
                               const char *identity);
 
-// Writes a line to the log about a request whose op has failed, unless there were many.
+// Logs that a request's op has failed, unless there were many such lines.
 void client_shared_log_failure(struct client_shared *shared, const char *client,
                                const struct export *export, const struct client_request *request);
 

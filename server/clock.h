@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// clock.h: the clock of what measures itself. Rules about time (file_pace, spin) are told it.
+// clock.h: the clock for modules that measure time. Rules about time (file_pace, loop_spin) get it
+// as an argument, so that tests can set it.
 #ifndef LAZYCOW_SERVER_CLOCK_H
 #define LAZYCOW_SERVER_CLOCK_H
 
 #include <stdint.h>
 #include <time.h>
 
-// Nanoseconds of CLOCK_MONOTONIC.
+// Returns nanoseconds of CLOCK_MONOTONIC.
 static inline uint64_t clock_now_ns(void)
 {
     struct timespec now;

@@ -41,14 +41,14 @@ int cmd_wrong_use(const char *command, const char *format, ...)
 
 int cmd_flush_output(void)
 {
-    // The error of an earlier write stays in the stream; its errno is gone, so EIO stands for it.
+    // The stream remembers that an earlier write failed, but not its errno; EIO stands for it.
     int result = ferror(stdout) ? -EIO : 0;
 
     if (fflush(stdout) != 0)
         result = -errno;
     if (result < 0)
         cmd_fail("cannot write to standard output: %s", strerror(-result));
-    // Reported once: what is left would fail again at exit.
+    // Drops the rest, which would fail again and be reported twice at exit.
     __fpurge(stdout);
     clearerr(stdout);
     return result;
@@ -56,7 +56,8 @@ int cmd_flush_output(void)
 
 int cmd_print_json(const json_t *json)
 {
-    // Dumped to memory first: jansson tells apart neither what failed nor why.
+    // Dumped to memory first, because jansson's functions that print report neither the cause nor
+    // the stage of a failure.
     char *text = json_dumps(json, JSON_INDENT(4));
 
     if (text == NULL) {
@@ -68,7 +69,7 @@ int cmd_print_json(const json_t *json)
     return cmd_flush_output();
 }
 
-// 1, or the power of 1024 that the suffix stands for; 0 if there is no such suffix.
+// Returns 1, or the power of 1024 that the suffix stands for; 0 if there is no such suffix.
 static uint64_t suffix_factor(const char *suffix)
 {
     static const char letters[] = "bkmgtpe";

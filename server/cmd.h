@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cmd.h: the subcommands, and what they share on the command line.
+// cmd.h: the subcommands, and the code for command lines that they share.
 #ifndef LAZYCOW_SERVER_CMD_H
 #define LAZYCOW_SERVER_CMD_H
 
@@ -21,47 +21,47 @@ int cmd_check(int argc, char **argv);
 // Prints "lazycow: MESSAGE" on standard error and returns 1.
 __attribute__((format(printf, 1, 2))) int cmd_fail(const char *format, ...);
 
-// Reports a wrong use of a command in one line, which points at its --help. Returns 1.
+// Reports wrong use of a command in one line that points at its --help. Returns 1.
 __attribute__((format(printf, 2, 3))) int cmd_wrong_use(const char *command, const char *format,
                                                         ...);
 
-// Reports the option that getopt_long has refused with answer, '?' or ':' (opterr is 0, the list of
-// letters begins with ':', maybe behind a '-'). Returns 1.
+// Reports an option that getopt_long refused. answer is its return value, '?' or ':', with opterr 0
+// and a list of letters that begins with ':', maybe behind a '-'. Returns 1.
 struct option;
 int cmd_wrong_option(const char *command, int answer, int argc, char **argv,
                      const struct option *options);
 
-// Writes out what was printed on standard output. Returns 0, or a negative errno with a message if
-// any of it could not be written.
+// Flushes standard output. Returns 0, or a negative errno with a message if any of it could not be
+// written.
 int cmd_flush_output(void);
 
-// Prints indented JSON and a line's end on standard output. Returns as cmd_flush_output().
+// Prints indented JSON and a newline on standard output. Returns as cmd_flush_output().
 int cmd_print_json(const json_t *json);
 
-// A size in bytes as qemu-img takes it: a number, decimal with an optional fraction or hexadecimal,
-// with an optional suffix b, k, M, G, T, P or E (powers of 1024, either case). Returns false for
-// anything else, and above INT64_MAX.
+// Parses a size in bytes as qemu-img does: a number, decimal with an optional fraction or
+// hexadecimal, with an optional suffix b, k, M, G, T, P or E (powers of 1024, either case). Returns
+// false for anything else, and above INT64_MAX.
 bool cmd_parse_size(const char *text, uint64_t *size);
 
-// The next "name=value" of a list as -o takes it, separated by commas; a comma in a value is
+// Finds the next "name=value" of a comma-separated list as -o takes it; a comma in a value is
 // doubled. Cuts *rest, which must be writable, and sets *name and *value (NULL without '=').
 // Returns false at the end of the list.
 bool cmd_next_option(char **rest, char **name, char **value);
 
-// --output human|json of a command. Returns false, with a message, for anything else.
+// Parses --output human|json of a command. Returns false, with a message, for anything else.
 bool cmd_parse_output(const char *command, const char *text, bool *json);
 
-// --locking auto|on|off. Returns false, with a message, for anything else.
+// Parses --locking auto|on|off. Returns false, with a message, for anything else.
 bool cmd_parse_locking(const char *command, const char *text, enum file_locking *locking);
 
-// The one argument that is left behind the options of a command; NULL, with a message, if there is
-// another number of them.
+// Returns the only argument behind the options of a command; NULL, with a message, if there is none
+// or several.
 const char *cmd_one_image(int argc, char **argv, const char *command);
 
-// A new JSON string; bytes that are not UTF-8 become '?'.
+// Returns a new JSON string; bytes that are not UTF-8 become '?'.
 json_t *cmd_json_text(const char *text);
 
-// Where the offline commands read and write: a run queue with a backend, and one file.
+// The one file of an offline command, with the run queue and the backend that it runs on.
 struct cmd_file {
     struct runq runq;
     struct backend *backend;
@@ -79,7 +79,7 @@ int cmd_open(struct cmd_file *cf, const char *path, enum cmd_access access,
              enum file_locking locking, struct error *err);
 void cmd_close(struct cmd_file *cf);
 
-// Whether the file begins like a qcow2 image; false if it cannot be read.
+// Returns true if the file begins like a qcow2 image; false, too, if it cannot be read.
 bool cmd_is_qcow2(struct file *file);
 
 #endif

@@ -21,19 +21,22 @@ enum {
     EXIT_NOT_CHECKED = 1,
     EXIT_CORRUPT = 2,
     EXIT_LEAKS = 3,
-    EXIT_NO_CHECKS = 63, // the format has none, or a feature is not supported
+    // The format has no check, or a feature is not supported.
+    EXIT_NO_CHECKS = 63,
 };
 
 struct check_command {
     const char *path;
-    const char *format; // NULL: by its first bytes
+    // NULL: found from the first bytes.
+    const char *format;
     enum check_repair repair;
     enum cmd_access access;
     enum file_locking locking;
     bool json;
     bool quiet;
     bool progress_shown;
-    int percent; // that was shown last
+    // The percentage that was shown last.
+    int percent;
 };
 
 static void cmd_check_print_help(void)
@@ -94,7 +97,7 @@ static int print_json(const struct check_command *c, const struct check_result *
 
     json_object_set_new(object, "image-end-offset", json_integer((json_int_t)r->image_end));
     json_object_set_new(object, "check-errors", json_integer(0));
-    // The others are left out when they are 0.
+    // These counts are left out when they are 0, as by qemu-img.
     const struct {
         const char *name;
         uint64_t value;

@@ -58,7 +58,7 @@ static void cmd_create_print_help(void)
           stdout);
 }
 
-// Guest size of the backing file at path.
+// Finds the guest size of the backing file at path.
 static int backing_size(const char *path, enum image_format format, enum file_locking locking,
                         uint64_t *size, struct error *err)
 {
@@ -86,7 +86,7 @@ static int backing_size(const char *path, enum image_format format, enum file_lo
     return ret;
 }
 
-// Checks the backing file and takes the size from it where none is given.
+// Checks the backing file, and takes the guest size from it if none is given.
 static int use_backing(struct create_command *c)
 {
     const struct create_options *o = &c->options;
@@ -129,7 +129,7 @@ static int use_backing(struct create_command *c)
     return 0;
 }
 
-// The line that qemu-img prints. Returns as cmd_flush_output().
+// Prints the line that qemu-img prints. Returns as cmd_flush_output().
 static int print_formatting(const struct create_command *c)
 {
     const struct create_options *o = &c->options;
@@ -188,7 +188,7 @@ static int cmd_create_run(struct create_command *c)
     if (create_check(o, c->path, &err) < 0)
         return cmd_fail("%s", err.text);
     if (!c->quiet) {
-        // Before anything is made: an error here leaves nothing behind.
+        // Printed before anything is made, so that a failure to print leaves nothing behind.
         if (print_formatting(c) < 0)
             return 1;
         if (isatty(STDERR_FILENO))
@@ -197,10 +197,12 @@ static int cmd_create_run(struct create_command *c)
     return make_image(c);
 }
 
-// The -o lists in the order they were given; the image's name is known only after all options.
+// The -o lists in the order given; they are applied when all options, and with them the image's
+// name, are known.
 #define OPTION_LISTS_MAX 64
 
-// Takes what stands behind the options, and the lists, and does it. Returns the exit code.
+// Takes the arguments behind the options, applies the lists and creates the image. Returns the exit
+// code.
 static int take_arguments(struct create_command *c, int argc, char **argv, char *const *lists,
                           size_t list_count)
 {

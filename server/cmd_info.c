@@ -38,8 +38,8 @@ static void cmd_info_print_help(void)
           stdout);
 }
 
-// Refuses an image that was in the chain before. path stays borrowed. Returns 0, or 1 after a
-// message.
+// Refuses an image that occurs in the chain for a second time. path stays borrowed. Returns 0, or 1
+// after a message.
 static int note_member(struct backing_members *members, const char *path)
 {
     struct backing_member member = {.name = path};
@@ -77,7 +77,7 @@ static int read_chain(const struct info_command *c, struct backing_members *memb
         json_array_append_new(list, info);
         if (!c->chain)
             return 0;
-        // Owned by the info, and so by the list.
+        // The string belongs to info, and so to the list.
         path = json_string_value(json_object_get(info, "full-backing-filename"));
         const char *name = json_string_value(json_object_get(info, "backing-filename-format"));
         format = name == NULL ? IMAGE_FORMAT_UNKNOWN : image_format_parse(name);

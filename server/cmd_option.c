@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cmd_option.c: says what is wrong with an option that getopt_long(3) refused.
+// cmd_option.c: explains why getopt_long(3) refused an option.
 #include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -10,8 +10,8 @@
 // Room for the names of the options that an abbreviation may stand for.
 #define CANDIDATES_MAX 256
 
-// The long option whose value getopt_long left in optopt, or NULL: an unknown letter is nobody's
-// value.
+// Returns the long option whose value getopt_long left in optopt. NULL: optopt is an unknown
+// letter.
 static const struct option *option_of_value(const struct option *options, int value)
 {
     for (; options->name != NULL; options++) {
@@ -22,8 +22,8 @@ static const struct option *option_of_value(const struct option *options, int va
     return NULL;
 }
 
-// The word that getopt_long has just looked at. It moves optind on behind the last letter of a
-// cluster only.
+// Returns the word that getopt_long has just looked at. It advances optind only behind the last
+// letter of a cluster.
 static const char *refused_word(int argc, char **argv)
 {
     const char *next = optind < argc ? argv[optind] : "";
@@ -49,7 +49,7 @@ static int unknown_letter(const char *command, int argc, char **argv)
                     word, command);
 }
 
-// An option's name that fits none of the table, or several.
+// Reports a name that fits no option of the table, or several.
 static int cmd_option_unknown_name(const char *command, const char *word,
                                    const struct option *options)
 {

@@ -30,12 +30,12 @@
 #include "server/tls_log.h"
 #include "server/loop_workers.h"
 
-// The exit code after a stop in good order where --skip-broken has left images out.
+// Exit code of a stop in good order after --skip-broken has left images out.
 #define EXIT_SKIPPED 3
-// Of a server itself: the workers' eventfd, the backend's, a socket, the pid file.
+// Descriptors of the server itself: the workers' eventfd, the backend's, a socket, the pid file.
 #define OWN_DESCRIPTORS 4u
 
-// What is open while serving, in the order of opening.
+// The parts of a running server, in the order in which they are opened.
 struct serve {
     const struct serve_options *options;
     struct log log;
@@ -49,8 +49,10 @@ struct serve {
     struct tls_server *tls; // or NULL
     struct privileges privileges;
     struct listeners listeners;
-    struct stdio_client *client; // NULL: those that come to the listeners
-    bool activated;              // these were handed over
+    // The client at standard input and output; NULL: clients come to the listeners.
+    struct stdio_client *client;
+    // A service manager or a program handed the listeners over.
+    bool activated;
 };
 
 static int open_listeners(struct serve *serve, unsigned activated, struct error *err)
@@ -71,7 +73,7 @@ static int open_listeners(struct serve *serve, unsigned activated, struct error 
                : serve_listen_open(&options->listen, &serve->watch, &serve->listeners, err);
 }
 
-// Prints the URIs. They may be what a script waits for, but clients know other ways to us.
+// Prints the URIs. Failing to print them stops nothing: clients know the address by other means.
 static void announce(struct serve *serve)
 {
     for (size_t i = 0; i < serve->listeners.count; i++) {
@@ -99,15 +101,15 @@ static void announce(struct serve *serve)
     }
 }
 
-// Tells the world that connections are answered from now on.
+// Announces that connections are answered from now on.
 static void on_ready(void *context)
 {
     struct serve *serve = context;
 
     log_line(&serve->log, LOG_LEVEL_DEBUG, "files are served with %s",
              backend_name(serve->backend));
-    // A program that starts a server for itself knows where, and standard output is its own: it may
-    // be what an image is copied to.
+    // A program that starts a server for itself knows the address, and standard output belongs to
+    // that program: an image may be copied to it.
     if (!serve->activated || !serve->options->exit_with_last_client) {
         announce(serve);
     }
@@ -121,7 +123,7 @@ static void on_ready(void *context)
     }
 }
 
-// The keys and certificates, where there is to be TLS.
+// Reads the keys and certificates if TLS is used.
 static int open_tls(struct serve *serve, struct error *err)
 {
     const struct serve_options *options = serve->options;
@@ -138,7 +140,7 @@ static int open_tls(struct serve *serve, struct error *err)
     return result;
 }
 
-// Becomes the user that the command line names, who owns our socket then.
+// Changes to the user that the command line names and gives it our socket.
 static int drop_privileges(struct serve *serve, struct error *err)
 {
     const struct privileges *privileges = &serve->privileges;
@@ -158,7 +160,7 @@ static int drop_privileges(struct serve *serve, struct error *err)
     return privileges_drop(privileges, err);
 }
 
-// Recalls at the end which images were not served. Returns the exit code of a stop in good order.
+// Reports at the end which images were not served. Returns the exit code of a stop in good order.
 static int account_for_skipped(struct serve *serve)
 {
     const struct exports *exports = &serve->exports;
@@ -170,14 +172,14 @@ static int account_for_skipped(struct serve *serve)
     return exports->skipped_count > 0 ? EXIT_SKIPPED : 0;
 }
 
-// Says what has failed, as a line of the log. Returns the exit code.
+// Writes the error to the log. Returns the exit code.
 static int cmd_serve_failed(struct serve *serve, const struct error *err)
 {
     log_line(&serve->log, LOG_LEVEL_ERROR, "%s", err->text);
     return 1;
 }
 
-// Serves with everything open. Returns the exit code.
+// Serves once everything is open. Returns the exit code.
 static int cmd_serve_run(struct serve *serve, int signal_fd)
 {
     const struct server_options server_options = {
@@ -202,7 +204,7 @@ static int cmd_serve_run(struct serve *serve, int signal_fd)
     struct error err;
     int code = 0;
 
-    // Before privileges are dropped: the directory is often root's.
+    // Before privileges are dropped, because the directory often belongs to root.
     if (serve->options->pid_file != NULL &&
         pid_file_take(&pid_file, serve->options->pid_file, &err) < 0) {
         return cmd_serve_failed(serve, &err);
@@ -212,7 +214,7 @@ static int cmd_serve_run(struct serve *serve, int signal_fd)
         code = cmd_serve_failed(serve, &err);
     }
     if (exports_finish(&serve->exports) < 0) {
-        code = 1; // the log has said why
+        code = 1; // the log has the reason
     }
     if (code == 0) {
         code = account_for_skipped(serve);
@@ -221,7 +223,7 @@ static int cmd_serve_run(struct serve *serve, int signal_fd)
     return code;
 }
 
-// Who may use which export.
+// Builds the rules about which peer may use which export.
 static int open_access(struct serve *serve, struct error *err)
 {
     const struct serve_options *options = serve->options;
@@ -234,7 +236,8 @@ static int open_access(struct serve *serve, struct error *err)
     return result;
 }
 
-// With the images open: opens the rest, serves, closes it. Returns the exit code.
+// Opens everything but the images, which are open already, serves, and closes it. Returns the exit
+// code.
 static int open_rest_and_run(struct serve *serve, unsigned activated, int signal_fd)
 {
     const struct serve_options *options = serve->options;
@@ -255,7 +258,7 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
     }
     if (result < 0) {
         code = cmd_serve_failed(serve, &err);
-        // What we were told to stop while waiting is no failure.
+        // A stop that was asked for while waiting is no failure.
         code = result == -EINTR ? 0 : code;
     } else {
         start_watch_end(&serve->watch);
@@ -267,7 +270,7 @@ static int open_rest_and_run(struct serve *serve, unsigned activated, int signal
     return code;
 }
 
-// With the exports planned: opens everything, serves, closes everything. Returns the exit code.
+// Opens the planned exports and the rest, serves, and closes everything. Returns the exit code.
 static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
 {
     const struct serve_options *options = serve->options;
@@ -290,7 +293,7 @@ static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
     return code;
 }
 
-// As serve_plans(), with threads for them and what a server takes of the host's limits.
+// As serve_plans(), but first raises the host's limits and starts the worker threads.
 static int serve_with_workers(struct serve *serve, unsigned activated, int signal_fd)
 {
     struct error err;
@@ -298,7 +301,8 @@ static int serve_with_workers(struct serve *serve, unsigned activated, int signa
 
     runq_init(&serve->runq);
     serve->workers.runq = &serve->runq;
-    // Each image takes one at least; libuv has to find those that it takes later, too.
+    // Each image takes at least one descriptor, and libuv, which aborts without them, takes some
+    // later.
     if (limits_check_files((unsigned)serve->options->image_count + OWN_DESCRIPTORS, &err) < 0 ||
         loop_workers_open(&serve->workers, &err) < 0) {
         return cmd_serve_failed(serve, &err);
@@ -313,7 +317,8 @@ static int serve_with_workers(struct serve *serve, unsigned activated, int signa
     return code;
 }
 
-// Refuses images that the log would be written into, before there is a line of it.
+// Refuses images that standard output or the log would be written into, before the first line is
+// written.
 static int check_outputs(const struct export_plans *plans, struct error *err)
 {
     int result = 0;
@@ -324,7 +329,7 @@ static int check_outputs(const struct export_plans *plans, struct error *err)
     return result;
 }
 
-// The exports with their settings, which may add to the options.
+// Makes the exports with their settings, which may add to the options.
 static int plan_exports(struct export_plans *plans, struct serve_options *options,
                         struct error *err)
 {
@@ -347,7 +352,7 @@ static int plan_exports(struct export_plans *plans, struct serve_options *option
     return result;
 }
 
-// Serves what the options ask for, to the client if it is not NULL. Returns the exit code.
+// Serves the options' exports, to client if it is not NULL. Returns the exit code.
 static int serve(struct serve_options *options, unsigned activated, struct stdio_client *client,
                  int signal_fd)
 {
@@ -365,7 +370,7 @@ static int serve(struct serve_options *options, unsigned activated, struct stdio
     return code;
 }
 
-// The same, with the client at standard input and output if the options ask for that one.
+// As serve(), but with the client at standard input and output if the options ask for it.
 static int serve_clients(struct serve_options *options, unsigned activated, int signal_fd)
 {
     struct stdio_client client;
@@ -376,13 +381,14 @@ static int serve_clients(struct serve_options *options, unsigned activated, int 
         return serve(options, activated, NULL, signal_fd);
     }
     if (activated > 0) {
-        // libnbd's tools hand over a socket to what they start.
+        // libnbd's tools hand a socket over to the server that they start.
         options->exit_with_last_client = true;
         return serve(options, activated, NULL, signal_fd);
     }
-    // There is no way to open a second one, which clients need not try.
+    // Refuses a second connection, and tells the client so: standard input and output carry only
+    // one.
     options->connections_max = 1;
-    // Before anything is printed.
+    // Taken before anything is printed, because standard output may be the client's.
     if (stdio_client_take(&client, &err) < 0) {
         return cmd_fail("%s", err.text);
     }
@@ -393,7 +399,7 @@ static int serve_clients(struct serve_options *options, unsigned activated, int 
 
 int cmd_serve(int argc, char **argv)
 {
-    // First of all: a signal that comes from now on stops the server in good order.
+    // First, so that a signal that comes from now on stops the server in good order.
     int signal_fd = loop_block_signals();
     unsigned activated = listen_activated();
     struct serve_options options;

@@ -9,7 +9,8 @@ bool serve_options_check_tls(const struct serve_options *options)
     bool given = tls->certificates != NULL || tls->psk != NULL;
 
     if (options->tls_given && options->tls_mode == SERVE_TLS_OFF) {
-        // The rest may stand ready in a script or unit, but rules that cannot hold may not.
+        // Other options of TLS may stand unused in a script or a unit, but access rules without TLS
+        // would protect nothing.
         if (options->tls_allow_count > 0) {
             cmd_fail("serve: --tls-allow needs TLS; remove it or --tls=off");
             return false;

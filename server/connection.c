@@ -19,9 +19,9 @@
 #include "server/peer.h"
 #include "server/quick_call.h"
 
-// Send buffer of a Unix socket, in bytes: the replies to 32 reads of 4 KiB, or two of 256 KiB, with
-// the kernel's overhead. It takes less where net.core.wmem_max is smaller. TCP sizes its buffers
-// itself.
+// Send buffer of a Unix socket, in bytes: the replies to 32 reads of 4 KiB, or to two of 256 KiB,
+// with the kernel's overhead. The kernel makes it smaller if net.core.wmem_max is. TCP sizes its
+// buffers by itself.
 #define CONNECTION_UNIX_SEND_BUFFER (1 << 20)
 
 const char *const connection_standing_names[] = {
@@ -78,7 +78,7 @@ static void on_client_changed(void *context)
     mark_send_pending(connection);
 }
 
-// Returns whether it is a Unix socket.
+// Sets the options of a new socket. Returns true if it is a Unix socket.
 static bool tune_socket(const struct connection_set *set, int fd)
 {
     const int on = 1;
@@ -90,7 +90,7 @@ static bool tune_socket(const struct connection_set *set, int fd)
     if (domain == AF_UNIX) {
         (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
     } else if (domain == AF_INET || domain == AF_INET6) {
-        // "Protocol phases": no waiting for more to put into a packet.
+        // "Protocol phases" asks for it: a reply does not wait to share a packet with the next one.
         (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
         keepalive_set(fd, &set->keepalive);
     }
@@ -134,8 +134,8 @@ void connection_open(struct connection_set *set, int fd)
 
 // ---- Between socket and client ------------------------------------------------------------------
 
-// Where to receive: the client's own buffers, or TLS's. Returns the number of iovecs; 0: nothing is
-// to be received now.
+// Fills iov with the buffers to receive into: the client's own, or TLS's. Returns the number of
+// iovecs; 0: nothing is to be received now.
 static int input_room(struct connection *connection, struct iovec iov[2])
 {
     int count = client_input(connection->client, iov);
@@ -149,7 +149,7 @@ static int input_room(struct connection *connection, struct iovec iov[2])
     return tls_input(connection->tls, &iov[0]) > 0 ? 1 : 0;
 }
 
-// bytes were received; 0: the end.
+// Takes in that so many bytes were received; 0: the peer has ended its side.
 static void input_came(struct connection *connection, size_t bytes)
 {
     if (connection->tls == NULL) {
@@ -167,9 +167,9 @@ static void input_came(struct connection *connection, size_t bytes)
 
 // ---- Events -------------------------------------------------------------------------------------
 
-// Waits for the events that are wanted. Events that are not wanted any more are left until one of
-// them comes (`strictly`): changing what a descriptor is polled for costs two system calls, and
-// what is not wanted now is often wanted again right away.
+// Polls for the events that are wanted. Unless `strictly` is set, events that are no longer wanted
+// stay polled until one of them comes: changing the set costs two system calls, and an event that
+// is not wanted now is often wanted again soon.
 static void poll_update(struct connection *connection, bool strictly)
 {
     struct iovec iov[2];
@@ -185,7 +185,7 @@ static void poll_update(struct connection *connection, bool strictly)
         wanted |= UV_WRITABLE;
     }
     if (strictly ? wanted != connection->polled : (wanted & ~connection->polled) != 0) {
-        // What stays wanted lazily comes along.
+        // Keeps the events that are still polled but no longer wanted.
         connection->polled = strictly ? wanted : wanted | connection->polled;
         if (connection->polled == 0) {
             uv_poll_stop(&connection->poll);
@@ -206,7 +206,7 @@ void connection_become(struct connection *connection, enum connection_standing s
     }
 }
 
-// Has the client act on what it has. Returns false when that ended the connection.
+// Lets the client act on the bytes that it has. Returns false when that ended the connection.
 static bool run_client(struct connection *connection)
 {
     struct connection_set *set = connection->set;
@@ -240,7 +240,8 @@ void connection_run(struct connection *connection)
         if (!run_client(connection)) {
             return;
         }
-        // What TLS holds came before what the socket holds: no event of the socket tells of it.
+        // Plaintext that waits in TLS left the socket earlier, so no event of the socket announces
+        // it.
     } while (connection_secure(connection) && connection_tls_read(connection));
     if (connection->state != CONNECTION_OPEN) {
         return;
@@ -251,10 +252,11 @@ void connection_run(struct connection *connection)
     poll_update(connection, false);
 }
 
-// Taking bytes from a Unix socket wakes a sender that waits in a call of recv(), for there is room
-// now; it finds nothing, sleeps again, and is woken a second time by the reply: 4 to 10 us each. So
-// the request of a client that makes one at a time is only looked at, and taken when its reply has
-// left. Where several are in flight the client is not asleep for long, and the second call costs more.
+// Taking bytes from a Unix socket makes room, and so wakes a sender that already waits in recv():
+// it finds nothing, sleeps again, and the reply wakes it a second time, for 4 to 10 us each. So the
+// request of a client that sends one at a time is only peeked at, and taken when its reply has
+// left. A client with several requests in flight does not sleep for long, and the second call would
+// cost more than it saves.
 static ssize_t receive(struct connection *connection, struct iovec iov[2], int count)
 {
     bool peek = connection->local && connection->one_came && connection->tls == NULL &&
@@ -320,7 +322,7 @@ void connection_stop(struct connection *connection)
 {
     client_stop(connection->client);
     connection_run(connection);
-    // The options of one that negotiates are answered.
+    // A client that negotiates gets a reply to the options that it has already sent.
     if (connection->state == CONNECTION_OPEN && !client_ending(connection->client)) {
         connection_receive(connection);
     }
@@ -329,7 +331,7 @@ void connection_stop(struct connection *connection)
     }
 }
 
-// The socket has failed, and libuv does not poll it any more.
+// The socket has failed, and libuv polls it no longer.
 static void on_error(struct connection *connection)
 {
     int error = 0;
@@ -337,8 +339,8 @@ static void on_error(struct connection *connection)
 
     connection->polled = 0;
     if (connection->tls != NULL && !connection_secure(connection)) {
-        // The client's last words tell why it does not go on: they come before the error. While a step
-        // of the handshake runs they have to wait.
+        // The client's last bytes tell why it gives up, so they are handled before the error. They
+        // have to wait while a step of the handshake runs.
         if (!connection_in_step(connection)) {
             connection_receive(connection);
         }

@@ -14,18 +14,18 @@
 #include "server/connection_tls.h"
 #include "server/quick_call.h"
 
-// How long a peer has to be silent until its connection is closed behind the last reply, in
-// milliseconds: a client on the same network has seen the end by then and ends too, and a stop with
-// clients that do not look is hardly longer for it.
+// Milliseconds of silence from the peer until its connection is closed behind the last reply. A
+// client on the same network has seen the end by then and ends too, and a stop hardly takes longer
+// for clients that do not look.
 #define CONNECTION_LINGER_MS 50u
-// Bytes that are thrown away by one call, and calls in one turn.
+// Bytes that one call discards, and calls in one turn.
 #define CONNECTION_SINK_BYTES (64u << 10)
 #define CONNECTION_SINK_ROUNDS 16
 void connection_free_if_done(struct connection *connection)
 {
     struct connection_set *set = connection->set;
 
-    // One that is in the list of those that are to send is freed from there.
+    // A connection in the list send_pending is freed by the pass over that list.
     if (connection->state == CONNECTION_CLOSED && !connection->send_pending &&
         !connection_in_step(connection) && client_idle(connection->client)) {
         client_free(connection->client);
@@ -61,7 +61,7 @@ int connection_take_peeked(struct connection *connection)
     return 0;
 }
 
-// Says why a client has left without an export, where that is for somebody to put right.
+// Logs why a client left without an export if the reason is one that an operator can remove.
 static void log_obstacle(const struct connection *connection)
 {
     struct connection_set *set = connection->set;
@@ -103,7 +103,7 @@ static void log_end(struct connection *connection, const char *reason)
 {
     struct connection_set *set = connection->set;
     bool served = client_negotiated(connection->client);
-    // A TLS handshake was begun, and not by a client that only looks who is there.
+    // A TLS handshake began and did not end. A client that only probes the port begins none.
     bool unfinished = connection->tls != NULL && !connection_secure(connection) && !set->stopping;
 
     if (!served && (connection->failed || unfinished)) {
@@ -131,14 +131,15 @@ void connection_close(struct connection *connection, const char *reason)
     connection->state = CONNECTION_CLOSING;
     client_abandon(connection->client);
     connection_tls_end(connection);
-    // Else the kernel would reset the connection, which overtakes replies.
+    // Bytes left in the socket would make the kernel reset the connection, and a reset overtakes
+    // replies.
     (void)connection_take_peeked(connection);
     uv_close((uv_handle_t *)&connection->poll, on_handle_closed);
     close(connection->fd);
 }
 
-// Closes after the last reply was sent. Data that the peer has sent and nobody has read would make
-// the kernel reset the connection, and a reset overtakes replies that are still on their way.
+// Closes after the last reply was sent. Unread bytes of the peer would make the kernel reset the
+// connection, and a reset overtakes replies on their way.
 static void close_gently(struct connection *connection)
 {
     char sink[4096];
@@ -153,7 +154,7 @@ static void close_gently(struct connection *connection)
                                                            : client_reason(connection->client));
 }
 
-// Whether the peer's host has got all that was sent to it.
+// Returns true if the peer's host has received all that was sent to it.
 static bool all_arrived(const struct connection *connection)
 {
     int unsent = 0;
@@ -188,8 +189,8 @@ static void on_lingering(uv_poll_t *handle, int status, int events)
     connection_linger(handle->data);
 }
 
-// Ends the sending side of a connection whose last reply was sent while the client may still be
-// sending requests.
+// Shuts down the sending side behind the last reply, while the client may still be sending
+// requests.
 static void linger(struct connection *connection)
 {
     connection->state = CONNECTION_LINGERING;

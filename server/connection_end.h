@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// connection_end.h: how a connection ends: at once, behind its last reply, or behind that of a stop.
+// connection_end.h: the ways in which a connection ends: at once, or behind its last reply.
 #ifndef LAZYCOW_SERVER_CONNECTION_END_H
 #define LAZYCOW_SERVER_CONNECTION_END_H
 
 #include "server/connection.h"
 
-// Closes the socket and drops the client. The connection is freed when its last op has finished;
-// that may be at once. reason is for the log.
+// Closes the socket and drops the client. The connection is freed when its last op has finished,
+// which may be at once. reason is for the log.
 void connection_close(struct connection *connection, const char *reason);
 
-// The same to a client that has not brought its negotiation to an end; the operator is told.
+// Closes a connection that has not finished its negotiation, and tells the operator.
 void connection_give_up(struct connection *connection, const char *reason);
 
-// Ends a connection whose last reply was sent.
+// Ends a connection behind its last reply, which was sent.
 void connection_end(struct connection *connection);
 
-// Goes on with a connection that lingers: closes it when the peer has ended, or has been silent for a
-// moment and has got everything.
+// Continues a connection that lingers: closes it when the peer has ended, or has received
+// everything and been silent for CONNECTION_LINGER_MS.
 void connection_linger(struct connection *connection);
 
-// Frees a connection that was closed, unless something is still under way that will call this.
+// Frees a closed connection, unless an op or a handshake step that still runs will call this.
 void connection_free_if_done(struct connection *connection);
 
-// Takes what was only looked at out of the socket. Returns 0 or a positive errno.
+// Removes bytes that were only peeked at from the socket. Returns 0 or a positive errno.
 int connection_take_peeked(struct connection *connection);
 
 #endif

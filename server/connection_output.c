@@ -11,8 +11,8 @@
 #include "server/loop.h"
 #include "server/quick_call.h"
 
-// Iovecs of one sendmsg: 64 replies to reads, each a header and its data, and as many again where
-// they tell holes. The kernel takes 1024.
+// Iovecs of one sendmsg: the replies to 64 reads, each a header and its data, and as many again for
+// reports of holes. The kernel takes at most 1024.
 #define CONNECTION_IOV_MAX 256
 
 bool connection_output_pending(struct connection *connection)
@@ -24,7 +24,7 @@ bool connection_output_pending(struct connection *connection)
             tls_output(connection->tls, &iov) > 0);
 }
 
-// What is to be sent, at most CONNECTION_IOV_MAX iovecs. Returns how many, or -1 when the
+// Fills iov with output, at most CONNECTION_IOV_MAX iovecs. Returns how many, or -1 when the
 // connection is lost.
 static int output_gather(struct connection *connection, struct iovec *iov)
 {
@@ -59,7 +59,8 @@ static void output_sent(struct connection *connection, size_t bytes)
 bool connection_settle(struct connection *connection)
 {
     if (!client_settle(connection->client)) {
-        // Its header has promised success: nothing but the end can tell now.
+        // The header has promised success already, so only the end of the connection can report the
+        // error.
         log_line(connection->set->log, LOG_LEVEL_WARNING,
                  "%s: the image can no longer be read where it was a moment ago", connection->name);
         connection_close(connection, "a reply could not be finished");
@@ -104,7 +105,7 @@ bool connection_send(struct connection *connection)
             connection->set->turn |= LOOP_SENT;
             output_sent(connection, (size_t)n);
         }
-        // A socket that took less is full.
+        // A socket that took fewer bytes than it was given is full.
         connection->blocked = n < 0 || (size_t)n < total;
     }
     return true;

@@ -9,7 +9,7 @@
 #include "server/connection_output.h"
 #include "server/loop.h"
 
-// Connections that one call of poll() asks about.
+// Connections that one call of poll() checks.
 #define LOOKED_AT_ONCE 64
 
 void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct client_shared *shared,
@@ -32,7 +32,7 @@ void connection_set_init(struct connection_set *set, uv_loop_t *uv, struct clien
     TAILQ_INIT(&set->handshakes_queued);
 }
 
-// Whether the client has said something that was not read yet.
+// Returns true if bytes of the client were not read yet.
 static bool has_spoken(const struct connection *connection)
 {
     struct pollfd polled = {.fd = connection->fd, .events = POLLIN};
@@ -40,8 +40,8 @@ static bool has_spoken(const struct connection *connection)
     return poll(&polled, 1, 0) > 0;
 }
 
-// The half-open connection whose client has kept us waiting for longest. NULL: it is for us to go on
-// with all of them.
+// Returns the half-open connection whose client has been silent for longest. NULL: the next step of
+// each is the server's.
 static struct connection *slowest_half_open(struct connection_set *set)
 {
     struct connection *connection;
@@ -83,8 +83,8 @@ static bool has_place(const struct connection_set *set)
            set->served_max;
 }
 
-// Acts on what poll() tells of a connection that is served. Its client may have ended behind requests
-// that cannot be read at present.
+// Acts on the events of a connection that is served. Its client may have ended behind requests that
+// cannot be read at present.
 static void look_at(struct connection *connection, short events)
 {
     if ((events & POLLIN) != 0) {
@@ -96,7 +96,7 @@ static void look_at(struct connection *connection, short events)
     }
 }
 
-// Looks at the next of the connections that are served, from *next on.
+// Checks the next served connections, from *next on.
 static void look_at_some(struct connection **next)
 {
     struct connection *connections[LOOKED_AT_ONCE];
@@ -156,8 +156,8 @@ void connection_set_add(struct connection_set *set, int fd)
     connection_open(set, fd);
 }
 
-// Lets those clients go on that could not, if something has changed since they last tried. Returns
-// whether any had a try.
+// Runs the runnable clients if something has changed since their last try. Returns true if any was
+// run.
 static bool run_runnable(struct connection_set *set)
 {
     uint64_t returned = set->shared->budget.returned;
@@ -168,7 +168,8 @@ static bool run_runnable(struct connection_set *set)
     }
     set->progress = false;
     set->returned = returned;
-    // Each once, the one that has waited longest first; who still waits keeps its place.
+    // Each client runs once, the one that has waited longest first; one that must wait on keeps its
+    // place.
     while (connection != NULL) {
         struct connection *next = TAILQ_NEXT(connection, runnable_link);
 
@@ -178,7 +179,8 @@ static bool run_runnable(struct connection_set *set)
     return true;
 }
 
-// Connections that have more to send come to the end of the list: one pass, no more.
+// Sends once for each connection in the list. Connections with more to send join the end of the
+// list, for the next turn.
 static void send_all(struct connection_set *set)
 {
     const struct connection *last = TAILQ_LAST(&set->send_pending, connection_list);
@@ -188,7 +190,7 @@ static void send_all(struct connection_set *set)
         struct connection *connection = TAILQ_FIRST(&set->send_pending);
 
         sent = connection;
-        connection_send_pending(connection); // may free it
+        connection_send_pending(connection); // may free the connection
     }
 }
 

@@ -11,12 +11,12 @@
 #include "server/tls_log.h"
 #include "server/loop_workers.h"
 
-// Iovecs of the client's output that are looked at together: replies to 32 reads and their data.
+// Iovecs of the client's output that are taken at a time: replies to 32 reads, with their data.
 #define TLS_IOV_MAX 64
-// Steps of handshakes that run at once: one, and the next so that the thread need not wait for the
-// loop. That is a thousand connections a second, or a hundred with the largest keys; the other
-// threads stay free for reads of compressed clusters, which a flood of handshakes would keep waiting
-// for seconds.
+// Handshake steps that run at a time: one, and a second one so that a thread need not wait for the
+// loop in between. That makes a thousand connections a second, or a hundred with the largest keys.
+// The other threads stay free for reads of compressed clusters, which a flood of handshakes would
+// otherwise delay for seconds.
 #define TLS_STEPS_MAX 2u
 
 bool connection_tls_begin(struct connection *connection)
@@ -34,7 +34,7 @@ bool connection_tls_begin(struct connection *connection)
     return true;
 }
 
-// Sends the alert, should the socket take it, and closes.
+// Sends the alert, if the socket takes it, and closes.
 static void handshake_failed(struct connection *connection)
 {
     struct iovec iov;
@@ -45,7 +45,7 @@ static void handshake_failed(struct connection *connection)
     connection_close(connection, tls_reason(connection->tls));
 }
 
-// The handshake is done: what comes is for the client.
+// The handshake is done: from now on bytes are for the client.
 static void handshake_done(struct connection *connection)
 {
     char description[64];
@@ -65,7 +65,7 @@ static struct connection *connection_of(struct offload_job *job)
     return (struct connection *)((char *)job - offsetof(struct connection, handshake));
 }
 
-// On another thread.
+// Runs on a worker thread.
 static void take_step(struct offload_job *job)
 {
     struct connection *connection = connection_of(job);
@@ -142,7 +142,7 @@ bool connection_tls_write(struct connection *connection)
 {
     struct client *client = connection->client;
 
-    // A round takes at least one record, or finds no room.
+    // Each round takes at least one record, or finds no room and ends.
     while (client_output_bytes(client) > 0) {
         struct iovec iov[TLS_IOV_MAX];
         int count = client_output(client, iov, TLS_IOV_MAX);
@@ -197,7 +197,7 @@ void connection_tls_end(struct connection *connection)
         leave_queue(connection);
     }
     if (connection->tls_state == CONNECTION_TLS_RUNNING) {
-        return; // on_step_ended() will
+        return; // on_step_ended() calls tls_free()
     }
     tls_free(connection->tls);
     connection->tls = NULL;

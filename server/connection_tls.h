@@ -7,16 +7,16 @@
 
 #include "server/connection.h"
 
-// Those that return false have closed the connection, or had nothing to do.
+// Functions that return false have closed the connection, or had nothing to do.
 
-// The client wants TLS, and what it has said before was sent: ciphertext is received from now on.
+// The client wants TLS, and its earlier output was sent: ciphertext is received from now on.
 bool connection_tls_begin(struct connection *connection);
-// Goes on with the handshake after ciphertext came: on a worker thread, for a signature may take
-// milliseconds. The connection neither receives nor sends until that has ended.
+// Continues the handshake after ciphertext came. The step runs on a worker thread, since a
+// signature may take milliseconds; until it ends, the connection neither receives nor sends.
 void connection_tls_handshake(struct connection *connection);
-// Takes the client's output into TLS, as far as there is room.
+// Takes the client's output into TLS as far as there is room.
 bool connection_tls_write(struct connection *connection);
-// Gives the client plaintext, or its end. False, too, when there is none or it takes none.
+// Gives the client plaintext, or its end. False, too, when there is no plaintext or no room for it.
 bool connection_tls_read(struct connection *connection);
 
 // Releases TLS, now or when the handshake's step has ended; for connection_close().

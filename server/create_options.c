@@ -16,7 +16,7 @@ static bool parse_switch(const char *value, bool *on)
            strcmp(value, "false") == 0 || strcmp(value, "n") == 0;
 }
 
-// The exponent of a power of two; false for any other number.
+// Sets *exponent. Returns false for a number that is not a power of two.
 static bool create_options_power_of_two(uint64_t value, unsigned *exponent)
 {
     if (value == 0 || (value & (value - 1)) != 0)
@@ -124,7 +124,7 @@ static int option_backing_format(struct create_command *c, const char *name, cha
     return 0;
 }
 
-// What is not supported may be given where it asks for nothing.
+// Accepts an unsupported option whose value turns it off.
 static int option_off(struct create_command *c, const char *name, char *value)
 {
     bool on;

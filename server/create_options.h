@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// create_options.h: what `lazycow create` was asked for, and the options that -o takes.
+// create_options.h: the arguments of `lazycow create`, and the options that -o takes.
 #ifndef LAZYCOW_SERVER_CREATE_OPTIONS_H
 #define LAZYCOW_SERVER_CREATE_OPTIONS_H
 
@@ -14,17 +14,20 @@ struct create_command {
     bool have_size;
     bool quiet;
     enum file_locking locking;
-    bool unsafe;               // the backing file is not looked at
-    bool lazy_asked;           // lazy_refcounts was given
-    const char *preallocation; // as given, NULL if not
+    // The backing file is not opened.
+    bool unsafe;
+    // lazy_refcounts was given.
+    bool lazy_asked;
+    // The value as given; NULL: none was.
+    const char *preallocation;
     const char *version;
     const char *nocow;
 };
 
-// The size of the disk, as an argument or with -o. Returns 0, or 1 after a message.
+// Takes the size of the disk, from an argument or from -o. Returns 0, or 1 after a message.
 int create_take_size(struct create_command *c, const char *text);
 
-// Applies one -o list, which is cut into pieces; values keep pointing into it. Returns 0, or 1 after a
+// Applies one -o list and cuts it into pieces, which the values point into. Returns 0, or 1 after a
 // message.
 int create_take_options(struct create_command *c, char *list);
 

@@ -15,13 +15,14 @@
 
 // ---- The backing chain --------------------------------------------------------------------------
 
-// The files of a chain that were looked at, to know one that stands on itself.
+// Files of a chain that were seen, to recognise a chain that contains itself.
 struct seen {
     struct storage *list;
     size_t count;
 };
 
-// Returns 0, or a negative errno with a message: one that was seen before, or no memory.
+// Adds a file. Returns 0, or a negative errno with a message: the file was seen before, or there is
+// no memory.
 static int seen_add(struct seen *seen, const char *path, const struct storage *storage,
                     struct error *err)
 {
@@ -41,14 +42,14 @@ static int seen_add(struct seen *seen, const char *path, const struct storage *s
     return 0;
 }
 
-// A file of a chain: its path, allocated, and its format; unknown where nothing tells it.
+// A file of a chain: its path, allocated, and its format, unknown unless something tells it.
 struct link {
     char *path;
     enum image_format format;
 };
 
-// Goes from a file to the one that it names as its backing file, with a path of NULL at the end of
-// the chain. Returns 0, or a negative errno with a message where it cannot be followed.
+// Replaces link by the backing file that it names, or its path by NULL at the end of the chain.
+// Returns 0, or a negative errno with a message if the chain cannot be followed.
 static int follow(struct link *link, struct error *err)
 {
     struct header header;
@@ -56,7 +57,7 @@ static int follow(struct link *link, struct error *err)
     char *path = NULL;
     int result;
 
-    // Without locks: we may hold one on the file ourselves.
+    // Without locks, because this process may hold one on the file itself.
     result = cmd_open(&cf, link->path, CMD_READ_SHARED, FILE_LOCKING_OFF, err);
     if (result < 0) {
         return result;
@@ -84,8 +85,8 @@ static int follow(struct link *link, struct error *err)
     return result;
 }
 
-// Looks for the target among the files that the new image would stand on, from the first of them on,
-// until link is the target, or its path NULL. Returns 0, or a negative errno with a message where the
+// Searches the target among the backing files of the new image, beginning with link. Ends with link
+// being the target, or with its path NULL. Returns 0, or a negative errno with a message if the
 // chain cannot be followed.
 static int find_in_chain(const struct storage *target, struct link *link, struct error *err)
 {
@@ -116,7 +117,7 @@ static int find_in_chain(const struct storage *target, struct link *link, struct
     return result;
 }
 
-// Refuses a target that the new image would stand on, and a chain of which that cannot be told.
+// Refuses a target that is in the new image's backing chain, and a chain that cannot be followed.
 // Returns 0, or 1 after a message.
 static int create_target_check_chain(const struct storage *target,
                                      const struct create_command *command)
@@ -137,7 +138,7 @@ static int create_target_check_chain(const struct storage *target,
         return cmd_fail("'%s': out of memory", command->path);
     }
     if (find_in_chain(target, &link, &err) < 0) {
-        // What is not looked at need not be there.
+        // With -u the backing file need not exist.
         if (!command->unsafe) {
             code = cmd_fail("'%s': backing chain: %s; -u leaves it unlooked at", command->path,
                             err.text);
@@ -153,9 +154,9 @@ static int create_target_check_chain(const struct storage *target,
 
 // ---- The file -----------------------------------------------------------------------------------
 
-// Makes the file if it is not there: what is there may be in use, which the lock tells. *made is the
-// path of a new file, to be freed. A link that leads to no file has that made, as by qemu-img. Returns
-// 0, or 1 after a message.
+// Makes the file if it does not exist. An existing one is not emptied: it may be in use, and only
+// its lock tells. *made is the path of a new file, to be freed. A dangling link has its target
+// made, as by qemu-img. Returns 0, or 1 after a message.
 static int make_file(const char *path, char **made)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
@@ -213,7 +214,7 @@ void create_target_close(struct create_target *target, bool keep)
 {
     struct stat st;
 
-    // Another file that has got the path meanwhile stays.
+    // Leaves a file alone that another program has put under the path since.
     if (!keep && target->made != NULL && lstat(target->made, &st) == 0 &&
         st.st_dev == target->cf.file->device && st.st_ino == target->cf.file->inode) {
         unlink(target->made);

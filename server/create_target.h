@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// create_target.h: the file that `lazycow create` writes: made, or taken once it is certain that
-// nobody uses it and that the new image does not stand on it.
+// create_target.h: the file that `lazycow create` writes. An existing file is taken only once it is
+// certain that nobody uses it and that it is not in the new image's backing chain.
 #ifndef LAZYCOW_SERVER_CREATE_TARGET_H
 #define LAZYCOW_SERVER_CREATE_TARGET_H
 
@@ -9,15 +9,16 @@
 
 struct create_target {
     struct cmd_file cf; // open for writing and locked
-    char *made;         // path of a file that was made for this; NULL: it was there
+    // Path of a file that was made for this image; NULL: the file existed.
+    char *made;
 };
 
-// Opens the file as it is: nothing of it is changed yet. Refuses a member of the new image's backing
-// chain, under whatever name, and, unless the backing file is not to be looked at, a chain that cannot
-// be followed to its end. Returns 0, or 1 after a message; then what was made is removed.
+// Opens the file and changes nothing in it. Refuses a member of the new image's backing chain,
+// under any name, and a chain that cannot be followed to its end, unless the backing file is not to
+// be opened. Returns 0, or 1 after a message; a file that was made is removed then.
 int create_target_open(struct create_target *target, const struct create_command *command);
 
-// keep false: removes the file if it was made for this.
+// If keep is false, removes a file that was made for this image.
 void create_target_close(struct create_target *target, bool keep);
 
 #endif

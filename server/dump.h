@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// dump.h: what the server is doing, to the log, on SIGUSR1: each connection, and each image with its
-// requests and what they wait for.
+// dump.h: writes the state of the server to the log on SIGUSR1: each connection, and each image
+// with its requests and what they wait for.
 #ifndef LAZYCOW_SERVER_DUMP_H
 #define LAZYCOW_SERVER_DUMP_H
 
@@ -8,10 +8,10 @@ struct connection_set;
 struct exports;
 struct log;
 
-// Connections in one dump; the others are counted.
+// Connections described in one dump; further ones are only counted.
 #define DUMP_CONNECTIONS_MAX 200u
 
-// The lines have level error, so that they are written whatever the level of the log.
+// The lines have level error, so that every log level shows them.
 void dump_server(const struct connection_set *connections, const struct exports *exports,
                  struct log *log);
 

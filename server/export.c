@@ -8,13 +8,13 @@
 
 #include "protocol/wire.h"
 
-// Block size that we ask clients to prefer, in bytes: the page of their caches, and small enough
-// for clients that take it for a sector size. Any offset and length is served.
+// Block size that clients are advised to prefer, in bytes: the page size of their caches, and small
+// enough for clients that take it for a sector size. Any offset and length is served.
 #define EXPORT_BLOCK_PREFERRED 4096u
 
-// Whether a client may open several connections. That holds for writers too: all connections share
-// one engine, in which a flush covers the writes of all of them. A client that is told so and then
-// refused gives up.
+// Returns true if a client may open several connections. That holds for writers too: all
+// connections share one engine, in which a flush covers the writes of all of them. A client that is
+// told so but then refused a second connection gives up.
 static bool takes_several(const struct export *export)
 {
     return export->options.connections_max != 1 && export->exports->connections_max != 1;
@@ -148,7 +148,7 @@ static void on_cleaned(void *context, int result)
         return;
     }
     export->clean = EXPORT_CLEAN_FAILED;
-    // Said once until the next write, however often it is tried.
+    // Logged once until the next write, however often cleaning is tried.
     if (!retried) {
         log_line(
             log, LOG_LEVEL_WARNING,

@@ -46,8 +46,8 @@ static bool utf8_valid(const char *text)
     return true;
 }
 
-// The name for an image that was given without one: the last part of its path without its
-// extension. Returns NULL when there is no memory.
+// Returns the name for an image that was given without one: the last part of its path without the
+// extension. NULL when there is no memory.
 static char *name_from_path(const char *text)
 {
     const char *path = backing_name_path(text);
@@ -59,7 +59,7 @@ static char *name_from_path(const char *text)
     return dot != NULL && dot != base ? strndup(base, (size_t)(dot - base)) : strdup(base);
 }
 
-// The '=' that ends the name in a plain argument, or NULL.
+// Returns the '=' that ends the name in a plain argument, or NULL.
 static const char *plain_separator(const char *text)
 {
     const char *equals = strchr(text, '=');
@@ -68,8 +68,8 @@ static const char *plain_separator(const char *text)
     return equals != NULL && (slash == NULL || equals < slash) ? equals : NULL;
 }
 
-// Returns false only where there is no file: one that cannot be looked at is opened, and the message
-// about that says why it cannot be used.
+// Returns false only if there is no file. A file that cannot be examined counts as existing:
+// opening it gives the message that says why.
 static bool file_exists(const char *name)
 {
     const char *path = backing_name_path(name);
@@ -79,7 +79,7 @@ static bool file_exists(const char *name)
            (stat(path, &st) == 0 || (errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG));
 }
 
-// The last '=' in front of the name of an existing file, or NULL.
+// Returns the last '=' in front of the name of an existing file, or NULL.
 static const char *option_separator(const char *text)
 {
     for (const char *p = text + strlen(text); p > text; p--) {
@@ -90,8 +90,8 @@ static const char *option_separator(const char *text)
     return NULL;
 }
 
-// The only '=', in front of a name: there is no doubt which file is missing, and --skip-broken can go
-// on without it. NULL otherwise.
+// Returns the only '=' if a name precedes it; NULL otherwise. With a single '=' it is certain which
+// file is missing, and --skip-broken can leave that image out.
 static const char *only_separator(const char *text)
 {
     const char *equals = strchr(text, '=');

@@ -20,13 +20,13 @@ struct export_argument {
 
 // Splits the argument. default_name (or NULL) is the name of an image that has none of its own;
 // without it the name is the file's, without folder and extension. *name is allocated, also on
-// failure unless NULL; *path points into the argument. Returns 0, or a negative errno with a
+// failure unless it is NULL; *path points into the argument. Returns 0, or a negative errno with a
 // message.
 int export_argument_split(const struct export_argument *argument, const char *default_name,
                           char **name, const char **path, struct error *err);
 
-// Appends advice to the message about an image that does not exist, where the '=' in the argument
-// may have been taken otherwise than it was meant.
+// Appends advice to the message about an image that does not exist, if the '=' in the argument may
+// have been understood differently from how it was meant.
 void export_argument_advise(const struct export_argument *argument, const char *path,
                             struct error *err);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// export_open.c: exports from what the command line asks for: their files, their images.
+// export_open.c: opens the files and images of the planned exports.
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -18,7 +18,7 @@ static void log_from_image(void *context, const char *line)
     log_line(export->exports->log, LOG_LEVEL_WARNING, "export '%s': %s", export->name, line);
 }
 
-// Opens a file that this server does not use otherwise. Returns as backend_open_file().
+// Opens a file, and refuses one that this server already uses. Returns as backend_open_file().
 static int export_open_file(struct exports *exports, const char *path,
                             const struct file_open_options *options, struct file **out,
                             struct error *err)
@@ -145,13 +145,13 @@ static int open_image(struct exports *exports, struct export *export, const char
     return 0;
 }
 
-// Leaves out an image that could not be opened, for the reason in err. Takes the name over.
+// Leaves out an image that could not be opened, with err as the reason. Takes the name over.
 static int skip_export(struct exports *exports, char *name, struct error *err)
 {
     struct skipped_export *skipped = &exports->skipped[exports->skipped_count];
     struct error reason;
 
-    // An export that is named "" answers to the empty name itself, wherever it stands.
+    // An export with the name "" answers to the empty name itself, at any position.
     exports->first_skipped |= exports->count + exports->skipped_count == 0;
     error_set(&reason, 0, "this image is not served");
     error_append(&reason, ": %s", err->text);
@@ -165,7 +165,7 @@ static int skip_export(struct exports *exports, char *name, struct error *err)
     return 0;
 }
 
-// Says what an image that cannot be opened means for the others.
+// Adds to the message how the other images can be served without this one.
 static void advise_skipping(const struct exports *exports, size_t others, struct error *err)
 {
     if (others > 0 && exports->skip_broken) {
@@ -175,7 +175,7 @@ static void advise_skipping(const struct exports *exports, size_t others, struct
     }
 }
 
-// others: how many more the command line names.
+// others: number of further images on the command line.
 static int open_export(struct exports *exports, const struct export_plan *plan, size_t others,
                        struct error *err)
 {
@@ -195,7 +195,8 @@ static int open_export(struct exports *exports, const struct export_plan *plan, 
     if (result == -ENOENT) {
         export_argument_advise(plan->argument, plan->path, err);
     }
-    // The last one that could have been served is no exception.
+    // At least one image must be served: the last candidate is not left out, and its error ends the
+    // start.
     if (exports->skip_broken && exports->skipped_count < others) {
         return skip_export(exports, export->name, err);
     }

@@ -27,7 +27,8 @@ int export_plans_make(struct export_plans *plans, const struct export_options *o
                       const struct export_argument *arguments, size_t count, struct error *err);
 void export_plans_free(struct export_plans *plans);
 
-// The plan whose name, and a colon behind it, the text begins with; the longest such name. NULL: none.
+// Returns the plan whose name, with a colon behind it, begins the text; the longest such name.
+// NULL: none.
 struct export_plan *export_plans_named(const struct export_plans *plans, const char *text);
 
 // Checks that the options of each plan go together. Returns 0, or a negative errno with a message.

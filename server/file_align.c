@@ -7,7 +7,7 @@
 //               read:   READ ─► copy out
 //               write:  [HEAD] ─► [TAIL] ─► copy in ─► WRITE            ─► finish
 //
-// HEAD and TAIL read the first and the last block of the piece when it covers only part of them.
+// HEAD and TAIL read the first and the last block of a piece that covers only part of them.
 // Everything runs on the thread of the run queue.
 #include "server/file_align.h"
 
@@ -17,13 +17,14 @@
 #include <string.h>
 #include <sys/queue.h>
 
-// Size of a bounce buffer: large enough that a request of it keeps a disk busy.
+// Size of a bounce buffer: large enough that a request of this size keeps a disk busy.
 #define BOUNCE_BYTES_MAX (1u << 20)
-// All bounce buffers of a file. Requests beyond that wait; 16 large ones keep any disk busy.
+// Size of all bounce buffers of a file: 16 large requests keep any disk busy. Further requests
+// wait.
 #define BOUNCE_TOTAL_MAX (16u << 20)
 
 enum align_state {
-    ALIGN_WAITING, // for its turn, or for room
+    ALIGN_WAITING, // for earlier changes, or for room
     ALIGN_PASS,
     ALIGN_READ,
     ALIGN_HEAD,
@@ -38,18 +39,23 @@ struct align_request {
 
     // Order among changes.
     TAILQ_ENTRY(align_request) order_link;
-    uint64_t begin; // blocks touched, in bytes: [begin, end), multiples of the alignment
+    // The blocks touched, as bytes: [begin, end), multiples of the alignment.
+    uint64_t begin;
     uint64_t end;
-    bool ordered;      // changes the file
-    bool exclusive;    // depends on bytes around its range
-    unsigned blockers; // earlier conflicting changes that have not ended
+    // The request changes the file.
+    bool ordered;
+    // The request depends on bytes around its range.
+    bool exclusive;
+    // Number of earlier conflicting changes that have not ended.
+    unsigned blockers;
 
     // Bouncing.
     STAILQ_ENTRY(align_request) ready_link; // in the list of ready or of bounce-waiting requests
     char *bounce;
     size_t bounce_size;
-    bool reserved;        // bounce_size is counted in bounce_total
-    uint64_t piece_begin; // aligned range of the current piece
+    bool reserved; // bounce_size is counted in bounce_total
+    // Aligned range of the current piece.
+    uint64_t piece_begin;
     uint64_t piece_end;
     struct iovec iov;
 };
@@ -62,9 +68,12 @@ struct align_file {
     struct file *lower;
     size_t alignment;
     size_t memory_alignment;
-    struct order_list changes; // in flight or waiting, in order of arrival
-    unsigned exclusive_count;  // of changes
-    size_t bounce_total;       // bytes of bounce buffers
+    // Changes in flight or waiting, in order of arrival.
+    struct order_list changes;
+    // Number of exclusive changes.
+    unsigned exclusive_count;
+    // Bytes of all bounce buffers.
+    size_t bounce_total;
     struct ready_list bounce_waiting;
     unsigned in_flight;
 };
@@ -82,7 +91,7 @@ static bool conflict(const struct align_request *a, const struct align_request *
     return (a->exclusive || b->exclusive) && a->begin < b->end && b->begin < a->end;
 }
 
-// Enters a change into the order and counts what it has to wait for.
+// Enters a change into the order and counts the earlier changes that block it.
 static void order(struct align_file *f, struct align_request *r)
 {
     struct align_request *earlier;
@@ -95,7 +104,7 @@ static void order(struct align_file *f, struct align_request *r)
     f->exclusive_count += r->exclusive;
 }
 
-// Takes an ended change out and moves those that only waited for it to ready.
+// Removes an ended change, and moves requests that it was the last to block to ready.
 static void unorder(struct align_file *f, struct align_request *r, struct ready_list *ready)
 {
     if (r->exclusive || f->exclusive_count > 0) {
@@ -119,7 +128,8 @@ static bool reserve_bounce(struct align_file *f, struct align_request *r)
     return true;
 }
 
-// Gives the room back; those that waited for it and fit now move to ready, in order of arrival.
+// Returns the room of the bounce buffer. Waiting requests that fit now move to ready, in order of
+// arrival.
 static void release_bounce(struct align_file *f, struct align_request *r, struct ready_list *ready)
 {
     struct align_request *waiting;
@@ -134,7 +144,7 @@ static void release_bounce(struct align_file *f, struct align_request *r, struct
     }
 }
 
-// Frees the request, answers its parent, and begins whatever waited for it.
+// Frees the request, answers its parent, and begins the requests that waited for it.
 static void file_align_finish(struct align_request *r, int result)
 {
     struct align_file *f = align_file_of(r);
@@ -188,7 +198,7 @@ static void pass(struct align_request *r)
     file_submit(align_file_of(r)->lower, &r->child);
 }
 
-// What the parent asked for of the current piece.
+// Returns the begin of the parent's bytes in the current piece.
 static uint64_t part_begin(const struct align_request *r)
 {
     return r->parent->offset > r->piece_begin ? r->parent->offset : r->piece_begin;
@@ -201,7 +211,7 @@ static uint64_t file_align_part_end(const struct align_request *r)
     return end < r->piece_end ? end : r->piece_end;
 }
 
-// Copies the parent's part of the piece between its buffers and the bounce buffer.
+// Copies the parent's bytes of the piece between its buffers and the bounce buffer.
 static void copy_part(struct align_request *r)
 {
     uint64_t skip = part_begin(r) - r->parent->offset;
@@ -234,7 +244,7 @@ static void write_piece(struct align_request *r)
     submit_child(r, ALIGN_WRITE, FILE_WRITE, r->piece_begin, r->piece_end - r->piece_begin);
 }
 
-// Reads the last block of the piece if the write leaves its end as it is, then writes.
+// Reads the last block of the piece if the write covers only part of it, then writes.
 static void tail_or_write(struct align_request *r)
 {
     size_t alignment = align_file_of(r)->alignment;
@@ -314,7 +324,7 @@ static bool is_aligned(const struct align_file *f, const struct file_io *io)
     return true;
 }
 
-// Its turn in the order has come, or room for its buffer.
+// Begins a request that no earlier change blocks any more, or that has got its bounce buffer.
 static void file_align_begin(struct align_request *r)
 {
     struct align_file *f = align_file_of(r);
@@ -342,7 +352,7 @@ static void file_align_begin(struct align_request *r)
     begin_piece(r, r->begin);
 }
 
-// What the request touches, in whole blocks, and how it is ordered.
+// Finds the blocks that the request touches, and how it is ordered among the changes.
 static void classify(const struct align_file *f, struct align_request *r)
 {
     const struct file_io *io = r->parent;
@@ -441,7 +451,8 @@ int file_align_new(struct file *lower, size_t alignment, size_t memory_alignment
     struct align_file *f = calloc(1, sizeof(*f));
     if (f == NULL)
         return -ENOMEM;
-    f->file = *lower; // name, run queue and flags are those of the lower file
+    // The file has the name, run queue and flags of the lower one.
+    f->file = *lower;
     f->file.ops = &align_ops;
     f->lower = lower;
     f->alignment = alignment;

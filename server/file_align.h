@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// file_align.h: a file over another one that only takes aligned requests (O_DIRECT).
+// file_align.h: a file over another one that takes only aligned requests (O_DIRECT).
 //
-// Requests that are aligned go through unchanged. Others go through buffers of our own, a piece at
-// a time; a write that covers only part of a block first reads that block. Such a write is ordered,
-// by arrival, against every other change of the same blocks, so that it never puts back bytes that
-// another one has changed meanwhile.
+// Aligned requests pass unchanged. Others go through bounce buffers, a piece at a time; a write
+// that covers only part of a block first reads that block. Such a write is ordered by arrival
+// against every other change of the same blocks, so that it never restores bytes that another one
+// has changed since.
 //
 // One difference to a file without alignment: a write that ends inside the last block of the file,
-// or beyond the end, leaves the size a multiple of the alignment, with zeros up to there. That is
-// harmless for qcow2, whose clusters end there or later.
+// or beyond the end, leaves a size that is a multiple of the alignment, with zeros up to there.
+// That is harmless for qcow2, whose clusters end there or later.
 #ifndef LAZYCOW_SERVER_FILE_ALIGN_H
 #define LAZYCOW_SERVER_FILE_ALIGN_H
 
@@ -20,9 +20,9 @@
 #define FILE_ALIGN_MAX 65536u
 #define FILE_ALIGN_MEMORY_MAX 4096u
 
-// Wraps lower. alignment is that of offsets and lengths, memory_alignment that of buffers, both
-// powers of two. On success *out owns lower and closes it; on
-// failure lower is still the caller's and a negative errno is returned.
+// Wraps lower. alignment is that of offsets and lengths, memory_alignment that of buffers; both are
+// powers of two. On success *out owns lower and closes it. On failure lower is still the caller's,
+// and a negative errno is returned.
 int file_align_new(struct file *lower, size_t alignment, size_t memory_alignment,
                    struct file **out);
 

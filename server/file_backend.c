@@ -16,11 +16,11 @@
 #include "server/file_locking.h"
 #include "server/file_posix.h"
 
-// Alignments that are tried where the kernel does not tell: every disk has one of them.
+// Alignments that are tried if the kernel does not tell the disk's: every disk has one of them.
 #define PROBE_ALIGNMENT_MIN 512
 #define PROBE_ALIGNMENT_MAX 4096u
 
-// Seals of a memfd that an image cannot be written under: its file grows, and shrinks at the end.
+// Seals of a memfd under which an image cannot be written: its file grows, and shrinks at the end.
 #define SEALS_AGAINST_WRITING (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK)
 
 static struct backend *backend_make(enum backend_kind kind, struct runq *runq, struct error *err)
@@ -128,8 +128,9 @@ static int no_direct_io(const char *path, int code, struct error *err)
                      path);
 }
 
-// What opens for writing although each write would fail: a device that is set read-only (blockdev
-// --setro, losetup -r, a write-protected card), memory that is sealed. Returns 0 or a positive errno.
+// Finds files that open for writing although each write would fail: a device that is set read-only
+// (blockdev --setro, losetup -r, a write-protected card), and sealed memory. Returns 0 or a
+// positive errno.
 static int find_write_protection(int fd, bool block_device)
 {
     int read_only = 0;
@@ -154,7 +155,8 @@ static int file_backend_check_type(const struct stat *st, const char *path,
                      path);
 }
 
-// Refuses what is neither a file nor a block device, and sets up how the descriptor works.
+// Refuses everything but regular files and block devices, and sets the descriptor's mode of
+// operation.
 static int set_up_descriptor(int fd, const char *path, const struct file_open_options *options,
                              bool *block_device, struct error *err)
 {
@@ -169,7 +171,7 @@ static int set_up_descriptor(int fd, const char *path, const struct file_open_op
 
     if (protection != 0)
         return explain_open(path, options, protection, err);
-    // The descriptor may wait again: io_uring would answer EAGAIN for one that may not.
+    // Removes O_NONBLOCK, with which io_uring would answer EAGAIN instead of waiting.
     if (fcntl(fd, F_SETFL, options->direct ? O_DIRECT : 0) != 0) {
         int code = errno;
 
@@ -189,14 +191,14 @@ static int open_descriptor(const char *path, const struct file_open_options *opt
     struct stat st;
     int fd;
 
-    // A FIFO or a device is not even opened: that wakes who waits there, or starts something.
+    // A FIFO or a device is not opened at all: that would wake its other end or trigger a device.
     if (stat(path, &st) == 0) {
         int result = file_backend_check_type(&st, path, options, err);
 
         if (result < 0)
             return result;
     }
-    // Without waiting, where it has become one meanwhile.
+    // O_NONBLOCK, in case the path has become a FIFO since it was checked.
     do {
         fd = open(path, access_mode | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     } while (fd < 0 && errno == EINTR);
@@ -211,7 +213,8 @@ static int open_descriptor(const char *path, const struct file_open_options *opt
     return fd;
 }
 
-// For kernels that do not tell: the smallest size in which the start of the file can be read.
+// Finds, for kernels that do not tell the alignment, the smallest size in which the start of the
+// file can be read.
 static int probe_alignment(int fd, size_t *alignment)
 {
     struct stat st;
@@ -226,7 +229,7 @@ static int probe_alignment(int fd, size_t *alignment)
             *alignment = (size_t)logical_block;
         return 0;
     }
-    // A short file reads to its end whatever the size asked for.
+    // A file shorter than that reads to its end with any size, which proves nothing.
     if (st.st_size < (off_t)PROBE_ALIGNMENT_MAX)
         return 0;
     if (posix_memalign(&buffer, PROBE_ALIGNMENT_MAX, PROBE_ALIGNMENT_MAX) != 0)
@@ -237,13 +240,13 @@ static int probe_alignment(int fd, size_t *alignment)
     return 0;
 }
 
-// The alignments that O_DIRECT on fd needs. -EOPNOTSUPP when it takes no direct I/O.
+// Finds the alignments that O_DIRECT on fd needs. -EOPNOTSUPP if fd takes no direct I/O.
 static int find_alignment(int fd, size_t *alignment, size_t *memory_alignment)
 {
 #ifdef STATX_DIOALIGN
     struct statx stx;
 
-    // Linux 6.1 and later, file system permitting.
+    // Linux 6.1 and later, if the file system supports it.
     if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
         (stx.stx_mask & STATX_DIOALIGN) != 0) {
         *alignment = stx.stx_dio_offset_align;

@@ -6,7 +6,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-// Where to go on when the copy that this thread makes fails.
+// The point to which a failing copy of this thread jumps back.
 static _Thread_local sigjmp_buf *copy_guard;
 
 static void on_sigbus(int number)
@@ -20,13 +20,14 @@ static void on_sigbus(int number)
 
 void file_guarded_copy_init(void)
 {
-    // Not blocked while it runs: it does not return.
+    // SA_NODEFER, because the handler jumps out and never returns to unblock the signal.
     struct sigaction action = {.sa_handler = on_sigbus, .sa_flags = SA_NODEFER};
     sigset_t set;
 
     sigemptyset(&action.sa_mask);
     sigaction(SIGBUS, &action, NULL);
-    // Whoever started this process may have blocked it, and then it would be the end.
+    // SIGBUS may be blocked by the parent process; a blocked SIGBUS of a failing copy would end the
+    // process.
     sigemptyset(&set);
     sigaddset(&set, SIGBUS);
     sigprocmask(SIG_UNBLOCK, &set, NULL);

@@ -9,10 +9,11 @@
 
 #include "qcow2/format/backing_name.h"
 
-// Entries that the list has at first; it grows to twice that whenever it is full.
+// Entries of the list at first; it doubles whenever it is full.
 #define FILES_FIRST 16
 
-// Returns false for what has no name any more: then nothing else of this process was opened by it.
+// Finds the storage behind a name. Returns false for a file that has no name any more: this process
+// opened no other file by it.
 static bool find_storage(const char *name, struct storage *storage)
 {
     struct stat st;
@@ -67,7 +68,7 @@ void files_in_use_free(struct files_in_use *files)
     *files = (struct files_in_use){0};
 }
 
-// Whether what is printed there would be written into the file.
+// Returns true if output to fd is written into the file.
 static bool is_printed_to(const struct storage *storage, int fd)
 {
     struct stat st;
@@ -81,8 +82,8 @@ static bool is_printed_to(const struct storage *storage, int fd)
     return storage_overlaps(storage, &printed);
 }
 
-// Has nothing more printed there: the message about it would be written into the file. A terminal at
-// standard output shows that in place of standard error.
+// Directs fd elsewhere, because even the error message would be written into the file. If standard
+// output is a terminal, it replaces standard error.
 static void end_output(int fd)
 {
     int other = fd == STDERR_FILENO && isatty(STDOUT_FILENO)

@@ -8,8 +8,8 @@
 #include <stddef.h>
 #include <string.h>
 
-// Where QEMU puts the two rows of lock bytes, and the numbers of its permissions in each row
-// (observed with QEMU 7.2 in /proc/locks; the same since QEMU 2.10).
+// Offsets at which QEMU puts the two rows of lock bytes, and the numbers of its permissions in each
+// row (observed with QEMU 7.2 in /proc/locks; unchanged since QEMU 2.10).
 #define USED_BASE 100     // this permission is used
 #define UNSHARED_BASE 200 // no one else may use this permission
 
@@ -30,8 +30,8 @@ struct permissions {
     unsigned unshared;
 };
 
-// What qemu-nbd and qemu-io hold on an image opened for writing, on one opened read-only, and on a
-// qcow2 or raw backing file (as the read-only one). WRITE_UNCHANGED is for block jobs.
+// The permissions that qemu-nbd and qemu-io take on an image opened for writing and on one opened
+// read-only; a qcow2 or raw backing file counts as read-only. WRITE_UNCHANGED is for block jobs.
 static const struct permissions roles[] = {
     [FILE_LOCK_READER] = {BIT(PERMISSION_CONSISTENT_READ),
                           BIT(PERMISSION_WRITE) | BIT(PERMISSION_RESIZE)},
@@ -67,14 +67,14 @@ static int set_row(int fd, off_t base, unsigned mask)
     return 0;
 }
 
-// -EAGAIN when another open file description holds a byte base + n of a permission n in mask.
+// Returns -EAGAIN if another open file description holds a byte base + n of a permission n in mask.
 static int test_row(int fd, off_t base, unsigned mask)
 {
     struct flock lock;
 
     for (int n = 0; n < PERMISSION_COUNT; n++) {
         if (mask & BIT(n)) {
-            // Asks for a write lock, which a read lock of anyone else would refuse.
+            // Asks for a write lock, which conflicts with a read lock of anyone else.
             int result = lock_byte(fd, F_OFD_GETLK, &lock, F_WRLCK, base + n);
 
             if (result < 0)
@@ -111,7 +111,8 @@ int file_lock(int fd, enum file_lock_role role, const char *name, struct error *
         return 0;
 
     unlock_all(fd);
-    // POSIX lets a refused lock be EACCES too: someone holds a write lock on one of the bytes.
+    // POSIX allows EACCES for a refused lock as well: someone holds a write lock on one of the
+    // bytes.
     if (result == -EAGAIN || result == -EACCES)
         return error_set(err, EAGAIN,
                          "%s: another process %s this image; stop it first (a virtual machine, "

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// file_lock.h: locks that keep two processes from writing one image, understood by QEMU's tools.
+// file_lock.h: locks that keep two processes from writing one image, compatible with QEMU's tools.
 //
-// QEMU describes every user of an image by permissions: those it uses, and those it lets no other
-// user have. Both are byte-range read locks of the open file description (fcntl(2), "Open file
+// QEMU describes every user of an image by permissions: those it uses, and those it allows no other
+// user to have. Both are byte-range read locks of the open file description (fcntl(2), "Open file
 // description locks"), one byte a permission. Read locks never collide by themselves, so each user
 // sets its own and then asks whether someone else holds the opposite ones.
 #ifndef LAZYCOW_SERVER_FILE_LOCK_H
@@ -21,8 +21,8 @@ enum file_lock_role {
 };
 
 // Locks the open file description behind fd; closing it unlocks. Never waits. Returns 0, or a
-// negative errno with a message that names the file: -EAGAIN when another process (or another open
-// in this one) uses the image in a way that does not go together with role.
+// negative errno with a message that names the file: -EAGAIN if another process (or another open in
+// this one) uses the image in a way that does not go together with role.
 int file_lock(int fd, enum file_lock_role role, const char *name, struct error *err);
 
 #endif

@@ -9,13 +9,13 @@
 
 #include "server/lock_holder.h"
 
-// A server that was killed keeps its files, and so their locks, until the kernel has ended its
-// requests in io_uring, a flush for instance. A user who starts it again at once should not have to
-// know that.
+// Time to wait for a lock, in nanoseconds. The files of a killed server, and so its locks, stay
+// until the kernel has ended its requests in io_uring, such as a flush. A user who restarts it at
+// once should not get an error.
 #define LOCK_WAIT_NS 2000000000
 #define LOCK_RETRY_NS 10000000
-// The processes are looked through at the first refusal and then at every so many: a process that
-// was found twice, 100 ms apart, is not about to end.
+// Attempts between two searches for the holder among all processes; the first refusal also makes
+// one. A process that was found twice, 100 ms apart, is not about to end.
 #define LOOK_EVERY 10
 
 bool file_locking_parse(const char *text, enum file_locking *locking)
@@ -45,7 +45,7 @@ static int explain_holder(const struct lock_holder *holder, const char *name, st
                      holder->writes ? "writes to" : "reads");
 }
 
-// Locks, or says who is in the way. Returns as file_locking_take().
+// Locks the file, or names the holder of the lock. Returns as file_locking_take().
 static int lock_or_explain(int fd, enum file_lock_role role, const char *name, struct error *err)
 {
     const struct timespec pause = {.tv_nsec = LOCK_RETRY_NS};
@@ -64,8 +64,8 @@ static int lock_or_explain(int fd, enum file_lock_role role, const char *name, s
     return result;
 }
 
-// The answers of file systems that have no locks: network and FUSE file systems that pass them on
-// to a server which has none, and kernels without locks of open file descriptions.
+// Returns true for the errors of file systems without locks: network and FUSE file systems whose
+// server has none, and kernels without locks of open file descriptions.
 static bool means_no_locks(int result)
 {
     return result == -ENOLCK || result == -EOPNOTSUPP || result == -ENOSYS || result == -EINVAL;

@@ -14,51 +14,61 @@
 #include "server/file_pace.h"
 #include "server/file_guarded_copy.h"
 
-// What mincore(2) tells about. Where pages are larger, nothing is mapped.
+// Unit in which mincore(2) reports. On machines with larger pages nothing is mapped.
 #define PAGE_BYTES 4096u
 #define WINDOW_PAGES (FILE_MAP_WINDOW_BYTES / PAGE_BYTES)
 
-// What a read from here saves, in nanoseconds: a call, and half of the way of its bytes.
+// Nanoseconds that a read saves by a mapping: the system call, and half of the cost of its bytes.
 #define SAVED_NS(bytes) (1000u + (bytes) / 10u)
-// A window is mapped when reads in it have lost so much by not being had from it: what mapping it, the
-// faults of its pages and unmapping it cost. So it never costs more than twice what is right.
+// A window is mapped when its unmapped reads have cost so many nanoseconds: the price of mapping
+// it, of the faults of its pages and of unmapping it. So the total cost is at most twice the
+// optimum.
 #define MAP_COST_NS 150000u
-// The same for asking once more what is in memory; twice as much after each time.
+// Lost nanoseconds at which residency is asked again; they double after each time.
 #define ASK_COST_NS 10000u
 #define ASK_COST_MAX_NS 100000000u
 
-// Most bytes that are on loan at a time: replies that wait for slow clients are settled in one go, and
-// nobody is served meanwhile. 16 replies of 256 KiB.
+// Most bytes on loan at a time: 16 replies of 256 KiB. Loans of slow clients are settled in one go,
+// and nobody is served meanwhile.
 #define LOAN_BYTES_MAX (4u << 20)
 
-// How far the first windows of two files are from each other. Odd, since limits are powers of two.
+// Distance between the first windows of two files in the table. Odd, because limits are powers of
+// two.
 #define FILE_DISTANCE 1021u
 
-// Ticks that a window stays mapped without being used while others are: long enough for a slow
-// reader of much.
+// Ticks that an unused window stays mapped while others are used: long enough for a slow reader of
+// much data.
 #define IDLE_TICKS 10
 
-// Windows that are unmapped in one go: 30 to 90 us each.
+// Windows that are unmapped in one turn, at 30 to 90 us each.
 #define SWEEP_WINDOWS 4u
 
-//   FREE ──a read was not had from it──> WATCHED ──many were not──> MAPPED
-//    ^                                                                 │
-//    └─────────────── idle, the file is closed, or another needs the place (from WATCHED, too)
+//   FREE ──a read missed it──> WATCHED ──many did──> MAPPED
+//    ^                                                  │
+//    └── idle, the file is closed, or another window needs the place (from WATCHED, too)
 enum map_window_state {
     WINDOW_FREE,
-    WINDOW_WATCHED, // reads are counted; nothing of it is in memory that is known
-    WINDOW_MAPPED,  // at its place in memory
+    // Missed reads are counted; no page is known to be in memory.
+    WINDOW_WATCHED,
+    // Mapped at its place in memory.
+    WINDOW_MAPPED,
 };
 
 struct map_window {
     enum map_window_state state;
     int fd;
-    bool used;           // since the last tick
-    uint8_t idle;        // ticks before that without use
-    uint64_t lost;       // nanoseconds, by reads that were not had from it
-    uint64_t lost_next;  // when this is reached something is done
-    uint64_t number;     // in the file
-    uint32_t loan_bytes; // of it that are on loan: it stays mapped
+    // Used since the last tick.
+    bool used;
+    // Ticks without use before the last one.
+    uint8_t idle;
+    // Nanoseconds lost by reads that missed it.
+    uint64_t lost;
+    // Value of lost at which the window is mapped or asked again.
+    uint64_t lost_next;
+    // Number of the window in the file.
+    uint64_t number;
+    // Bytes of it on loan; it stays mapped while there are any.
+    uint32_t loan_bytes;
     uint64_t resident[WINDOW_PAGES / 64];
 };
 
@@ -66,7 +76,7 @@ struct map_window {
 
 static struct map_window *window_of(const struct file_map *map, int fd, uint64_t number)
 {
-    // Neighbours have neighbouring places, so those of a file do not get into each other's way.
+    // Neighbouring windows of a file have neighbouring places, so they do not compete for one.
     return &map->windows[(number + (uint64_t)fd * FILE_DISTANCE) % map->count];
 }
 
@@ -80,7 +90,7 @@ static char *file_map_address_of(const struct file_map *map, const struct map_wi
     return map->base + (size_t)(window - map->windows) * FILE_MAP_WINDOW_BYTES;
 }
 
-// Memory that nobody else gets, and that holds nothing. at: NULL, or what is to be replaced.
+// Reserves address space without memory behind it. at: NULL, or a mapping to be replaced.
 static void *set_aside(void *at, size_t bytes)
 {
     return mmap(at, bytes, PROT_NONE,
@@ -98,7 +108,7 @@ static void window_unmap(struct file_map *map, struct map_window *window)
     memset(window, 0, sizeof(*window));
 }
 
-// What was known of its pages was wrong: nothing is had from it before it was asked again.
+// The record of resident pages was wrong: serves nothing from the window until it is asked again.
 static void window_doubt(struct map_window *window)
 {
     memset(window->resident, 0, sizeof(window->resident));
@@ -108,7 +118,7 @@ static void window_doubt(struct map_window *window)
     }
 }
 
-// Asks which of its pages are in memory. Returns whether any is.
+// Asks the kernel which pages are in memory. Returns true if any is.
 static bool window_ask(const struct file_map *map, struct map_window *window)
 {
     unsigned char pages[WINDOW_PAGES] = {0};
@@ -125,9 +135,10 @@ static bool window_ask(const struct file_map *map, struct map_window *window)
     return any;
 }
 
-// Whether the kernel tells this process what of the file is in memory. To those who neither own nor may
-// write the file it says that all is; of them only owners are taken for such here, and root, who
-// may lack the right: then copies wait for disks, and penalties make that rare.
+// Returns true if the kernel tells this process which pages of the file are in memory. A process
+// that neither owns the file nor may write it gets the answer that all are. Only owners and root
+// pass this test; root may still lack the right, and then copies wait for disks, which penalties
+// make rare.
 static bool may_ask(int fd)
 {
     struct stat st;
@@ -135,7 +146,7 @@ static bool may_ask(int fd)
     return fstat(fd, &st) == 0 && (st.st_uid == geteuid() || geteuid() == 0);
 }
 
-// Maps it, unless nothing of it is in memory.
+// Maps the window, unless none of its pages is in memory.
 static void window_map(struct file_map *map, struct map_window *window)
 {
     if (map->broken || !may_ask(window->fd)) {
@@ -167,7 +178,7 @@ static bool pages_resident(const struct map_window *window, size_t first, size_t
     return true;
 }
 
-// Where the window ends that at is in, or end, whichever comes first.
+// Returns the end of the window that contains at, or end if that comes first.
 static uint64_t file_map_part_end(uint64_t at, uint64_t end)
 {
     uint64_t next = (at / FILE_MAP_WINDOW_BYTES + 1) * FILE_MAP_WINDOW_BYTES;
@@ -227,8 +238,8 @@ static long disk_faults(void)
     return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_majflt : 0;
 }
 
-// Whether bytes may be had from here at present. If a disk had to be waited for since this was asked,
-// none are for a while, which is longer each time that this happens soon again.
+// Returns true if reads may be served from mappings at present. After a read had to wait for a disk
+// none are for a while, longer each time that this happens again soon.
 static bool is_quick(struct file_map *map)
 {
     uint64_t now = clock_now_ns();
@@ -245,7 +256,7 @@ static bool is_quick(struct file_map *map)
     return false;
 }
 
-// Whether all of the read can be had.
+// Returns true if all bytes of the read are in memory.
 static bool has(struct file_map *map, int fd, const struct file_io *io)
 {
     if (map->mapped == 0 || !all_resident(map, fd, io->offset, io->offset + io->length) ||
@@ -270,7 +281,7 @@ bool file_map_read(struct file_map *map, int fd, const struct file_io *io)
     return true;
 }
 
-// Notes that so many bytes from there are on loan, or, returned, that they no longer are.
+// Counts so many bytes from at as being on loan, or, with returned, as being back.
 static void note_loan(struct file_map *map, const char *at, uint64_t bytes, bool returned)
 {
     uint64_t begin = (uint64_t)(at - map->base);
@@ -294,7 +305,7 @@ const void *file_map_loan_take(struct file_map *map, int fd, const struct file_i
     if (map->loan_bytes + io->length > LOAN_BYTES_MAX || !has(map, fd, io)) {
         return NULL;
     }
-    // Windows that follow each other in the file do so in memory, but for the last place.
+    // Adjacent windows of the file are adjacent in memory, except behind the last place.
     at = file_map_address_of(map, window_of(map, fd, io->offset / FILE_MAP_WINDOW_BYTES)) +
          io->offset % FILE_MAP_WINDOW_BYTES;
     if (io->length > (uint64_t)map->count * FILE_MAP_WINDOW_BYTES - (uint64_t)(at - map->base)) {
@@ -304,7 +315,7 @@ const void *file_map_loan_take(struct file_map *map, int fd, const struct file_i
     return at;
 }
 
-// What cannot be had from memory: zeros behind the end of the file, or an error.
+// Reads bytes that the mapping cannot give: zeros behind the end of the file, or an error.
 static bool read_again(const struct map_window *window, void *to, uint64_t offset, size_t bytes)
 {
     while (bytes > 0) {
@@ -391,7 +402,7 @@ static bool is_idle(const struct file_map *map, const struct map_window *window)
            (map->idle || window->idle >= IDLE_TICKS);
 }
 
-// Unmaps some windows, and comes again until all were looked at.
+// Unmaps some windows, and posts itself again until all were checked.
 static void on_sweep(struct task *task)
 {
     struct file_map *map = (struct file_map *)task;
@@ -420,7 +431,7 @@ void file_map_set_limit(struct file_map *map, uint64_t bytes)
     struct rlimit space;
     uint64_t count = bytes / FILE_MAP_WINDOW_BYTES;
 
-    // The rest of the process needs some, too.
+    // The rest of the process needs address space, too.
     if (getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY &&
         count > space.rlim_cur / 4 / FILE_MAP_WINDOW_BYTES) {
         count = space.rlim_cur / 4 / FILE_MAP_WINDOW_BYTES;

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/file_pace.h"
 
-// A slow write: longer than the usual time slice of another process on a busy core, and short
-// enough to go unnoticed by clients that count in milliseconds.
+// A write of so many nanoseconds is slow: longer than the usual time slice of another process on a
+// busy core, and short enough to go unnoticed by clients that count in milliseconds.
 #define SLOW_WRITE_NS 3000000ull
-#define QUICK_WRITE_NS 200000ull     // three times what the largest inline write takes
-#define PENALTY_MIN_NS 20000000ull   // short: a busy core makes a quick write look slow too
-#define PENALTY_MAX_NS 2000000000ull // one slow call in 2 s is below one request in a thousand
+// Three times the duration of the largest inline write.
+#define QUICK_WRITE_NS 200000ull
+// Short, because a busy core makes a quick write look slow, too.
+#define PENALTY_MIN_NS 20000000ull
+// One slow call in 2 s is less than one request in a thousand.
+#define PENALTY_MAX_NS 2000000000ull
 #define PENALTY_FORGET_NS 1000000000ull
 
-// A barrier that takes longer gains little by not going through a worker, which costs some 50 us.
+// A barrier that takes longer gains little by avoiding a worker, which costs some 50 us.
 #define QUICK_SYNC_NS 1000000ull
-// More than this takes a disk longer to write than the way through a worker takes.
+// A disk needs longer to write more bytes than this than the detour through a worker takes.
 #define SYNC_DIRTY_MAX (256u << 10)
 
-// How often it is asked whether a page was waited for, which takes a system call: any disk takes longer.
+// Nanoseconds between two counts of page faults, each a system call; any disk takes longer.
 #define FAULTS_ASKED_NS 100000u
 
 uint64_t pace_penalty(uint64_t last, bool soon)
@@ -33,8 +36,8 @@ bool write_pace_allows(const struct write_pace *pace, uint64_t now)
 
 void write_pace_note(struct write_pace *pace, uint64_t now, uint64_t took, uint64_t turn_ns)
 {
-    // Slow is also the last of many in a turn that took that long together, when it was not quick
-    // itself: other files' writes count in the sum.
+    // Slow, too, is the last of many writes of a turn that together took that long, unless it was
+    // quick itself: the sum includes writes to other files.
     if (turn_ns > SLOW_WRITE_NS && took > QUICK_WRITE_NS) {
         bool soon = pace->offloading || now - pace->resumed_at < PENALTY_FORGET_NS;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The thread backend, for hosts and containers that refuse io_uring: threads make the blocking
-// calls. Everything else, the files' state too, belongs to the loop's thread.
+// calls. Everything else, including the files' state, belongs to the loop's thread.
 #include "server/file_posix.h"
 
 #include <errno.h>
@@ -8,11 +8,11 @@
 
 #include "server/threads.h"
 
-// Most threads, started when all others are busy and kept then. That is the queue depth of direct
-// I/O; disks are at their limit before it.
+// Most threads; they are started when all others are busy, and kept. This limits the queue depth of
+// direct I/O, and disks reach their limit before.
 #define POOL_THREADS_MAX 32u
 
-// Threads make system calls with nothing but a list of buffers on their stack.
+// Stack of a thread, which makes system calls with only a list of buffers on the stack.
 #define POOL_STACK_BYTES (256u << 10)
 
 struct pool {

@@ -15,14 +15,14 @@
 #include "server/file_seek.h"
 #include "server/quick_call.h"
 
-// How many requests that hold the inode's lock are started at a time. More would only block more
-// workers, with none left for other files; the second is there when the first one ends.
+// Requests in flight that hold the inode's lock. More would only block more workers, with none left
+// for other files; the second one is ready when the first one ends.
 #define LANE_DEPTH 2u
 
-// A write that covers only part of a page has to read the rest of it first.
+// Unit of the page cache. A write that covers only part of a page has to read the rest first.
 #define PAGE_BYTES 4096u
 
-// Granularity in which direct I/O ends early: less than that is the end of the file.
+// Granularity in which direct I/O ends early: a shorter result is the end of the file.
 #define SECTOR_BYTES 512u
 
 struct posix_file *posix_file_of(const struct file_io *io)
@@ -35,7 +35,8 @@ struct file_io *file_io_of(struct task *task)
     return (struct file_io *)((char *)task - offsetof(struct file_io, task));
 }
 
-// Requests that hold the inode's lock all the time: one of them makes progress at a time.
+// Returns true for requests that hold the inode's lock all the time, so that only one of them makes
+// progress.
 static bool locks_inode(const struct file_io *io)
 {
     switch (io->kind) {
@@ -85,7 +86,7 @@ int posix_file_rest(const struct file_io *io, struct iovec *iov)
     return count;
 }
 
-// Past the end of the file everything reads as zeros.
+// Fills the rest with zeros: past the end of the file everything reads as zeros.
 static void zero_rest(struct file_io *io)
 {
     struct iovec iov[FILE_IOV_MAX];
@@ -111,7 +112,7 @@ bool posix_file_advance(struct file_io *io, ssize_t answer, int *result)
     if (io->progress == io->length)
         return true;
     if (io->kind == FILE_WRITE) {
-        // Nothing written and no error: not something to try for ever.
+        // No bytes written and no error: a retry could repeat that for ever.
         *result = answer == 0 ? -EIO : 0;
         return answer == 0;
     }
@@ -155,7 +156,7 @@ static int64_t posix_size(struct file *file)
     return fstat(f->fd, &st) != 0 ? -errno : st.st_size;
 }
 
-// A block device keeps its size: sizes that fit are taken for set, others are lack of space.
+// A block device keeps its size: setting a size that fits succeeds, a larger one is lack of space.
 static int truncate_file(struct posix_file *f, uint64_t size)
 {
     if (f->block_device) {
@@ -207,7 +208,7 @@ int posix_file_execute(struct file_io *io)
     int result;
 
     while (!posix_file_advance(io, call_once(io, 0), &result)) {
-        // EINTR, or a short read or write: go on where it stopped
+        // EINTR, or a short read or write: continues with the rest.
     }
     return result;
 }
@@ -239,7 +240,7 @@ static bool page_resident(struct posix_file *f, uint64_t offset)
     return quick_preadv2(f->fd, &iov, 1, (off_t)offset, RWF_NOWAIT) >= 0 || errno != EAGAIN;
 }
 
-// Whether the write has all it needs in the page cache: it may begin and end inside a page.
+// Returns true if the pages that the write covers only in part are in the page cache.
 static bool edges_resident(struct posix_file *f, const struct file_io *io)
 {
     uint64_t begin = io->offset + io->progress;
@@ -250,7 +251,7 @@ static bool edges_resident(struct posix_file *f, const struct file_io *io)
     return end % PAGE_BYTES == 0 || page_resident(f, end);
 }
 
-// Makes a buffered write here and now when that is expected to be quick. As posix_file_try_read.
+// Makes a buffered write at once if it is expected to be quick. Returns as posix_file_try_read.
 static bool try_write(struct file_io *io, int *result)
 {
     struct posix_file *f = posix_file_of(io);
@@ -271,7 +272,7 @@ static bool try_write(struct file_io *io, int *result)
     return posix_file_advance(io, answer, result);
 }
 
-// Makes a barrier here and now when it is expected to be quick and nobody else is there to wait.
+// Makes a barrier at once if it is expected to be quick and no other client would have to wait.
 static bool try_sync(struct file_io *io, int *result)
 {
     struct posix_file *f = posix_file_of(io);
@@ -290,7 +291,7 @@ static bool try_sync(struct file_io *io, int *result)
     return posix_file_advance(io, answer, result);
 }
 
-// Copies what is in memory, or makes a loan of it. As posix_file_try_read.
+// Copies bytes that are in memory, or makes a loan of them. Returns as posix_file_try_read.
 static bool try_map(struct posix_file *f, struct file_io *io)
 {
     struct backend *backend = f->backend;
@@ -333,7 +334,7 @@ static bool try_inline(struct posix_file *f, struct file_io *io, int *result)
     abort();
 }
 
-// Starts what the lane has room for.
+// Starts requests of the lane up to LANE_DEPTH.
 static void start_lane(struct posix_file *f)
 {
     struct task *task;
@@ -355,7 +356,7 @@ static void posix_submit(struct file *file, struct file_io *io)
         file_io_complete(io, 0);
         return;
     }
-    // A block device has no holes that it tells of.
+    // A block device cannot report holes.
     if (io->kind == FILE_EXTENTS && f->block_device) {
         file_io_complete(io, -EOPNOTSUPP);
         return;
@@ -400,8 +401,8 @@ void posix_file_finish(struct file_io *io, int result)
     } else if (locks_inode(io)) {
         assert(f->locking > 0);
         f->locking--;
-        // What a file system or a driver says that lacks the call altogether, and a block device
-        // about a part of one of its sectors.
+        // Errors of a file system or driver that lacks the call altogether, and of a block device
+        // that is asked to change part of a sector.
         if (result == -ENOSYS || result == -ENOTTY || result == -ENODEV ||
             (result == -EINVAL && f->block_device))
             result = -EOPNOTSUPP;
@@ -469,7 +470,7 @@ struct posix_file *posix_file_new(struct backend *backend, int fd, const char *n
     f->file.runq = backend->runq;
     f->file.read_only = options->read_only;
     f->file.shared = options->shared;
-    // Blocks of a device hold what was there before.
+    // Blocks of a device hold old data.
     f->file.fresh_is_zero = !options->block_device;
     f->backend = backend;
     f->fd = fd;

@@ -8,8 +8,8 @@
 
 #include "qcow2/base/file.h"
 
-// Holes and data that are looked at for one request, which may be more than it has room for where
-// short holes count as data. Each takes a system call of about a microsecond.
+// Holes and data runs that one request examines, at a system call of about a microsecond each. It
+// may examine more than it has room for, because short holes count as data.
 #define SEEK_PIECES_MAX 256
 
 struct piece {
@@ -24,7 +24,7 @@ static int find_piece(int fd, uint64_t begin, struct piece *piece)
     off_t data = lseek(fd, (off_t)begin, SEEK_DATA);
 
     *piece = (struct piece){.begin = begin, .end = INT64_MAX, .kind = FILE_EXTENT_HOLE};
-    // No data follows, nor does it behind the end of the file.
+    // No data follows up to the end of the file, and none behind it.
     if (data < 0 && errno == ENXIO)
         return 0;
     if (data < 0)
@@ -45,7 +45,7 @@ static int find_piece(int fd, uint64_t begin, struct piece *piece)
     return 0;
 }
 
-// Adds the piece to what was found before it. Returns false where there is no room.
+// Appends the piece to the extents found before. Returns false if there is no room.
 static bool file_seek_add(struct file_io *io, const struct piece *piece)
 {
     struct file_extent *last = io->extent_count > 0 ? &io->extents[io->extent_count - 1] : NULL;
@@ -72,6 +72,6 @@ int file_seek_extents(int fd, struct file_io *io)
         if (result < 0 || !file_seek_add(io, &piece))
             break;
     }
-    // What came before the error is well known.
+    // The extents before the error are valid.
     return io->extent_count > 0 ? 0 : result;
 }

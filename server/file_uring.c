@@ -2,9 +2,9 @@
 // The io_uring backend: one ring for all files. Requests are queued here and enter the kernel
 // together, once a turn; reads of cached data complete during that call.
 //
-// The ring's own descriptor is polled. IORING_SETUP_DEFER_TASKRUN would batch completions better,
-// but a poll of such a ring does not wake up (seen on Linux 6.18), and an eventfd would cost two
-// more system calls for every batch of cached reads.
+// The loop polls the ring's own descriptor. IORING_SETUP_DEFER_TASKRUN would batch completions
+// better, but a poll of such a ring does not wake up (seen on Linux 6.18), and an eventfd would
+// cost two more system calls for every batch of cached reads.
 #include "server/file_posix.h"
 
 #include <assert.h>
@@ -20,18 +20,19 @@
 #include "server/log.h"
 #include "server/threads.h"
 
-// Submission entries; the kernel makes twice as many for completions. More requests than that wait
-// here: disks gain nothing from more, and 512 cost 40 KiB.
+// Submission entries; the kernel makes twice as many for completions. Further requests wait in the
+// queue: disks gain nothing from more, and 512 entries would cost 40 KiB.
 #define RING_ENTRIES 256u
 
-// One buffer goes in pieces of at most that: the length of an entry has 32 bits, and the kernel
-// moves at most 2 GiB less a page in one call.
+// Most bytes of a single buffer in one entry, whose length has 32 bits. The kernel moves at most 2
+// GiB less a page in one call.
 #define CALL_BYTES_MAX (1u << 30)
 
-// How long to wait when the kernel has no memory for a request and nothing in flight will end.
+// Nanoseconds to wait when the kernel has no memory for a request and no request in flight will
+// end.
 #define NO_MEMORY_PAUSE_NS 1000000
 
-// The worker's request is in flight.
+// Value of worker_result while the request is in flight.
 #define WORKER_STARTS 1
 
 struct uring {
@@ -39,13 +40,15 @@ struct uring {
     struct io_uring ring;
     struct io_list queued;
     size_t queued_count;
-    unsigned in_flight; // submitted and not reaped
+    // Entries submitted and not yet reaped.
+    unsigned in_flight;
     unsigned in_flight_max;
-    // Threads for what a ring has no operation for; NULL until they are needed. The ring polls for
-    // what they have completed.
+    // Threads for requests that the ring has no operation for; NULL until the first. The ring polls
+    // for their completions.
     struct backend *aside;
     bool polling;
-    int worker_result; // of the request for which the kernel starts a worker
+    // Result of the request that makes the kernel start a worker.
+    int worker_result;
 };
 
 static struct uring *uring_of(struct backend *backend)
@@ -68,7 +71,8 @@ static struct file_io *dequeue(struct uring *u)
     return file_io_of(task);
 }
 
-// Starts what the ring has no operation for: FILE_EXTENTS, and FILE_TRUNCATE before Linux 6.9.
+// Starts a request that the ring has no operation for: FILE_EXTENTS, and FILE_TRUNCATE before Linux
+// 6.9.
 static void start_aside(struct uring *u, struct file_io *io)
 {
     struct error err;
@@ -98,8 +102,8 @@ static void prepare_read_or_write(struct io_uring_sqe *sqe, const struct file_io
     struct iovec rest[FILE_IOV_MAX];
     int count = posix_file_rest(io, rest);
 
-    // Several buffers of a request that was cut short go on one by one: the list in rest would have
-    // to stay until the kernel has read it.
+    // The remaining buffers of a request that was cut short go one by one: a list of them would
+    // have to stay in memory until the kernel has read it.
     if (count == 1 || io->progress > 0) {
         unsigned length =
             (unsigned)(rest[0].iov_len < CALL_BYTES_MAX ? rest[0].iov_len : CALL_BYTES_MAX);
@@ -123,13 +127,13 @@ static void prepare(struct uring *u, struct io_uring_sqe *sqe, struct file_io *i
     switch (io->kind) {
     case FILE_READ:
         prepare_read_or_write(sqe, io);
-        // Direct reads copy nothing; they only have to be started.
+        // Direct reads copy nothing and only have to be started.
         async = async ||
                 (!f->direct && !backend_admit_inline(&u->backend, io->length, INLINE_READ_MAX));
         break;
     case FILE_WRITE:
         prepare_read_or_write(sqe, io);
-        // A buffered write is here because it must not be made on this thread.
+        // A buffered write comes here only because this thread must not make it.
         async = async || !f->direct;
         break;
     case FILE_DATASYNC:
@@ -143,15 +147,15 @@ static void prepare(struct uring *u, struct io_uring_sqe *sqe, struct file_io *i
         break;
     case FILE_TRUNCATE:
     case FILE_EXTENTS:
-        abort(); // never queued
+        abort(); // such requests are never queued
     }
     if (async)
         sqe->flags |= IOSQE_ASYNC;
     io_uring_sqe_set_data(sqe, io);
 }
 
-// Has the ring complete when the threads aside have completed something. Returns how many entries
-// were filled. The entry has no data, and is not counted as in flight.
+// Makes the ring complete when the threads aside have completed something. Returns how many entries
+// were filled. The entry has no data and is not counted as in flight.
 static unsigned poll_aside(struct uring *u)
 {
     if (u->aside == NULL || u->polling)
@@ -189,12 +193,13 @@ static void finish_or_requeue(struct uring *u, struct file_io *io, int answer)
     int result;
 
     if (answer == -EAGAIN && !f->always_async) {
-        // Some drivers and file systems say so instead of letting io_uring wait.
+        // Some drivers and file systems answer EAGAIN instead of letting io_uring wait.
         f->always_async = true;
         enqueue(u, io);
     } else if (answer == -ECANCELED) {
-        // We cancel nothing: the kernel has lost its last worker and may start no other. To wait
-        // here for the disk is bad; to tell a client that its disk is broken is worse.
+        // Nothing cancels requests here, so the kernel has lost its last worker and cannot start
+        // another. Waiting here for the disk is bad; telling a client that its disk is broken is
+        // worse.
         posix_file_finish(io, posix_file_execute(io));
     } else if (posix_file_advance(io, answer, &result)) {
         posix_file_finish(io, result);
@@ -230,7 +235,7 @@ static void reap(struct uring *u)
     io_uring_cq_advance(&u->ring, count);
 }
 
-// Hands the filled entries to the kernel, and waits for as many completions.
+// Submits the filled entries, and waits for wait_count completions.
 static void file_uring_submit(struct uring *u, unsigned wait_count)
 {
     do {
@@ -239,7 +244,7 @@ static void file_uring_submit(struct uring *u, unsigned wait_count)
         if (result >= 0 || result == -EINTR)
             continue;
         if (result != -EAGAIN && result != -EBUSY && result != -ENOMEM) {
-            // The kernel let us use this ring before, and what we filled in is valid.
+            // This ring was usable before, and the entries are valid.
             fprintf(stderr, "%slazycow: io_uring_enter: %s\n",
                     log_prefix(STDERR_FILENO, LOG_LEVEL_ERROR), strerror(-result));
             abort();
@@ -300,16 +305,17 @@ static void uring_free(struct backend *backend)
     free(u);
 }
 
-// Has the kernel start a worker, without which it would cancel what cannot be done at once. It keeps
-// the last one; should others be refused later, requests wait. What is in flight meanwhile, such as a
-// recovery's reads, goes on.
+// Makes the kernel start a worker, without which it would cancel requests that cannot be done at
+// once. The kernel keeps its last worker; if it refuses others later, requests wait. Requests in
+// flight, such as a recovery's reads, continue meanwhile.
 static int uring_prepare(struct backend *backend, struct error *err)
 {
     struct uring *u = uring_of(backend);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
     int result = 0;
 
-    assert(sqe != NULL); // all that is filled in has been submitted
+    // All filled entries have been submitted, so one is free.
+    assert(sqe != NULL);
     io_uring_prep_nop(sqe);
     sqe->flags |= IOSQE_ASYNC;
     io_uring_sqe_set_data(sqe, &u->worker_result);
@@ -353,7 +359,7 @@ static bool has_operations(struct io_uring *ring)
 
 static int set_up_ring(struct io_uring *ring, unsigned *completion_entries)
 {
-    // Completions need not interrupt this thread: it looks whenever it comes back from the kernel.
+    // Completions need not interrupt this thread, which looks for them after each system call.
     struct io_uring_params params = {.flags = IORING_SETUP_COOP_TASKRUN};
     int result = io_uring_queue_init_params(RING_ENTRIES, ring, &params);
 

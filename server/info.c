@@ -21,7 +21,7 @@ static json_t *number(uint64_t value)
     return json_integer((json_int_t)value);
 }
 
-// A list of the snapshots.
+// Makes a list of the snapshots.
 static json_t *snapshots_json(const struct snapshot_table *table)
 {
     json_t *list = json_array();
@@ -65,7 +65,7 @@ static json_t *bitmaps_json(const struct bitmap_directory *directory)
     return list;
 }
 
-// The name of the external data file, as the header's extension has it.
+// Makes a string of the external data file's name in the header's extension, or null.
 static json_t *data_file_json(struct file *file, const struct header *h)
 {
     char name[HEADER_BACKING_NAME_MAX + 1];
@@ -81,7 +81,7 @@ static json_t *data_file_json(struct file *file, const struct header *h)
     return NULL;
 }
 
-// What only qcow2 images have, in the order that qemu-img prints.
+// Collects the facts that only qcow2 images have, in the order in which qemu-img prints them.
 static json_t *specific_json(struct file *file, const struct header *h,
                              const struct bitmap_directory *bitmaps)
 {
@@ -198,7 +198,8 @@ json_t *info_read(const char *name, enum image_format format, enum cmd_access ac
     if (format == IMAGE_FORMAT_UNKNOWN) {
         const struct foreign_format *foreign = foreign_format_of(cf.file);
 
-        // As raw it would be told with the size of the container. Compressed data is raw to qemu-img.
+        // Read as raw, it would be reported with the size of the container. qemu-img calls
+        // compressed data raw.
         if (foreign && foreign->driver) {
             foreign_format_refuse(foreign, path, err);
             error_append(err, ", or look at the file's own bytes with -f raw");

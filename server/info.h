@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// info.h: what `lazycow info` tells about an image, as `qemu-img info` does.
+// info.h: collects and prints the facts of `lazycow info`, those of `qemu-img info`.
 #ifndef LAZYCOW_SERVER_INFO_H
 #define LAZYCOW_SERVER_INFO_H
 
@@ -9,12 +9,12 @@
 #include "qcow2/image.h"
 #include "server/cmd.h"
 
-// Looks at one image. format UNKNOWN: qcow2 if it begins like that, else raw. Returns a new JSON
-// object with the names of qemu-img, or NULL with a message.
+// Examines one image. format UNKNOWN: qcow2 if the file begins like it, else raw. Returns a new
+// JSON object with qemu-img's names, or NULL with a message.
 json_t *info_read(const char *name, enum image_format format, enum cmd_access access,
                   enum file_locking locking, struct error *err);
 
-// Prints such an object for people.
+// Prints an object of info_read() for people.
 void info_print(const json_t *info);
 
 #endif

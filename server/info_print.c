@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// info_print.c: the human form of `lazycow info`, that of `qemu-img info`.
+// info_print.c: the human-readable form of `lazycow info`, as of `qemu-img info`.
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -8,7 +8,7 @@
 
 #include "server/info.h"
 
-// Columns that each level of nested values is moved to the right.
+// Columns of indentation for each level of nested values.
 #define INDENT 4
 
 static const char *text_of(const json_t *object, const char *name)
@@ -21,14 +21,14 @@ static uint64_t number_of(const json_t *object, const char *name)
     return (uint64_t)json_integer_value(json_object_get(object, name));
 }
 
-// Prints text from an image without what a terminal would act upon.
+// Prints text from an image without characters that a terminal would act upon.
 static void print_text(const char *text)
 {
     for (; *text != '\0'; text++)
         putchar((unsigned char)*text < ' ' || *text == 0x7f ? '?' : *text);
 }
 
-// "196 KiB": three digits and a power of 1024.
+// Writes a size such as "196 KiB": three digits and a power of 1024.
 static void format_size(uint64_t bytes, char *text, size_t size)
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
@@ -94,7 +94,7 @@ static void print_elements(const json_t *array, int depth)
     }
 }
 
-// A value behind its name, on the same line where it is simple.
+// Prints a value behind its name, on the same line if it is simple.
 static void print_value(const json_t *value, int depth)
 {
     if (json_is_object(value) || json_is_array(value)) {

@@ -5,7 +5,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
-// How often a silent peer is asked before it is given up.
+// Probes that a silent peer may leave unanswered before it is given up.
 #define KEEPALIVE_PROBES 4
 
 static void set_option(int fd, int level, int option, int value)
@@ -26,6 +26,7 @@ void keepalive_set(int fd, const struct keepalive *keepalive)
     set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, seconds);
     set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, interval > 0 ? interval : 1);
     set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
-    // The probes rest while sent data waits for its acknowledgment, for up to 15 minutes.
+    // No probes are sent while data waits for its acknowledgment; TCP alone would wait up to 15
+    // minutes.
     set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 2 * seconds * 1000);
 }

@@ -10,19 +10,21 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-// The loop: libuv 1.44 opens seven (epoll, an eventfd, two pipes for signals), later ones a ring or
-// two; and aborts where some of them fail.
+// Descriptors of the loop. libuv 1.44 opens seven (epoll, an eventfd, two pipes for signals), later
+// versions a ring or two; libuv aborts when some of them cannot be opened.
 #define LOOP_DESCRIPTORS 12u
-// A connection, a file that SIGHUP has read again, a socket of sd_notify.
+// Further descriptors while serving: a connection, a file that SIGHUP reads again, a socket of
+// sd_notify.
 #define SERVING_DESCRIPTORS 4u
 #define DESCRIPTORS_MAX (LOOP_DESCRIPTORS + SERVING_DESCRIPTORS + LIMITS_FILES_MAX)
 
-// The main thread's stack: a TLS session is set up with 100 KiB, and sanitizers enlarge frames. What
-// Linux gives a process when nothing is said is 8 MiB.
+// Least stack of the main thread, in bytes: setting up a TLS session takes 100 KiB, and sanitizers
+// enlarge frames. The default of Linux is 8 MiB.
 #define STACK_BYTES_MIN (256u << 10)
 
-// As much of the stack is used here, and page by page, as the deepest call takes later: by then the
-// limit of addresses (ulimit -v) may leave nothing for it to grow into, which would be a SIGSEGV.
+// Bytes of stack that are touched at the start, page by page: as many as the deepest call takes
+// later. By then a limit of the address space (ulimit -v) may leave the stack no room to grow,
+// which would be a SIGSEGV.
 #define STACK_BYTES_USED (192u << 10)
 #define PAGE_BYTES 4096u
 
@@ -35,7 +37,7 @@ __attribute__((noinline)) static void grow_stack(void)
     }
 }
 
-// Whether there are as many addresses left.
+// Returns true if the address space has room for STACK_BYTES_USED more.
 static bool have_addresses(void)
 {
     void *room =
@@ -44,7 +46,7 @@ static bool have_addresses(void)
     return room != MAP_FAILED && munmap(room, STACK_BYTES_USED) == 0;
 }
 
-// Raises a soft limit to its hard one. Returns what it is then.
+// Raises a soft limit to its hard limit. Returns the soft limit afterwards.
 static rlim_t raise_limit(int resource)
 {
     struct rlimit limit;
@@ -66,7 +68,7 @@ int limits_raise(struct error *err)
 
     // Each connection takes a descriptor, each image of a backing chain one or more.
     (void)raise_limit(RLIMIT_NOFILE);
-    // The kernel lets the stack grow up to the soft limit of the moment.
+    // The kernel lets the stack grow up to the current soft limit.
     if (getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur < STACK_BYTES_MIN) {
         stack = raise_limit(RLIMIT_STACK);
         if (stack < STACK_BYTES_MIN) {
@@ -85,7 +87,8 @@ int limits_raise(struct error *err)
     return 0;
 }
 
-// Whether so many descriptors can be opened; errno says why not. All of them are closed again.
+// Returns true if so many descriptors can be opened; otherwise errno has the reason. Closes all of
+// them.
 static bool have_room(unsigned count)
 {
     int copies[DESCRIPTORS_MAX];

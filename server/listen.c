@@ -15,9 +15,10 @@
 #include "server/listen_unix.h"
 #include "server/listen_vsock.h"
 
-// Connections that may wait to be accepted: as many as the kernel is set to allow.
+// Connections that may wait to be accepted: as many as the kernel's setting allows.
 #define LISTEN_BACKLOG SOMAXCONN
-// With port 0 the kernel picks a port for the first address, which may be taken on the second.
+// Tries to find a free port for all addresses of a host: with port 0 the kernel picks one for the
+// first address, which may be taken on the second.
 #define LISTEN_PORT_TRIES 16
 
 // ---- Socket activation --------------------------------------------------------------------------
@@ -33,7 +34,7 @@ unsigned listen_activated(void)
 
         count = n > LISTEN_MAX ? LISTEN_MAX + 1 : (unsigned)n;
     }
-    // Meant for this process alone.
+    // The variables are meant for this process and not for its children.
     unsetenv("LISTEN_PID");
     unsetenv("LISTEN_FDS");
     unsetenv("LISTEN_FDNAMES");
@@ -63,8 +64,8 @@ static bool is_any_address(const struct sockaddr *address)
                htonl(INADDR_ANY);
 }
 
-// Names the listener after host, with the brackets of an IPv6 address, and port. Clients on this host
-// reach a socket of all addresses as localhost.
+// Names the listener after host, with the brackets of an IPv6 address, and port. Clients on this
+// host reach a socket of all addresses as localhost.
 static int set_authority(struct listener *listener, const char *host, unsigned port,
                          struct error *err)
 {
@@ -98,7 +99,7 @@ static int name_from_socket(struct listener *listener, struct error *err)
         return listen_vsock_name(listener, err);
     }
     if (getnameinfo(&address.any, length, host, sizeof(host), NULL, 0, NI_NUMERICHOST) != 0) {
-        return 0; // some other family: it can be served, but no URI names it
+        return 0; // a socket of another family can be served, but no URI names it
     }
     listener->family = LISTENER_TCP;
     return set_authority(listener, host, address_port(&address.any), err);
@@ -163,7 +164,7 @@ static uint16_t bound_port(int fd)
 static int listen_open_address(const struct addrinfo *info, bool alone)
 {
     const int on = 1;
-    const int v6only = !alone; // `::` by itself takes IPv4, too
+    const int v6only = !alone; // alone, `::` takes IPv4, too
     int fd;
     int result = 0;
 
@@ -172,7 +173,7 @@ static int listen_open_address(const struct addrinfo *info, bool alone)
     if (fd < 0) {
         return -errno;
     }
-    // Without it a server cannot start again while connections of the last one are in TIME_WAIT.
+    // Without it a server cannot restart while connections of its predecessor are in TIME_WAIT.
     (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
     if (info->ai_family == AF_INET6) {
         (void)setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6only, sizeof(v6only));
@@ -185,8 +186,8 @@ static int listen_open_address(const struct addrinfo *info, bool alone)
     return fd;
 }
 
-// Opens each address. Addresses of families that this host does not speak are left out, unless none
-// is left. Returns 0 or a negative errno.
+// Opens each address. Addresses of families that this host does not support are left out, unless
+// none would remain. Returns 0 or a negative errno.
 static int open_addresses(struct listeners *listeners, struct addrinfo *addresses, uint16_t port,
                           bool alone)
 {
@@ -219,7 +220,7 @@ static int open_addresses(struct listeners *listeners, struct addrinfo *addresse
     return listeners->count > before ? 0 : last;
 }
 
-// Finds the addresses of a host. "*" stands for all addresses of this one, as in other programs.
+// Finds the addresses of a host. "*" stands for all addresses of this host, as in other programs.
 // Returns as getaddrinfo().
 static int resolve(const char *host, struct addrinfo **addresses)
 {
@@ -227,8 +228,8 @@ static int resolve(const char *host, struct addrinfo **addresses)
     const struct addrinfo hints = {
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = all ? AI_PASSIVE : 0};
 
-    // Without a name the resolver gives the loopback addresses, also where there is no hosts file, or
-    // where it is asked so (AI_PASSIVE) those that stand for all.
+    // Without a name the resolver gives the loopback addresses, even without a hosts file; with
+    // AI_PASSIVE it gives the addresses that stand for all.
     return getaddrinfo(all || strcmp(host, "localhost") == 0 ? NULL : host, "0", &hints, addresses);
 }
 
@@ -241,7 +242,7 @@ int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, boo
     int result;
 
     host = host != NULL ? host : "localhost";
-    // An IPv6 address may have the brackets that it has in a URI.
+    // An IPv6 address may stand in the brackets that it has in a URI.
     if (sscanf(host, "[%1023[0-9a-fA-F:.]]", address) == 1 && host[strlen(host) - 1] == ']') {
         host = address;
     }
@@ -278,8 +279,8 @@ int listen_tcp(struct listeners *listeners, const char *host, uint16_t port, boo
 
 // ---- URI ----------------------------------------------------------------------------------------
 
-// Appends text, percent-encoded but for the unreserved characters (RFC 3986, section 2.3) and those
-// in also.
+// Appends text, percent-encoded except for the unreserved characters (RFC 3986, section 2.3) and
+// those in also.
 static char *append_encoded(char *to, const char *text, const char *also)
 {
     static const char unreserved[] =
@@ -316,7 +317,7 @@ char *listen_uri(const struct listener *listener, const char *export_name, bool 
         to = append_encoded(to, export_name, "");
         append_encoded(stpcpy(to, "?socket="), where, "/");
     } else {
-        // The brackets of an IPv6 address and the colon before the port belong to the syntax.
+        // The brackets of an IPv6 address and the colon before the port are syntax of the URI.
         to = append_encoded(to, where, "[]:");
         *to++ = '/';
         append_encoded(to, export_name, "");

@@ -35,7 +35,7 @@ int listen_unix_name(struct listener *listener, struct error *err)
         return error_set(err, errno, "descriptor %d: %s", listener->fd, strerror(errno));
     }
     if (length <= offsetof(struct sockaddr_un, sun_path) || address.sun_path[0] != '/') {
-        return 0; // abstract or relative: no URI names it
+        return 0; // no URI names an abstract or relative path
     }
     listener->family = LISTENER_UNIX;
     path_length = strnlen(address.sun_path, length - offsetof(struct sockaddr_un, sun_path));
@@ -43,7 +43,7 @@ int listen_unix_name(struct listener *listener, struct error *err)
     return listener->path != NULL ? 0 : error_set(err, ENOMEM, "out of memory");
 }
 
-// The path as an absolute one, allocated; NULL with errno when there is no such directory.
+// Returns the path as an absolute one, allocated; NULL with errno if there is no such directory.
 static char *absolute_path(const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -62,7 +62,7 @@ static char *absolute_path(const char *path)
     return absolute;
 }
 
-// Whether the path is a socket that nobody listens on any more.
+// Returns true if the path is a socket without a listener.
 static bool is_stale(const struct sockaddr_un *address)
 {
     struct stat st;
@@ -82,7 +82,7 @@ static bool is_stale(const struct sockaddr_un *address)
     return stale;
 }
 
-// Binds, replacing a stale socket. Returns 0 or a negative errno.
+// Binds, and replaces a stale socket. Returns 0 or a negative errno.
 static int bind_path(int fd, const struct sockaddr_un *address)
 {
     const struct sockaddr *any = (const struct sockaddr *)address;
@@ -97,8 +97,7 @@ static int bind_path(int fd, const struct sockaddr_un *address)
     return result < 0 ? -errno : 0;
 }
 
-// Binds so that the path is there with its mode from the first moment on. Returns 0 or a negative
-// errno.
+// Binds so that the path has its mode from the first moment on. Returns 0 or a negative errno.
 static int bind_with_mode(int fd, const struct sockaddr_un *address, mode_t mode)
 {
     mode_t before;
@@ -113,9 +112,9 @@ static int bind_with_mode(int fd, const struct sockaddr_un *address, mode_t mode
     return result;
 }
 
-// Gives the path, which nobody can connect to yet, its group and its mode where that is not what it
-// was bound with: a directory's default ACL goes before the umask. Returns 0, or a negative errno
-// with a message.
+// Gives the path its group, and its mode if binding has set another one: a directory's default ACL
+// overrides the umask. Nobody can connect to the path yet. Returns 0, or a negative errno with a
+// message.
 static int set_access(const char *path, const struct listen_unix_access *access, struct error *err)
 {
     struct stat st;
@@ -136,7 +135,7 @@ static int set_access(const char *path, const struct listen_unix_access *access,
     return 0;
 }
 
-// With the path bound: lets clients connect. Returns 0, or a negative errno with a message.
+// Lets clients connect to the path, which is bound. Returns 0, or a negative errno with a message.
 static int begin_listening(int fd, const char *path, const struct listen_unix_access *access,
                            struct error *err)
 {
@@ -148,7 +147,7 @@ static int begin_listening(int fd, const char *path, const struct listen_unix_ac
     return result;
 }
 
-// Says why the path cannot be bound to.
+// Explains why the path cannot be bound to.
 static int explain_in_use(const char *path, struct error *err)
 {
     struct stat st;
@@ -161,8 +160,8 @@ static int explain_in_use(const char *path, struct error *err)
                      "'%s': is in use by another server; stop that, or choose another path", path);
 }
 
-// Fills the listener for a path that is locked. The path is tried as it was given, too:
-// a relative one may be short enough where the absolute one is not.
+// Fills the listener for a path that is locked. Tries the path as it was given, too: a relative one
+// may be short enough for an address where the absolute one is not.
 static int open_path(struct listener *listener, const char *path,
                      const struct listen_unix_access *access, struct error *err)
 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// listen_unix.h: what is particular about listening on a Unix socket: its name in the file system.
+// listen_unix.h: listens on Unix sockets, whose names are files.
 #ifndef LAZYCOW_SERVER_LISTEN_UNIX_H
 #define LAZYCOW_SERVER_LISTEN_UNIX_H
 
@@ -9,22 +9,22 @@
 #include "qcow2/base/error.h"
 #include "server/listeners.h"
 
-// Makes a descriptor non-blocking and closed on exec. Returns 0 or a negative errno.
+// Makes a descriptor non-blocking and close-on-exec. Returns 0 or a negative errno.
 int listen_prepare(int fd);
 
-// Sets the listener's path from its socket's address; leaves it NULL for a socket without one.
+// Sets the listener's path from its socket's address; leaves it NULL for a socket without a path.
 // Returns 0 or a negative errno with a message.
 int listen_unix_name(struct listener *listener, struct error *err);
 
-// Who may connect to a Unix socket; each field may be LISTEN_UNIX_AS_IS.
+// The owner and mode that decide who may connect; each field may be LISTEN_UNIX_AS_IS.
 struct listen_unix_access {
     mode_t mode;
     gid_t group;
 };
 #define LISTEN_UNIX_AS_IS UINT32_MAX
 
-// Appends a Unix socket. One that nobody listens on is replaced, one that is alive is not. Returns 0, or
-// a negative errno with a message; listeners are what they were before then.
+// Appends a Unix socket. Replaces a stale one under the same path, but not one that is alive.
+// Returns 0, or a negative errno with a message; then listeners are as before the call.
 int listen_unix(struct listeners *listeners, const char *path,
                 const struct listen_unix_access *access, struct error *err);
 

@@ -11,12 +11,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-// It uses struct sockaddr of the header above.
+// The header uses struct sockaddr of <sys/socket.h>.
 #include <linux/vm_sockets.h>
 
 // ---- Addresses ----------------------------------------------------------------------------------
 
-// A decimal number of 32 bits but for the last one, which stands for "any".
+// Reads a decimal number of 32 bits. The largest is refused: it stands for "any".
 static bool parse_number(const char *text, const char **end, uint32_t *out)
 {
     unsigned long value;

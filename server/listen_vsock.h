@@ -15,17 +15,17 @@ struct vsock_address {
     uint32_t port;
 };
 
-// Reads [CID:]PORT. Without CID, every address of this machine is meant; port 0 is any free one.
+// Parses [CID:]PORT. Without CID, every address of this machine is meant; port 0 is any free one.
 // Returns false for anything else.
 bool vsock_address_parse(const char *text, struct vsock_address *address);
 
-// The addresses of a vsock socket's own end and of its peer's. Each returns false for a socket of
+// Return the addresses of a vsock socket's own end and of its peer's end; false for a socket of
 // another family.
 bool vsock_address_own(int fd, struct vsock_address *address);
 bool vsock_address_peer(int fd, struct vsock_address *address);
 
-// The number under which this machine is reached: of a guest, its own; of a host, 2; of a machine
-// without either, 1, which stands for itself.
+// Returns the number under which this machine is reached: its own for a guest, 2 for a host, and 1,
+// which stands for the machine itself, for a machine that is neither.
 uint32_t vsock_local_cid(void);
 
 // Names the listener after the address that its vsock socket is bound to. Returns 0, or a negative

@@ -7,7 +7,8 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-// Sockets of one server: a service manager hands over a few, and a host name has a few addresses.
+// Most sockets of one server: a service manager hands over a few, and a host name has a few
+// addresses.
 #define LISTEN_MAX 64
 
 enum listener_family { LISTENER_OTHER, LISTENER_TCP, LISTENER_UNIX, LISTENER_VSOCK };
@@ -15,11 +16,16 @@ enum listener_family { LISTENER_OTHER, LISTENER_TCP, LISTENER_UNIX, LISTENER_VSO
 struct listener {
     int fd; // listening, non-blocking; -1 once closed
     enum listener_family family;
-    char *authority; // TCP, vsock: HOST:PORT or CID:PORT as it stands in a URI; else NULL
-    char *path;      // Unix: absolute; NULL where it has none
-    bool announce;   // stands for itself in the ready lines, not another address of the same name
-    bool unlink;     // the path is ours to remove
-    dev_t device;    // of the path, to know whether it is still ours
+    // TCP, vsock: HOST:PORT or CID:PORT as in a URI; else NULL.
+    char *authority;
+    // Unix: the absolute path; NULL if the socket has none.
+    char *path;
+    // Has a ready line of its own; false for further addresses of the same name.
+    bool announce;
+    // The path is removed at the end.
+    bool unlink;
+    // Device and inode of the path, to recognise a path that another process has taken over.
+    dev_t device;
     ino_t inode;
 };
 
@@ -28,10 +34,10 @@ struct listeners {
     size_t count;
 };
 
-// Appends a listener for a descriptor, which it owns. There must be room for it.
+// Appends a listener for a descriptor and takes the descriptor over. There must be room for it.
 struct listener *listeners_add(struct listeners *listeners, int fd);
 
-// Closes the sockets behind the first count, removes the paths of our own.
+// Closes the sockets behind the first count, and removes the paths that this server made.
 void listeners_truncate(struct listeners *listeners, size_t count);
 void listeners_close(struct listeners *listeners);
 

@@ -15,19 +15,20 @@
 
 #include "server/file_lock.h"
 
-// Descriptors that are looked at: some 10 us each, so the search ends within a second.
+// Most descriptors that are examined, at some 10 us each, so that the search ends within a second.
 #define DESCRIPTORS_MAX 65536
-// "/proc/PID/fdinfo/FD" and the like.
+// Length of "/proc/PID/fdinfo/FD" and the like.
 #define PROC_PATH_MAX 64
 #define LINE_BYTES_MAX 256
 
 struct search {
     struct stat file;
     bool only_writers;
-    unsigned descriptors; // looked at
+    // Descriptors examined so far.
+    unsigned descriptors;
 };
 
-// Takes in one line of fdinfo, "lock:\t1: OFDLCK ADVISORY READ -1 fd:00:5432170 100 103". Returns
+// Parses one line of fdinfo, "lock:\t1: OFDLCK ADVISORY READ -1 fd:00:5432170 100 103". Returns
 // true if it is a lock of the searched inode on one of the image lock bytes.
 static bool is_image_lock(const struct search *search, const char *line, bool *writes)
 {
@@ -71,7 +72,8 @@ static bool holds_lock(const struct search *search, const char *pid, const char 
     return found && (*writes || !search->only_writers);
 }
 
-// Inode numbers repeat on other file systems, whose device number in a lock need not be that of
+// Returns true if the descriptor leads to the searched file. A lock alone does not tell: inode
+// numbers repeat on other file systems, and the device number in a lock may differ from that of
 // stat(2).
 static bool is_searched_file(const struct search *search, int directory, const char *fd)
 {

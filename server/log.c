@@ -11,7 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
-// Ten lines in ten seconds tell what goes wrong; more of the same only fill the disk.
+// Lines of a kind in one window: ten lines in ten seconds show the problem, and more of them only
+// fill the disk.
 #define LOG_LIMIT_LINES 10u
 #define LOG_LIMIT_SECONDS 10u
 
@@ -21,7 +22,7 @@ static bool is_journal(int fd)
     struct stat st;
     char own[64];
 
-    // The variable is inherited by those, too, whose standard error is then sent elsewhere.
+    // Child processes inherit the variable even if their standard error goes elsewhere.
     if (stream == NULL || fstat(fd, &st) < 0) {
         return false;
     }
@@ -66,7 +67,7 @@ bool log_level_parse(const char *name, enum log_level *level)
     return false;
 }
 
-// Whether a line can be written without waiting.
+// Returns true if a line can be written without waiting.
 static bool log_writable(int fd)
 {
     struct pollfd poll_fd = {.fd = fd, .events = POLLOUT};
@@ -90,7 +91,7 @@ static void log_write(struct log *log, const char *text, size_t length)
     }
 }
 
-// Writes a line's beginning, which is short. Returns its length.
+// Writes the beginning of a line, which is short. Returns its length.
 static size_t log_begin(const struct log *log, enum log_level level, char line[LOG_LINE_MAX])
 {
     struct timespec now;
@@ -107,7 +108,7 @@ static size_t log_begin(const struct log *log, enum log_level level, char line[L
     return (size_t)(n + sprintf(line + n, "lazycow: "));
 }
 
-// Tells of lines that were dropped, if there is room now.
+// Reports the number of dropped lines, if there is room now.
 static void log_dropped(struct log *log)
 {
     char line[LOG_LINE_MAX];
@@ -141,7 +142,7 @@ void log_line(struct log *log, enum log_level level, const char *format, ...)
     }
     length += (size_t)n;
     if (length > sizeof(line) - 2) {
-        length = sizeof(line) - 2; // vsnprintf cut it
+        length = sizeof(line) - 2; // vsnprintf has cut the line
     }
     for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)line[i];
@@ -154,7 +155,7 @@ void log_line(struct log *log, enum log_level level, const char *format, ...)
     log_write(log, line, length);
 }
 
-// Counted from 1, so that a zeroed limit is never in a window.
+// Returns the number of the current window, from 1 on, so that a zeroed limit is in none.
 static uint64_t window_now(void)
 {
     struct timespec now;

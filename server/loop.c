@@ -12,25 +12,26 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-// How long the queue and the backend are run before descriptors are looked at again, so that what
-// keeps completing at once (cached reads of a deep queue, recovery) does not keep new requests out.
-// Well above what a busy turn takes, well below what a client notices.
+// Nanoseconds for which the queue and the backend run before descriptors are polled again, so that
+// requests that complete at once (cached reads of a deep queue, recovery) do not keep new ones out.
+// Well above the length of a busy turn, well below what a client notices.
 #define LOOP_DRAIN_NS 1000000
-// How often replies are sent, and what they made room for is started, before the same.
+// Rounds of sending replies, and starting requests that they made room for, before descriptors are
+// polled again.
 #define LOOP_TURN_ROUNDS 4
-// So many requests in a row, and for so long, that came when nothing was in flight are those of one
-// client, who waits for each reply. Long, so that a second one who asks for little is not forgotten
-// between two of its requests.
+// After so many requests in a row that came while nothing was in flight, and so long a time without
+// another, they are taken for those of one client that waits for each reply. The time is long, so
+// that a second client that asks seldom is not forgotten between two requests.
 #define LOOP_ALONE 32u
 #define LOOP_ALONE_NS 1000000000ull
-// A call of sched_yield() that takes so many nanoseconds has let somebody else run; one that has not
+// A call of sched_yield() that takes so many nanoseconds has let another thread run; otherwise it
 // takes less than a microsecond.
 #define LOOP_CROWDED_NS 5000u
 
-// Between two looks for the next request, in nanoseconds: what a look costs, so that they come late
-// by less than that and cost half of the system calls.
+// Nanoseconds between two looks for the next request: the cost of a look, so that requests are
+// found late by less than that, and half of the system calls are saved.
 #define LOOP_RELAX_NS 1000u
-// How often the processor is told to take its time between two looks at the clock.
+// Pause instructions between two looks at the clock.
 #define LOOP_RELAX_ROUND 4
 
 int loop_block_signals(void)
@@ -50,8 +51,8 @@ int loop_block_signals(void)
     return fd >= 0 ? fd : -errno;
 }
 
-// Runs the queue and the backend until nothing more happens by itself, or until that time. Returns
-// whether that point was reached.
+// Runs the queue and the backend until nothing more happens by itself, or until end. Returns true
+// in the first case.
 static bool loop_drain(struct loop *loop, uint64_t end)
 {
     do {
@@ -64,7 +65,7 @@ static bool loop_drain(struct loop *loop, uint64_t end)
     return false;
 }
 
-// How often another thread took the processor from this one.
+// Returns how often another thread has taken the processor from this one.
 static long times_displaced(void)
 {
     struct rusage usage;
@@ -72,14 +73,14 @@ static long times_displaced(void)
     return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
 }
 
-// Lets others have the processor, if they want it. Returns whether they did.
+// Offers the processor to other threads. Returns true if one took it.
 static bool loop_yield(struct loop *loop)
 {
     uint64_t begin = uv_hrtime();
     long displaced;
 
     sched_yield();
-    // Time alone may be that of an interrupt, or of the host's other guests.
+    // Time alone proves nothing: it may be that of an interrupt, or of the host's other guests.
     if (uv_hrtime() - begin < LOOP_CROWDED_NS) {
         return false;
     }
@@ -88,7 +89,7 @@ static bool loop_yield(struct loop *loop)
     return loop->displaced != displaced;
 }
 
-// Lets some time pass, without the sibling of a hyperthreaded processor suffering.
+// Lets some time pass without slowing the sibling of a hyperthreaded processor.
 static void relax(void)
 {
     uint64_t begin = uv_hrtime();
@@ -104,7 +105,7 @@ static void relax(void)
     } while (uv_hrtime() - begin < LOOP_RELAX_NS);
 }
 
-// Runs ahead of each poll that is not to wait.
+// Runs ahead of each poll that must not wait.
 static void on_again(uv_idle_t *handle)
 {
     struct loop *loop = handle->data;
@@ -112,7 +113,8 @@ static void on_again(uv_idle_t *handle)
     if (loop->wait != LOOP_LOOKS) {
         return;
     }
-    // The client may be waiting for this very processor: it is offered soon, then ever more seldom.
+    // The client may be waiting for this very processor: it is offered soon, then less and less
+    // often.
     loop->looks++;
     if ((loop->looks & (loop->looks - 1)) != 0) {
         relax();
@@ -121,7 +123,7 @@ static void on_again(uv_idle_t *handle)
     }
 }
 
-// How many descriptors the poll would find ready; no more than two are counted.
+// Returns how many descriptors the poll would find ready; it counts at most two.
 static int count_ready(struct loop *loop)
 {
     struct epoll_event events[2];
@@ -129,7 +131,7 @@ static int count_ready(struct loop *loop)
     return epoll_wait(uv_backend_fd(&loop->uv), events, 2, 0);
 }
 
-// Returns bits of enum loop_turn; LOOP_MORE: not everything is done.
+// Returns bits of enum loop_turn; LOOP_MORE: work is left.
 static unsigned take_turns(struct loop *loop, uint64_t begin)
 {
     unsigned all = 0;
@@ -138,7 +140,8 @@ static unsigned take_turns(struct loop *loop, uint64_t begin)
         bool quiet = loop_drain(loop, begin + LOOP_DRAIN_NS);
         int ready = backend_has_blocked(loop->backend) ? count_ready(loop) : 0;
         unsigned turn = loop->owner.turn(loop->owner.context);
-        // A request whose bytes stay in the socket until its reply has left is not another one.
+        // A peeked request stays in the socket until its reply has left, and must not count as a
+        // second one.
         int answered = turn & LOOP_PEEKED ? 1 : 0;
 
         all |= ready > answered ? LOOP_OVERLAPPED : 0;
@@ -146,7 +149,7 @@ static unsigned take_turns(struct loop *loop, uint64_t begin)
         if (!quiet) {
             break;
         }
-        // What was sent may have let go of what others wait for.
+        // Replies that were sent may have released memory that other requests wait for.
         if ((turn & LOOP_MORE) == 0 && runq_empty(loop->runq)) {
             return all;
         }
@@ -190,7 +193,7 @@ static void on_check(uv_check_t *handle)
 
 static void on_backend(uv_poll_t *handle, int status, int events)
 {
-    // What completed is reaped by the turn that follows.
+    // The turn that follows reaps the completed requests.
     (void)handle;
     (void)status;
     (void)events;
@@ -233,7 +236,7 @@ static void on_timer(uv_timer_t *handle)
     if (!loop->owner.tick(loop->owner.context, uv_now(&loop->uv))) {
         uv_timer_stop(handle);
     }
-    // The tick may have started something, and timers run before the poll: it must not wait.
+    // The tick may have started an op, and timers run before the poll: the poll must not wait.
     loop->wait = LOOP_GOES_ON;
     uv_idle_start(&loop->again, on_again);
 }
@@ -304,7 +307,7 @@ void loop_close(struct loop *loop)
     uv_close((uv_handle_t *)&loop->timer, NULL);
     uv_close((uv_handle_t *)&loop->backend_poll, NULL);
     uv_close((uv_handle_t *)&loop->signal_poll, NULL);
-    uv_run(&loop->uv, UV_RUN_DEFAULT); // the callbacks of closing handles
+    uv_run(&loop->uv, UV_RUN_DEFAULT); // runs the callbacks of closing handles
     result = uv_loop_close(&loop->uv);
     assert(result == 0);
     (void)result;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// loop.h: the one thread's loop. A turn: wait for descriptors, let their callbacks start ops, run
-// the engine's queue and the file backend until both are quiet, then let the owner send replies.
-// So whatever came in one turn goes to the kernel together, and so do the answers, but for those of
-// many reads, which leave in rounds (client.h).
+// loop.h: the loop of the server's thread. A turn waits for descriptors, lets their callbacks start
+// ops, runs the engine's queue and the file backend until both are quiet, then lets the owner send
+// replies. So the requests of one turn go to the kernel together, and so do the replies; only those
+// of many reads leave in rounds (client.h).
 #ifndef LAZYCOW_SERVER_LOOP_H
 #define LAZYCOW_SERVER_LOOP_H
 
@@ -15,28 +15,36 @@
 #include "server/file_backend.h"
 #include "server/loop_spin.h"
 
-// Milliseconds between ticks; nothing that is done by ticks needs to be more exact.
+// Milliseconds between ticks; the work of ticks needs no finer time.
 #define LOOP_TICK_MS 1000
 
-// What happened in a turn of the owner, as bits.
+// Events of a turn of the owner, as bits.
 enum loop_turn {
-    LOOP_MORE = 1,       // it started something, or has more to do
-    LOOP_RECEIVED = 2,   // something came from a client since the last turn
-    LOOP_OVERLAPPED = 4, // something came from a client while requests were in flight
-    LOOP_SENT = 8,       // something was sent to one
-    LOOP_PEEKED = 16,    // bytes of a request were taken from its socket only now
+    // The turn started an op, or has more to do.
+    LOOP_MORE = 1,
+    // Bytes came from a client since the last turn.
+    LOOP_RECEIVED = 2,
+    // Bytes came from a client while requests were in flight.
+    LOOP_OVERLAPPED = 4,
+    // Bytes were sent to a client.
+    LOOP_SENT = 8,
+    // Bytes of a request that was acted on were taken from the socket only now.
+    LOOP_PEEKED = 16,
 };
 
-// What the loop does behind a turn.
+// The loop's behaviour after a turn.
 enum loop_wait {
-    LOOP_SLEEPS,  // until a descriptor is ready
-    LOOP_LOOKS,   // again and again: the next request is expected soon (loop_spin.h)
-    LOOP_GOES_ON, // at once: work is left
+    // Sleeps until a descriptor is ready.
+    LOOP_SLEEPS,
+    // Polls again and again, because the next request is expected soon (loop_spin.h).
+    LOOP_LOOKS,
+    // Continues at once, because work is left.
+    LOOP_GOES_ON,
 };
 
 struct loop_owner {
     void *context;
-    // Sends what is to be sent. Returns bits of enum loop_turn.
+    // Sends the output. Returns bits of enum loop_turn.
     unsigned (*turn)(void *context);
     // SIGTERM or SIGINT came.
     void (*signalled)(void *context);
@@ -44,7 +52,8 @@ struct loop_owner {
     void (*dump)(void *context);
     // SIGHUP came.
     void (*hung_up)(void *context);
-    // About once a second; now is in milliseconds. Returns whether it wants to be called again.
+    // Runs about once a second; now is in milliseconds. Returns true if it wants to be called
+    // again.
     bool (*tick)(void *context, uint64_t now);
 };
 
@@ -55,26 +64,31 @@ struct loop {
     struct loop_owner owner;
     uv_poll_t backend_poll;
     uv_poll_t signal_poll;
-    uv_check_t check; // runs the turn, behind the poll
-    uv_idle_t again;  // active while the poll is not to wait
+    // Runs the turn after each poll.
+    uv_check_t check;
+    // Active while the poll must not wait.
+    uv_idle_t again;
     enum loop_wait wait;
-    unsigned looks; // how often it was LOOP_LOOKS since replies were sent
-    unsigned alone; // how often in a row something came while nothing was in flight
-    // When something last came while requests were in flight, nanoseconds of uv_hrtime().
+    // Times that wait was LOOP_LOOKS since replies were sent.
+    unsigned looks;
+    // Requests in a row that came while nothing was in flight.
+    unsigned alone;
+    // Time when bytes last came while requests were in flight, nanoseconds of uv_hrtime().
     uint64_t overlapped_at;
     struct loop_spin spin;
-    long displaced; // how often others took the processor, when that was last asked
+    // Times that other threads had taken the processor at the last check.
+    long displaced;
     uv_timer_t timer;
     int signal_fd;
 };
 
-// Blocks the signals that the server answers to, for this thread and those it starts, and returns a
-// descriptor that they are read from; a negative errno on failure. To be called before anything
-// else, so that a signal at any moment is neither lost nor fatal.
+// Blocks the signals that the server handles, for this thread and the threads that it starts.
+// Returns a descriptor to read them from, or a negative errno. Called before anything else, so that
+// a signal at any moment is neither lost nor fatal.
 int loop_block_signals(void);
 
-// All are borrowed; signal_fd is what loop_block_signals() returned, poll_max_ns is for loop_spin_init().
-// Returns 0, or a negative errno with a message.
+// All pointers are borrowed. signal_fd is the result of loop_block_signals(); poll_max_ns is for
+// loop_spin_init(). Returns 0, or a negative errno with a message.
 int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int signal_fd,
               uint64_t poll_max_ns, const struct loop_owner *owner, struct error *err);
 
@@ -82,10 +96,10 @@ int loop_init(struct loop *loop, struct runq *runq, struct backend *backend, int
 void loop_run(struct loop *loop);
 void loop_stop(struct loop *loop);
 
-// Closes the handles; those of others on loop->uv must be closing or closed.
+// Closes the loop's handles; all others on loop->uv must be closing or closed.
 void loop_close(struct loop *loop);
 
-// Starts the ticks, if they do not run.
+// Starts the ticks if they are not running.
 void loop_want_tick(struct loop *loop);
 
 #endif

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/loop_spin.h"
 
-// A hit saves two switches and a wake, some 20 us; a miss costs the whole time, up to 100 us of a
-// processor. So looking goes on where more than three of four are hits ...
+// Credit of a hit; a miss costs CREDIT_MISS. A hit saves two switches and a wake, some 20 us; a
+// miss costs the whole time, up to 100 us of a processor. So spinning goes on while more than three
+// of four looks are hits.
 #define CREDIT_HIT 1
 #define CREDIT_MISS 3
-// ... and so many misses in a row end it, or one soon after it began.
+// Largest credit: eight misses in a row end spinning, or a single one soon after it began.
 #define CREDIT_MAX (8 * CREDIT_MISS)
-// Short sleeps after which it is tried, at first; twice as many after each failure. A long one takes
-// back so many: they are to be four of five.
+// Short sleeps after which spinning is tried, at first; the number doubles after each failure. A
+// long sleep takes back so many, so spinning begins only if four of five sleeps are short.
 #define SHORT_SLEEPS_MIN 4u
 #define SHORT_SLEEPS_MAX 1024u
 #define LONG_SLEEP_COST 4u
-// A sleep is short when the request came in time but for the two who had to be woken: the client by
-// the reply, this thread by the request. An idle virtual processor takes 20 to 50 us.
+// Nanoseconds that a short sleep may last beyond the longest look, for two wakes: of the client by
+// the reply, and of this thread by the request. An idle virtual processor takes 20 to 50 us for a
+// wake.
 #define WAKES_NS 100000u
 
 void loop_spin_init(struct loop_spin *spin, uint64_t max_ns)
@@ -42,7 +44,7 @@ void loop_spin_replied(struct loop_spin *spin, uint64_t now)
     spin->gap = LOOP_SPIN_AWAKE;
 }
 
-// Looking was in vain.
+// Takes in that no request came while the loop looked.
 static void missed(struct loop_spin *spin)
 {
     spin->credit -= CREDIT_MISS;
@@ -105,6 +107,7 @@ bool loop_spin_look(struct loop_spin *spin, uint64_t now)
 
 void loop_spin_crowded(struct loop_spin *spin)
 {
-    // If the client took it, its request is there now; if not, it will be late.
+    // If the client took the processor, its request is there now; if another thread did, the
+    // request will be late.
     spin->gap = LOOP_SPIN_DISPLACED;
 }

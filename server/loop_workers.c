@@ -8,10 +8,11 @@
 
 #include "server/threads.h"
 
-// Threads: what libuv's pool has, for it serves the same mixture of short computations.
+// Threads, as many as in libuv's pool, which serves the same mixture of short computations.
 #define WORKERS_MAX 4u
 
-// GnuTLS and GMP keep big numbers on the stack, 64 KiB of them at most; sanitizers enlarge frames.
+// Stack of a thread: GnuTLS and GMP put big numbers on it, at most 64 KiB; sanitizers enlarge
+// frames.
 #define WORKERS_STACK_BYTES (1u << 20)
 
 struct loop_workers_poll {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// main.c: finds the subcommand.
+// main.c: dispatches to the subcommands.
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -50,7 +50,7 @@ static int print_version(void)
     return 0;
 }
 
-// Runs what the command line asks for. Returns the exit code.
+// Runs the command line. Returns the exit code.
 static int main_run(int argc, char **argv)
 {
     if (argc < 2) {
@@ -58,7 +58,7 @@ static int main_run(int argc, char **argv)
         return 1;
     }
     if (argc == 3 && strcmp(argv[1], "help") == 0) {
-        // As of other programs: "help serve" is "serve --help".
+        // "help serve" means "serve --help", as with other programs.
         argv[1] = argv[2];
         argv[2] = "--help";
     }
@@ -88,18 +88,18 @@ int main(int argc, char **argv)
     int code;
 
     if (result < 0) {
-        // Standard error may be what is missing: then the exit code alone tells.
+        // Standard error may be the closed descriptor: then only the exit code reports the failure.
         return cmd_fail("cannot open /dev/null in place of a closed standard descriptor: %s",
                         strerror(-result));
     }
-    // A reader that goes away, of what is printed or of a socket, must not end a repair half way.
+    // A reader that closes a pipe or a socket must not end a repair half way.
     signal(SIGPIPE, SIG_IGN);
-    // The host's limit of a file's size (ulimit -f) is an error of the write, too.
+    // The limit of a file's size (ulimit -f) is reported by the write, too.
     signal(SIGXFSZ, SIG_IGN);
     if (limits_raise(&err) < 0) {
         error_prefix(&err, "lazycow");
         error_append(&err, "\n");
-        // Not through stdio, which wants more stack than there may be.
+        // Without stdio, which wants more stack than there may be.
         (void)!write(STDERR_FILENO, err.text, strlen(err.text));
         return 1;
     }

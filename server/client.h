@@ -101,8 +101,8 @@ size_t client_output_bytes(const struct client *client);
 int client_output(struct client *client, struct iovec *iov, int max);
 void client_sent(struct client *client, size_t bytes);
 // A reply is settled when its payload is in the request's own buffer. Until then its output may
-// change or be lost, and the loan keeps a freed cluster from being used again. Returns true when
-// all replies that wait to be sent are settled.
+// change or be lost, and keeps the file's bytes that it points at from being used again. Returns
+// true when all replies that wait to be sent are settled.
 bool client_settled(const struct client *client);
 // Settles all replies, because they have to wait. Returns false when some payload is lost.
 bool client_settle(struct client *client);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// peer.h: who is at the other end of a socket, for the log.
+// peer.h: names the other end of a socket, for the log.
 #ifndef LAZYCOW_SERVER_PEER_H
 #define LAZYCOW_SERVER_PEER_H
 

@@ -12,11 +12,11 @@
 #include <unistd.h>
 
 // Bytes of a pid file: a number of at most ten digits, spaces that some programs put around it, and
-// a line's end. A longer file is something else.
+// a newline. A longer file is something else.
 #define PID_TEXT_MAX 32
 
-// How often the file is opened anew because its holder has removed it meanwhile. Each time another
-// server has ended between two system calls of ours.
+// Tries to open the file anew because its holder has removed it. Each time another server must have
+// ended between two of our system calls.
 #define PID_FILE_TRIES 16
 
 static int no_pid_file(const char *path, const char *is, struct error *err)
@@ -41,14 +41,14 @@ static int pid_file_check_type(const char *path, const struct stat *st, struct e
                        err);
 }
 
-// Opens the file, which is made if need be. Sets *made. Returns the descriptor or a negative errno.
+// Opens the file, or makes it. Sets *made. Returns the descriptor or a negative errno.
 static int pid_file_open_one(const char *path, bool *made, struct error *err)
 {
     struct stat st;
     int result;
     int fd;
 
-    // To open a FIFO or a device would wait, or do something.
+    // Opening a FIFO would wait, and opening a device could trigger it.
     if (stat(path, &st) == 0) {
         result = pid_file_check_type(path, &st, err);
         if (result < 0) {
@@ -58,7 +58,7 @@ static int pid_file_open_one(const char *path, bool *made, struct error *err)
     fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     *made = fd >= 0;
     if (fd < 0 && errno == EEXIST) {
-        // Made by somebody else, or a link to a file that is not there.
+        // Another process has made the file since, or the path is a dangling link.
         fd = open(path, O_RDWR | O_CREAT | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0644);
     }
     if (fd < 0) {
@@ -72,7 +72,7 @@ static int pid_file_open_one(const char *path, bool *made, struct error *err)
     return fd;
 }
 
-// Reads the number, 0 where there is none yet. -EINVAL for what holds anything else.
+// Reads the number; 0 if the file is empty. Returns -EINVAL if it holds anything else.
 static int read_number(int fd, const char *path, long *number, struct error *err)
 {
     char text[PID_TEXT_MAX + 1];
@@ -96,8 +96,8 @@ static int read_number(int fd, const char *path, long *number, struct error *err
     return 0;
 }
 
-// Locks the whole file as QEMU's qemu_write_pidfile() does. Returns 0, -EAGAIN where somebody else
-// has done so, or another negative errno.
+// Locks the whole file as QEMU's qemu_write_pidfile() does. Returns 0, -EAGAIN if another process
+// holds a lock, or another negative errno.
 static int lock(int fd)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
@@ -122,7 +122,7 @@ static int write_number(int fd, const char *path, struct error *err)
     return written == length ? 0 : cannot(path, written < 0 ? errno : ENOSPC, err);
 }
 
-// Whether the path leads to the open file.
+// Returns true if the path leads to the open file.
 static bool leads_to(const char *path, int fd)
 {
     struct stat named;
@@ -146,7 +146,7 @@ static int refuse_held(const char *path, long number, struct error *err)
                      path);
 }
 
-// Locks the open file and writes it. Returns 0, 1 when it was removed meanwhile, or a negative
+// Locks the open file and writes it. Returns 0, 1 if the file was removed meanwhile, or a negative
 // errno with a message.
 static int take_open(struct pid_file *pid_file, const char *path, int fd, struct error *err)
 {
@@ -157,14 +157,15 @@ static int take_open(struct pid_file *pid_file, const char *path, int fd, struct
         return result;
     }
     result = lock(fd);
-    // Without locks the file system lets two servers share it, which is better than none.
+    // On a file system without locks two servers can share the file, which is better than having
+    // none.
     if (result < 0 && result != -ENOLCK && result != -EOPNOTSUPP && result != -EINVAL) {
         return result == -EAGAIN ? refuse_held(path, number, err) : cannot(path, -result, err);
     }
     if (!leads_to(path, fd)) {
         return 1;
     }
-    // Under the lock nobody else writes it; before it the last holder may have.
+    // Read under the lock, because the last holder may have written before it.
     result = read_number(fd, path, &number, err);
     if (result < 0) {
         return result;

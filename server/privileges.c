@@ -11,7 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
-// A decimal number that fits an id; the last one means "unchanged" to the kernel.
+// Parses a decimal number that fits an id. The largest is refused: it means "unchanged" to the
+// kernel.
 static bool parse_id(const char *text, unsigned *id)
 {
     unsigned long value;
@@ -72,7 +73,7 @@ int privileges_drop(const struct privileges *privileges, struct error *err)
     if (privileges->user == NULL) {
         return 0;
     }
-    // Groups first: the user may not change them any more.
+    // Groups first, because the new user may not change them.
     if ((geteuid() == 0 && setgroups(0, NULL) < 0) ||
         setresgid(privileges->gid, privileges->gid, privileges->gid) < 0 ||
         setresuid(privileges->uid, privileges->uid, privileges->uid) < 0) {

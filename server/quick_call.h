@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// quick_call.h: system calls that every request makes, without glibc's wrappers. In a process with
-// threads a wrapper makes each call a point of cancellation, which costs 50 instructions; no thread of
+// quick_call.h: the system calls of every request, without glibc's wrappers. In a process with
+// threads a wrapper makes each call a cancellation point, which costs 50 instructions; no thread of
 // the server is ever cancelled. Arguments, results and errno are those of recvmsg(2), recv(2),
 // sendmsg(2), preadv2(2) and pwritev2(2).
 #ifndef LAZYCOW_SERVER_QUICK_CALL_H
@@ -28,8 +28,7 @@ static inline ssize_t quick_sendmsg(int fd, const struct msghdr *message, int fl
     return syscall(SYS_sendmsg, fd, message, flags);
 }
 
-// The kernel takes the offset as two halves, of which it ignores the upper one where a long has 64
-// bits.
+// The kernel takes the offset as two halves, and ignores the upper one where a long has 64 bits.
 static inline ssize_t quick_preadv2(int fd, const struct iovec *iov, int count, off_t offset,
                                     int flags)
 {

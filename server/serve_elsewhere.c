@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// serve_elsewhere.c: options of qemu-nbd that lazycow does not have, and how the same is done.
+// serve_elsewhere.c: options of qemu-nbd that lazycow does not have, with the ways to the same
+// result.
 #include <string.h>
 
 #include "server/serve_options.h"

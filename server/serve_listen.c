@@ -63,7 +63,7 @@ bool serve_set_socket_mode(struct serve_options *o, const char *value)
 {
     char *end;
 
-    // Only digits: strtoul() would take a sign and spaces, too.
+    // Checked for digits, because strtoul() accepts a sign and spaces, too.
     o->listen.socket_mode = value;
     return value[0] >= '0' && value[0] <= '7' && strtoul(value, &end, 8) <= 0777 && *end == '\0';
 }
@@ -129,8 +129,8 @@ static int open_tcp(const struct serve_listen *listen, struct listeners *listene
     return result;
 }
 
-// Moves the sockets of paths before the addresses, of which there are so many: they are announced in
-// the order of the list.
+// Moves the sockets of paths before those of addresses, of which there are so many, into the order
+// in which they are announced.
 static void paths_first(struct listeners *listeners, size_t addresses)
 {
     struct listener moved[LISTEN_MAX];
@@ -148,7 +148,7 @@ int serve_listen_open(const struct serve_listen *listen, struct start_watch *wat
     int result;
 
     listeners->count = 0;
-    // Addresses first: finding them may take long, and there is nothing to remove yet.
+    // Addresses first: finding them may take long, and as yet there is no path to remove.
     result = open_tcp(listen, listeners, err);
     for (size_t i = 0; result == 0 && i < listen->vsock_count; i++) {
         result = listen_vsock(listeners, &listen->vsocks[i], err);

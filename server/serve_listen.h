@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// serve_listen.h: where `lazycow serve` listens, from its command line.
+// serve_listen.h: opens the sockets that the command line of `lazycow serve` asks for.
 #ifndef LAZYCOW_SERVER_SERVE_LISTEN_H
 #define LAZYCOW_SERVER_SERVE_LISTEN_H
 
@@ -11,12 +11,11 @@
 
 struct start_watch;
 
-// Whether the command line says where to listen.
+// Returns true if the command line names an address or a socket.
 bool serve_listen_given(const struct serve_listen *listen);
 
 // Opens every socket. listeners need not be initialised. The watch ends before a path is made.
-// Returns 0, or a negative errno with a
-// message; nothing is open then.
+// Returns 0, or a negative errno with a message; nothing is open then.
 int serve_listen_open(const struct serve_listen *listen, struct start_watch *watch,
                       struct listeners *listeners, struct error *err);
 

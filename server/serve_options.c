@@ -11,18 +11,18 @@
 #include "server/serve_settings.h"
 #include "server/loop_spin.h"
 
-// qemu-nbd's default is one, which leaves a client that opens several to wait for ever; this is
-// what QEMU's built-in server allows.
+// The default of QEMU's built-in server. With qemu-nbd's default of one, a client that opens
+// several connections waits for ever.
 #define CONNECTIONS_MAX_DEFAULT 100
-// Seconds without a write before an image is made clean.
+// Seconds without a write until an image is made clean.
 #define CLEAN_AFTER_DEFAULT 10
 #define CLEAN_AFTER_LIMIT (7 * 24 * 3600)
-// Bytes of metadata cache: enough for a few slices of the largest tables; more than the largest
-// image's tables is waste.
+// Limits of the metadata cache in bytes: enough for a few slices of the largest tables; no image
+// has more tables than the upper limit.
 #define CACHE_SIZE_MIN (64ull << 10)
 #define CACHE_SIZE_MAX (64ull << 30)
-// Bytes of images that are mapped: all that server/file_map.h can map; and by default such a part of
-// the machine's memory, so that several servers do not look as if they had used it up.
+// Bytes of images that may be mapped: at most all that server/file_map.h can map. The default is
+// one part in so many of the machine's memory, so that several servers do not appear to use it up.
 #define MMAP_SIZE_MAX ((uint64_t)FILE_MAP_WINDOWS_MAX * FILE_MAP_WINDOW_BYTES)
 #define MMAP_SIZE_SHARE 8
 
@@ -114,7 +114,7 @@ static bool set_aio(struct serve_options *o, const char *value)
 
 static bool set_discard(struct serve_options *o, const char *value)
 {
-    // The second pair are qemu-nbd's other names for the same.
+    // The second pair has qemu-nbd's names for the first.
     static const char *const names[] = {"ignore", "unmap", "off", "on", NULL};
     int mode = choice(value, names);
 
@@ -159,7 +159,8 @@ static bool set_mmap_size(struct serve_options *o, const char *value)
     return cmd_parse_size(value, &o->mmap_bytes) && o->mmap_bytes <= MMAP_SIZE_MAX;
 }
 
-// What is mapped is part of the page cache, but counts as this process's memory as well.
+// A share of the machine's memory: mapped bytes belong to the page cache, but count as this
+// process's memory as well.
 static uint64_t mmap_size_default(void)
 {
     long pages = sysconf(_SC_PHYS_PAGES);

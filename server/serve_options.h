@@ -13,7 +13,7 @@ struct serve_setting {
     const char *name; // NULL ends the table
     char letter;      // 0: none
     bool (*set)(struct serve_options *options, const char *value);
-    const char *allowed; // the values it takes, for messages; NULL: the option takes none
+    const char *allowed; // the values it takes, for messages; NULL: it takes none
 };
 
 extern const struct serve_setting serve_settings[];
@@ -24,23 +24,23 @@ void serve_options_init(struct serve_options *options);
 void serve_options_add_image(struct serve_options *options, enum export_argument_kind kind,
                              const char *text);
 
-// How that is done for which qemu-nbd has the option, of this letter or a word that begins with "--";
-// NULL for other options.
+// Returns advice about an option of qemu-nbd that lazycow does not have, given by its letter or by
+// a word that begins with "--"; NULL for other options.
 const char *serve_elsewhere(const char *word, int letter);
 
-// What --help prints (cmd_serve_help.c).
+// The text of --help (cmd_serve_help.c).
 extern const char serve_help[];
 
-// Whether the options go together (cmd_serve_check.c); reports what does not.
+// Returns true if the options go together (cmd_serve_check.c); reports those that do not.
 bool serve_options_check(const struct serve_options *options);
 
-// The same for those of TLS, when all rules are known.
+// As serve_options_check(), for the options of TLS. Called when all access rules are known.
 bool serve_options_check_tls(const struct serve_options *options);
 
 enum serve_parse { SERVE_PARSE_RUN, SERVE_PARSE_DONE, SERVE_PARSE_WRONG };
 
 // Fills options from the command line; strings point into argv. SERVE_PARSE_DONE: --help or
-// --version was answered; SERVE_PARSE_WRONG: a wrong use, which was reported.
+// --version was answered; SERVE_PARSE_WRONG: wrong use was reported.
 enum serve_parse serve_options_parse(struct serve_options *options, int argc, char **argv);
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// serve_parse.c: takes the words of the command line one by one.
+// serve_parse.c: parses the command line of `lazycow serve`, word by word.
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
@@ -7,20 +7,20 @@
 #include "server/cmd.h"
 #include "server/serve_options.h"
 
-// Options that the table may have: more than a help text can explain.
+// Most options in the table: more than a help text can explain.
 #define SETTINGS_MAX 128
-// The results of getopt_long: an index into the settings, away from the letters and its own '?', ':'
-// and 1.
+// Base of getopt_long's results, which are indices of settings, above the letters and its own
+// results '?', ':' and 1.
 #define VALUE_SETTING 1000
 #define VALUE_HELP 'h'
 #define VALUE_VERSION 'V'
 #define VALUE_IMAGE 1
 
-// Bytes of a wrong value that are repeated.
+// Most bytes of a wrong value that a message repeats.
 #define VALUE_SHOWN_MAX 200
 
 struct getopt_tables {
-    // With help, version, and the end.
+    // Three more, for help, version and the end.
     struct option long_options[SETTINGS_MAX + 3];
     char short_options[2 * SETTINGS_MAX + 8];
 };
@@ -30,8 +30,10 @@ static void make_getopt_tables(struct getopt_tables *tables)
     struct option *option = tables->long_options;
     char *letter = tables->short_options;
 
-    *letter++ = '-'; // images are reported in their place among the options
-    *letter++ = ':'; // a missing value is told from an unknown option
+    // Images are reported at their position among the options.
+    *letter++ = '-';
+    // A missing value is told apart from an unknown option.
+    *letter++ = ':';
     *letter++ = VALUE_HELP;
     *letter++ = VALUE_VERSION;
     for (int i = 0; serve_settings[i].name != NULL && i < SETTINGS_MAX; i++) {
@@ -52,7 +54,7 @@ static void make_getopt_tables(struct getopt_tables *tables)
     *option = (struct option){0};
 }
 
-// The setting that getopt_long's value stands for.
+// Returns the setting that getopt_long's value stands for.
 static const struct serve_setting *setting_of(int value)
 {
     const struct serve_setting *setting = serve_settings;
@@ -72,7 +74,7 @@ void serve_options_add_image(struct serve_options *options, enum export_argument
     if (options->image_count < EXPORTS_MAX) {
         options->images[options->image_count] = (struct export_argument){kind, text};
     }
-    // serve_options_check() tells the user about those beyond.
+    // Counts images beyond the room, too; serve_options_check() reports them.
     options->image_count++;
 }
 
@@ -138,7 +140,7 @@ enum serve_parse serve_options_parse(struct serve_options *options, int argc, ch
             return result;
         }
     }
-    // Behind "--" there are images only.
+    // All words behind "--" are images.
     for (; optind < argc; optind++) {
         serve_options_add_image(options, EXPORT_ARGUMENT_PLAIN, argv[optind]);
     }

@@ -8,10 +8,10 @@
 
 #include "server/serve_settings.h"
 
-// Bytes of the command line that a message repeats, so that it has room for the reason.
+// Most bytes of the command line that a message repeats, so that it has room for the reason.
 #define TEXT_SHOWN 200
 
-// Settings whose option means something else for the server as a whole.
+// Settings whose option has another meaning for the server as a whole.
 static bool serve_set_max_connections(struct serve_options *o, const char *value)
 {
     unsigned long n;
@@ -28,13 +28,14 @@ static const struct serve_setting own_settings[] = {
     {0},
 };
 
-// Options that may be given for a single export, too.
+// Options that may also be given for a single export.
 static const char *const option_names[] = {
     "read-only",     "description",    "tls-allow",   "cache",       "discard",
     "detect-zeroes", "lazy-refcounts", "cache-size",  "clean-after", "format",
     "locking",       "backing-format", "force-share", NULL};
 
-// The values of a setting; as an option it may take none.
+// Returns the values of a setting, for a message. A setting may need a value where the option takes
+// none.
 static const char *allowed(const struct serve_setting *setting)
 {
     return setting->allowed != NULL ? setting->allowed : "on or off";
@@ -51,7 +52,7 @@ static const struct serve_setting *option_of(const char *name)
     return setting;
 }
 
-// The setting of this name; NULL: there is none for single exports.
+// Returns the setting of this name; NULL: there is none for single exports.
 static const struct serve_setting *serve_set_find(const char *key, size_t length)
 {
     for (const struct serve_setting *own = own_settings; own->name != NULL; own++) {
@@ -67,7 +68,7 @@ static const struct serve_setting *serve_set_find(const char *key, size_t length
     return NULL;
 }
 
-// The message names every setting that there is.
+// The message names every setting.
 static int unknown_key(const char *text, const char *key, size_t length, struct error *err)
 {
     error_set(err, EINVAL, "--set '%.*s': there is no '%.*s' for a single export; there are %s",
@@ -84,7 +85,7 @@ static int serve_set_unknown_name(const struct export_plans *plans, const char *
 {
     const char *end = strchr(text, ':');
 
-    // The name ends before a key, as far as one can tell.
+    // The name is taken to end before the last known key.
     for (const char *p = end; p != NULL; p = strchr(p + 1, ':')) {
         if (serve_set_find(p + 1, strcspn(p + 1, "=")) != NULL) {
             end = p;
@@ -125,7 +126,8 @@ static int apply(struct serve_options *options, const struct export_plans *plans
                          "--set '%.*s': has no value; write =VALUE behind it, which is %s",
                          TEXT_SHOWN, text, allowed(setting));
     }
-    // The options set what is for all exports; meanwhile that is this export's.
+    // The setters work on the options of all exports, so this export's options take their place
+    // meanwhile.
     options->exports = plan->options;
     good = setting->set(options, key + length + 1);
     plan->options = options->exports;

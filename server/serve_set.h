@@ -6,9 +6,9 @@
 #include "server/export_plan.h"
 #include "server/serve_options.h"
 
-// Gives the plans what each --set says, in order; a later one goes before an earlier one. Rules of
-// TLS are added to the options; their names are the plans'. Returns 0, or a negative errno with a
-// message.
+// Applies each --set to its plan, in order; a later one overrides an earlier one. Access rules of
+// TLS are added to the options, with names that the plans own. Returns 0, or a negative errno with
+// a message.
 int serve_set_apply(struct serve_options *options, const struct export_plans *plans,
                     struct error *err);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// serve_settings.h: what the command line of `lazycow serve` can say, as data; reading values; and the
-// options that serve_options.c lists but that serve_listen.c sets.
+// serve_settings.h: the command line of `lazycow serve` as data; functions that parse values; and
+// the options that serve_options.c lists but serve_listen.c sets.
 #ifndef LAZYCOW_SERVER_SERVE_SETTINGS_H
 #define LAZYCOW_SERVER_SERVE_SETTINGS_H
 
@@ -18,38 +18,43 @@
 #include "server/log.h"
 #include "server/tls_options.h"
 
-// Addresses of one kind: more than anybody names on a command line, and all kinds together no more
-// than LISTEN_MAX.
+// Addresses of one kind: more than anybody names on a command line, while all kinds together stay
+// within LISTEN_MAX.
 #define SERVE_LISTEN_MAX 16u
 
-// Where to listen; with nothing given, TCP on localhost. The strings are borrowed.
+// The addresses to listen on; without any, TCP on localhost. The strings are borrowed.
 struct serve_listen {
     const char *sockets[SERVE_LISTEN_MAX]; // paths
     size_t socket_count;
-    const char *socket_mode;             // octal, for all of them; NULL: what the umask leaves
-    const char *socket_group;            // for all of them, or NULL
-    const char *binds[SERVE_LISTEN_MAX]; // hosts
+    // Octal, for all paths; NULL: the mode that the umask leaves.
+    const char *socket_mode;
+    // For all paths, or NULL.
+    const char *socket_group;
+    const char *binds[SERVE_LISTEN_MAX]; // host names or addresses
     size_t bind_count;
-    uint16_t port; // of all of these
+    // Port of all binds.
+    uint16_t port;
     bool port_given;
     struct vsock_address vsocks[SERVE_LISTEN_MAX];
     size_t vsock_count;
-    bool stdio; // nowhere: the client is at standard input and output
+    // The server does not listen: its client is at standard input and output.
+    bool stdio;
 };
 
-// Patterns of --tls-allow; more than fit in a command line that someone understands.
+// Patterns of --tls-allow: more than fit in a command line that people understand.
 #define SERVE_TLS_ALLOW_MAX 256u
-// Settings of single exports: four for each of as many as there may be.
+// Settings of single exports: four for each of the most exports.
 #define SERVE_SETS_MAX 4096u
-// A connection takes about 200 KiB when idle; beyond this the descriptors of a process run out on
-// common systems.
+// A connection takes about 200 KiB when idle; with more of them the descriptors of a process run
+// out on common systems.
 #define SERVE_CONNECTIONS_LIMIT 16384
 
 enum serve_tls { SERVE_TLS_REQUIRE, SERVE_TLS_ON, SERVE_TLS_OFF };
 
-// A rule of --tls-allow.
+// One rule of --tls-allow.
 struct serve_tls_allow {
-    const char *name; // of the export; NULL: the text may begin with one
+    // Name of an export; NULL: the text may begin with one.
+    const char *name;
     const char *text;
 };
 
@@ -57,15 +62,16 @@ struct serve_options {
     struct export_options exports;
     struct serve_listen listen;
     struct keepalive keepalive;
-    bool skip_broken; // images that cannot be opened are left out
+    bool skip_broken; // leaves out images that cannot be opened
     enum backend_kind aio;
     unsigned connections_max;
     uint64_t poll_max_ns;
     uint64_t mmap_bytes;
     bool exit_with_last_client;
-    struct tls_options tls; // neither certificates nor psk: there is no TLS
+    // Without certificates and psk there is no TLS.
+    struct tls_options tls;
     enum serve_tls tls_mode;
-    bool tls_given; // --tls was
+    bool tls_given; // --tls was given
     struct serve_tls_allow tls_allow[SERVE_TLS_ALLOW_MAX];
     size_t tls_allow_count;
     const char *user;     // or NULL
@@ -75,7 +81,7 @@ struct serve_options {
     bool log_timestamps;
     const char *sets[SERVE_SETS_MAX]; // NAME:KEY=VALUE
     size_t set_count;
-    // In the order of the command line; those beyond the room are counted only.
+    // In the order of the command line; images beyond the room are only counted.
     struct export_argument images[EXPORTS_MAX];
     size_t image_count;
 };
@@ -91,7 +97,7 @@ static inline int choice(const char *value, const char *const names[])
     return -1;
 }
 
-// A decimal number from least to most.
+// Parses a decimal number from least to most.
 static inline bool number(const char *value, unsigned long least, unsigned long most,
                           unsigned long *out)
 {
@@ -104,14 +110,15 @@ static inline bool number(const char *value, unsigned long least, unsigned long 
     return *end == '\0' && *out >= least && *out <= most;
 }
 
-// A setting that is on by being given: value is NULL as an option, "on" or "off" in --set.
+// Parses a switch: value is NULL for an option, "on" or "off" in --set.
 static inline bool flag(const char *value, bool *out)
 {
     *out = value == NULL || strcmp(value, "on") == 0;
     return *out || strcmp(value, "off") == 0;
 }
 
-// Each sets one option; false for a value that is not among those allowed (serve_listen.c).
+// Each function sets one option, and returns false for a value that is not allowed
+// (serve_listen.c).
 bool serve_set_socket(struct serve_options *options, const char *value);
 bool serve_set_socket_mode(struct serve_options *options, const char *value);
 bool serve_set_socket_group(struct serve_options *options, const char *value);

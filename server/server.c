@@ -15,23 +15,25 @@
 #include "server/tls_log.h"
 #include "server/loop_workers.h"
 
-// Connections accepted from one socket in one turn, so that a flood of them does not keep those
-// that are served waiting.
+// Connections accepted from one socket in one turn, so that a flood of them does not delay the
+// clients that are served.
 #define SERVER_ACCEPT_ROUND 16
-// How often it is looked whether a client has been silent for long enough to give way to one that
-// waits to be accepted, in milliseconds.
+// Milliseconds between two checks for a client that has been silent for long enough to give way to
+// a connection that waits to be accepted.
 #define SERVER_ROOM_MS 50u
 
-// Whether connections are accepted.
+// The state of accepting connections.
 //
 //   ACCEPTS ──too many negotiate──> FULL ──there is room──> ACCEPTS
 //      └──no descriptor or memory──> PAUSED ──the next tick──> ACCEPTS
 //
-//   Each becomes STOPPING, once.
+// Each state becomes STOPPING, once.
 enum server_state {
     SERVER_ACCEPTS,
-    SERVER_FULL,   // further connections stay in the kernel until others have negotiated
-    SERVER_PAUSED, // the listening sockets would report themselves readable all the time
+    // Further connections stay in the kernel until others have finished their negotiation.
+    SERVER_FULL,
+    // No socket is polled: it would report itself readable all the time.
+    SERVER_PAUSED,
     SERVER_STOPPING,
 };
 
@@ -41,7 +43,7 @@ struct server {
     struct client_shared shared;
     struct connection_set connections;
     uv_poll_t accept_polls[LISTEN_MAX];
-    // Makes the loop turn: while connections wait to be accepted, and while the server stops.
+    // Makes the loop turn while connections wait to be accepted, and while the server stops.
     uv_timer_t turn_timer;
     struct log_limit accept_failures;
     enum server_state state;
@@ -67,11 +69,11 @@ static void accept_stop(struct server *server)
 
 static void on_turn_timer(uv_timer_t *handle)
 {
-    // on_turn() looks; it runs because the loop does.
+    // The timer only makes the loop turn; on_turn() does the work.
     (void)handle;
 }
 
-// Leaves further connections where the kernel holds them until others have finished to negotiate.
+// Leaves further connections in the kernel until others have finished their negotiation.
 static void accept_wait(struct server *server)
 {
     accept_stop(server);
@@ -79,8 +81,8 @@ static void accept_wait(struct server *server)
     uv_timer_start(&server->turn_timer, on_turn_timer, SERVER_ROOM_MS, SERVER_ROOM_MS);
 }
 
-// No descriptor or memory for a further connection: waits until the next tick, since the socket
-// would report itself readable all the time.
+// Waits until the next tick for a descriptor or memory. The sockets are not polled meanwhile: they
+// would report themselves readable all the time.
 static void accept_pause(struct server *server, int error)
 {
     unsigned skipped;
@@ -120,7 +122,8 @@ static void on_acceptable(uv_poll_t *handle, int status, int events)
         } else if (errno == EAGAIN || errno == EINVAL) {
             return;
         }
-        // Other errors are about the one connection, which is gone (accept(2), "Error handling").
+        // Other errors concern only the one connection, which is gone (accept(2), "Error
+        // handling").
     }
 }
 
@@ -296,7 +299,7 @@ static int server_begin(struct server *server, struct error *err)
     return 0;
 }
 
-// The client that was there before the server, if there is one.
+// Opens the connection of the client that was there before the server, if there is one.
 static void serve_only_client(struct server *server)
 {
     if (server->options->client_fd < 0) {
@@ -305,7 +308,7 @@ static void serve_only_client(struct server *server)
     connection_set_add(&server->connections, server->options->client_fd);
     loop_want_tick(&server->loop);
     if (server->connections.alive == 0) {
-        stop(server); // there was no memory for it
+        stop(server); // there was no memory for the connection
     }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// server.h: the running server: accepts connections, has their turns run, and stops in good order.
+// server.h: the running server: accepts connections, runs their turns, and stops in good order.
 #ifndef LAZYCOW_SERVER_SERVER_H
 #define LAZYCOW_SERVER_SERVER_H
 
@@ -17,26 +17,32 @@
 
 struct server_options {
     struct exports *exports;
-    const struct access *access; // to the exports
-    struct tls_server *tls;      // NULL: connections are plain
-    bool tls_required;           // none are; tls must be given
-    bool exit_with_last_client;  // stop when a client has been there and none is left
+    // Decides which exports each peer may use.
+    const struct access *access;
+    struct tls_server *tls; // NULL: there is no TLS
+    bool tls_required;      // clients must use TLS; tls must be set
+    // Stop after the last client has left.
+    bool exit_with_last_client;
     struct listeners *listeners;
-    int client_fd; // a connected socket, of the only client that is served; -1: those of listeners are
+    // Connected socket of the only client; -1: clients come to the listeners.
+    int client_fd;
     struct runq *runq;
     struct backend *backend;
     struct log *log;
-    int signal_fd;                // of loop_block_signals()
-    unsigned connections_max;     // past negotiation
-    struct keepalive keepalive;   // of TCP connections
-    uint64_t poll_max_ns;         // for loop_init()
-    void (*ready)(void *context); // runs once, when connections will be answered
+    // The result of loop_block_signals().
+    int signal_fd;
+    // Most connections past negotiation.
+    unsigned connections_max;
+    struct keepalive keepalive; // for TCP connections
+    uint64_t poll_max_ns;       // for loop_init()
+    // Runs once, when connections will be answered.
+    void (*ready)(void *context);
     void *context;
 };
 
-// Serves until a signal says to stop; then finishes what is in flight and closes listeners and
-// connections. SIGHUP has the files of TLS read again. All pointers are borrowed. Returns 0 after a
-// stop in good order, or a negative errno with a message if it could not begin.
+// Serves until a signal stops it; then finishes the ops in flight and closes listeners and
+// connections. SIGHUP makes it read the files of TLS again. All pointers are borrowed. Returns 0
+// after a stop in good order, or a negative errno with a message if it could not begin.
 int server_run(const struct server_options *options, struct error *err);
 
 #endif

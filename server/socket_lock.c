@@ -14,8 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
-// A server holds the lock for a few system calls. One that holds it for seconds is stopped, or hangs
-// in its file system.
+// Milliseconds to wait for the lock. A server holds it for a few system calls; one that holds it
+// for seconds is stopped, or hangs in its file system.
 #define LOCK_WAIT_MS 2000
 #define LOCK_RETRY_MS 10
 
@@ -27,14 +27,14 @@ static bool stop_is_pending(void)
            (sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1);
 }
 
-// Whether the file is one that this function's like has made: empty, ours, with one name.
+// Returns true if the file looks like one that try_lock() made: empty, ours, with one name.
 static bool is_lock_file(const struct stat *st)
 {
     return S_ISREG(st->st_mode) && st->st_size == 0 && st->st_uid == geteuid() && st->st_nlink <= 1;
 }
 
-// Opens the file and tries to lock it. Returns 0, -EAGAIN: to be tried again, or another negative
-// errno with a message.
+// Opens the file and tries to lock it. Returns 0, -EAGAIN if it should be tried again, or another
+// negative errno with a message.
 static int try_lock(struct socket_lock *lock, struct error *err)
 {
     struct stat st;
@@ -48,7 +48,7 @@ static int try_lock(struct socket_lock *lock, struct error *err)
     }
     if (fstat(fd, &st) < 0 || !is_lock_file(&st)) {
         close(fd);
-        // A holder that has just removed it leaves a file without a name.
+        // A file without a name passes is_lock_file(): its holder has just removed it.
         return error_set(err, EEXIST,
                          "'%s': is no lock file of ours, but lies where one is needed; remove it, "
                          "or choose another path for the socket",
@@ -58,10 +58,12 @@ static int try_lock(struct socket_lock *lock, struct error *err)
         close(fd);
         return -EAGAIN;
     }
-    // Where the file system has no locks there is none: then two servers must not start at once.
+    // Other errors of flock() mean a file system without locks: it cannot keep two servers from
+    // starting at once.
     if (lstat(lock->path, &named) < 0 || named.st_dev != st.st_dev || named.st_ino != st.st_ino) {
         close(fd);
-        return -EAGAIN; // the last holder has removed it
+        // The last holder has removed the file.
+        return -EAGAIN;
     }
     lock->fd = fd;
     return 0;

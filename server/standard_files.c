@@ -7,11 +7,11 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-// The number of /dev/null (Documentation/admin-guide/devices.txt of Linux).
+// The major number of /dev/null (Documentation/admin-guide/devices.txt of Linux).
 #define NULL_MAJOR 1u
 #define NULL_MINOR 3u
 
-// A file that somebody put in the place of /dev/null would collect what is printed.
+// Refuses a file that somebody has put in the place of /dev/null: it would collect the output.
 static int check_null(int fd)
 {
     struct stat st;
@@ -31,7 +31,7 @@ int standard_files_open(void)
         if (fcntl(fd, F_GETFD) >= 0) {
             continue;
         }
-        // All lower descriptors are open: this is the one that open() gives.
+        // All lower descriptors are open, so open() returns this one.
         opened = open("/dev/null", O_RDWR);
         if (opened < 0) {
             return -errno;

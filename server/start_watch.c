@@ -12,7 +12,7 @@
 
 #include "server/loop_workers.h"
 
-// On another thread.
+// Runs on a worker thread.
 static void watch_signals(struct offload_job *job)
 {
     static const char line[] = "lazycow: stopped before anything was served\n";
@@ -25,8 +25,8 @@ static void watch_signals(struct offload_job *job)
     }
     if (fds[0].revents != 0) {
         (void)!write(STDERR_FILENO, line, sizeof(line) - 1);
-        // Ends the main thread as well where it waits in the kernel for a file system: there a
-        // signal that is handled does not end the system call.
+        // Ends the main thread, too, while it waits in the kernel for a file system: there a signal
+        // with a handler does not end the system call.
         _exit(0);
     }
 }

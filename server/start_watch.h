@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// start_watch.h: SIGTERM and SIGINT before the loop runs. Opening an image can take for ever, on a
-// file system that hangs, and so can finding an address. Nothing is changed by then: the process
-// just ends, with the exit code of a stop in good order.
+// start_watch.h: handles SIGTERM and SIGINT before the loop runs. Opening an image can take for
+// ever on a file system that hangs, and so can finding an address. Nothing is changed by then, so
+// the process just ends, with the exit code of a stop in good order.
 #ifndef LAZYCOW_SERVER_START_WATCH_H
 #define LAZYCOW_SERVER_START_WATCH_H
 
@@ -10,20 +10,21 @@
 
 struct loop_workers;
 
-// Zero it. Lives until start_watch_end().
+// Must be zeroed before use. Lives until start_watch_end().
 struct start_watch {
-    struct loop_workers *workers; // NULL: not watching
+    // NULL: it is not watching.
+    struct loop_workers *workers;
     struct offload_job job;
     int signal_fd;
     int end_fd;
 };
 
-// Watches from one of the workers' threads, which have nothing else to do meanwhile. Both signals are
-// blocked. Returns 0, or a negative errno with a message.
+// Watches on one of the workers' threads, which are idle meanwhile. Both signals must be blocked.
+// Returns 0, or a negative errno with a message.
 int start_watch_begin(struct start_watch *watch, struct loop_workers *workers, struct error *err);
 
-// From here on the signals wait for the loop. To be called before anything is changed that would
-// have to be removed; does nothing when it was called before.
+// From now on the signals wait for the loop. Called before the first change that a stop would have
+// to undo; further calls do nothing.
 void start_watch_end(struct start_watch *watch);
 
 #endif

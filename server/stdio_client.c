@@ -12,14 +12,14 @@
 #include <time.h>
 #include <unistd.h>
 
-// Bytes that are passed on at a time: what a pipe holds.
+// Bytes that are passed on at a time: the size of a pipe.
 #define RELAY_BYTES (64u << 10)
 // Seconds that a client has to take its last replies; as STOP_DEADLINE_MS of connections.
 #define FINISH_SECONDS 3
 
 // ---- The two threads ----------------------------------------------------------------------------
 
-// A descriptor that somebody else has made non-blocking is waited for.
+// Waits for a descriptor that another process has made non-blocking. Returns true to try again.
 static bool wait_again(int fd, short events)
 {
     struct pollfd poll_fd = {.fd = fd, .events = events};
@@ -42,7 +42,7 @@ static bool stdio_client_write_all(int fd, const char *data, size_t length)
     return true;
 }
 
-// Passes on what comes, until it ends or nobody takes it.
+// Passes bytes on until the source ends or the sink takes no more.
 static void pass_on(int from, int to)
 {
     char buffer[RELAY_BYTES];
@@ -54,8 +54,8 @@ static void pass_on(int from, int to)
                    : n < 0 && wait_again(from, POLLIN));
 }
 
-// The thread may wait for the client for longer than the rest of the process lives, so it has nothing
-// of that but these.
+// The thread may wait for the client for longer than the rest of the process lives, so it uses only
+// its own copy of these.
 struct in_ends {
     int input;
     int relay;
@@ -76,8 +76,8 @@ static void *pass_out(void *argument)
     const struct stdio_client *client = argument;
 
     pass_on(client->relay, client->output);
-    // The client sees the end now, not when the images are finished; and where it does not take what
-    // is sent, so does the connection.
+    // The client sees the end now, not only when the images are finished. If the client no longer
+    // takes bytes, the connection ends now, too.
     close(client->output);
     shutdown(client->relay, SHUT_RDWR);
     return NULL;
@@ -136,7 +136,7 @@ static bool is_socket(int fd)
     return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
 }
 
-// Refuses what is surely no client. Returns 0, or a negative errno with a message.
+// Refuses an input that cannot be a client. Returns 0, or a negative errno with a message.
 static int check_input(struct error *err)
 {
     int type = 0;
@@ -171,7 +171,7 @@ static int copy_descriptor(int fd)
     return copy >= 0 ? copy : -errno;
 }
 
-// One socket for both directions is the connection.
+// A single socket for both directions becomes the connection.
 static int take_socket(struct stdio_client *client)
 {
     int flags = fcntl(STDIN_FILENO, F_GETFL);
@@ -183,7 +183,7 @@ static int take_socket(struct stdio_client *client)
     return client->fd < 0 ? client->fd : 0;
 }
 
-// Anything else gets a socket for its other end.
+// Other descriptors get a socket pair, whose other end two threads connect to them.
 static int take_pair(struct stdio_client *client)
 {
     int ends[2];
@@ -205,8 +205,8 @@ static int take_pair(struct stdio_client *client)
     return start_threads(client);
 }
 
-// Nothing that is printed may come between the replies, and the end of the connection must be its
-// last descriptor's.
+// Points the standard descriptors at /dev/null: nothing printed may come between the replies, and
+// the client must see the end when the connection's descriptor is closed.
 static int stdio_client_let_go(void)
 {
     bool log_too =
@@ -251,10 +251,11 @@ void stdio_client_finish(struct stdio_client *client)
     if (!client->relayed) {
         return;
     }
-    // The end, also where no connection came to use the other end. What was sent before is still read.
+    // Ends the output thread, also if no connection used its socket. Bytes sent before are still
+    // passed on.
     shutdown(client->relay, SHUT_RD);
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_sec += FINISH_SECONDS;
-    // One that does not end goes with the process.
+    // A thread that does not end in time ends with the process.
     (void)pthread_timedjoin_np(client->out_thread, NULL, &deadline);
 }

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/sysmacros.h>
 
-// Devices on devices: more than anybody stacks, and an end where sysfs tells nonsense.
+// Most devices stacked on each other: more than anybody uses, and an end if sysfs has a cycle.
 #define STORAGE_DEPTH_MAX 16u
 
 struct storage storage_of(const struct stat *st)
@@ -25,7 +25,7 @@ bool storage_same(const struct storage *a, const struct storage *b)
     return a->block_device == b->block_device && a->device == b->device && a->inode == b->inode;
 }
 
-// Reads the first line of a file of sysfs. Returns false where there is none.
+// Reads the first line of a file of sysfs. Returns false if there is none.
 static bool read_line(const char *directory, const char *name, char line[PATH_MAX])
 {
     char *path;
@@ -50,7 +50,7 @@ static bool read_line(const char *directory, const char *name, char line[PATH_MA
 
 static bool lies_on(const struct storage *upper, const struct storage *lower, unsigned depth);
 
-// Whether a device that sysfs names as MAJOR:MINOR is the lower one or lies on it.
+// Returns true if a device that sysfs names as MAJOR:MINOR is the lower one or lies on it.
 static bool device_leads_to(const char *directory, const char *name, const struct storage *lower,
                             unsigned depth)
 {
@@ -79,7 +79,7 @@ static bool loop_leads_to(const char *directory, const struct storage *lower, un
     return storage_same(&found, lower) || lies_on(&found, lower, depth + 1);
 }
 
-// Looks at the devices that a mapped one is made of.
+// Examines the devices that a mapped device consists of.
 static bool slaves_lead_to(const char *directory, const struct storage *lower, unsigned depth)
 {
     char *path;

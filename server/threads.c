@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tasks cross under one mutex; an eventfd tells the owner.
+// Tasks change hands under one mutex; an eventfd notifies the owner.
 #include "server/threads.h"
 
 #include <assert.h>
@@ -17,19 +17,24 @@
 struct threads {
     struct threads_options options;
     int fd;
-    unsigned count;     // threads that were started
-    size_t outstanding; // tasks given and not collected
+    // Threads that were started.
+    unsigned count;
+    // Tasks given and not yet collected.
+    size_t outstanding;
 
-    pthread_mutex_t mutex; // guards what follows
+    // Guards the fields below.
+    pthread_mutex_t mutex;
     pthread_cond_t given;
     struct task_list tasks;
     struct task_list done;
     size_t task_count;
-    unsigned idle; // threads that wait, or are being started or woken
+    // Threads that wait, or are being started or woken.
+    unsigned idle;
     bool stopping;
-    atomic_bool has_done; // also read without the mutex: whether done has anything
+    // True while done is not empty; also read without the mutex.
+    atomic_bool has_done;
 
-    pthread_t ids[]; // options.max of them
+    pthread_t ids[]; // options.max elements
 };
 
 static void *threads_run(void *argument)
@@ -59,7 +64,7 @@ static void *threads_run(void *argument)
         STAILQ_INSERT_TAIL(&t->done, task, link);
         if (!atomic_load(&t->has_done)) {
             atomic_store(&t->has_done, true);
-            // Cannot fail or block: the counter is read before it is raised again.
+            // Neither fails nor blocks: the counter is reset before it is raised again.
             eventfd_write(t->fd, 1);
         }
     }
@@ -74,7 +79,8 @@ static void add_idle(struct threads *t, int change)
     pthread_mutex_unlock(&t->mutex);
 }
 
-// Signals are for the main thread. Returns 0 or a negative errno.
+// Starts a thread with all signals blocked: they are for the main thread. Returns 0 or a negative
+// errno.
 static int start_thread(struct threads *t)
 {
     sigset_t all;
@@ -152,7 +158,7 @@ void threads_give(struct threads *t, struct task *task)
     short_of_threads = t->task_count > t->idle;
     pthread_cond_signal(&t->given);
     pthread_mutex_unlock(&t->mutex);
-    // When no thread can be had the task waits for one of those that run: there is always one.
+    // If no thread can be started, the task waits for one that runs: there is always one.
     if (short_of_threads && t->count < t->options.max) {
         (void)start_thread(t);
     }

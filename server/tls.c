@@ -14,16 +14,16 @@
 
 // Largest plaintext of one record ("TLSPlaintext" in RFC 8446, section 5.1).
 #define RECORD_PLAIN_MAX 16384u
-// Most bytes that a record is longer than its plaintext (RFC 5246, section 6.2.3, with 5 of the
+// Most bytes by which a record exceeds its plaintext (RFC 5246, section 6.2.3, and 5 bytes of
 // header; RFC 8446 allows less).
 #define RECORD_OVERHEAD_MAX (2048u + 5u)
-// What a record begins with, in bytes, and the type of those with an alert (RFC 8446, section 5.1).
+// Bytes of a record's header, and the record type of alerts (RFC 8446, section 5.1).
 #define RECORD_HEADER 5u
 #define RECORD_ALERT 21u
-// Room kept for what TLS sends by itself: alerts, key updates.
+// Room for records that TLS sends by itself: alerts, key updates.
 #define OUTPUT_SLACK 4096u
-// Ciphertext that waits for being sent, in bytes: sixteen whole records, so that one system call
-// sends 256 KiB. Ciphertext that was received: what one system call brings.
+// Ciphertext that waits to be sent, in bytes: sixteen full records, so that one system call sends
+// 256 KiB. Received ciphertext: as much as one system call brings.
 #define OUTPUT_BYTES (16u * (RECORD_PLAIN_MAX + RECORD_OVERHEAD_MAX) + OUTPUT_SLACK)
 #define INPUT_BYTES (128u << 10)
 
@@ -40,10 +40,12 @@ struct tls {
     struct tls_credentials *credentials;
     struct bytes input;
     struct bytes output;
-    bool eof;      // nothing comes behind the input
-    bool done;     // the handshake is
+    // No bytes follow those in the input.
+    bool eof;
+    bool done;     // the handshake is done
     bool bye_said; // close_notify was queued
-    ssize_t ended; // what GnuTLS said when nothing more could be read; 1 before
+    // Result of GnuTLS when it could read nothing more; 1 before.
+    ssize_t ended;
     bool identified;
     char identity[TLS_IDENTITY_MAX];
     char reason[256];
@@ -88,7 +90,7 @@ static ssize_t push(gnutls_transport_ptr_t context, const void *data, size_t siz
     return (ssize_t)size;
 }
 
-// Whether there is input is for pull() to say; GnuTLS asks only where it has a timeout.
+// GnuTLS calls this only where it has a timeout. Missing input is reported by pull().
 static int pull_timeout(gnutls_transport_ptr_t context, unsigned milliseconds)
 {
     const struct tls *tls = context;
@@ -201,9 +203,9 @@ static const char *alert_name(gnutls_alert_description_t alert)
     return name != NULL ? name : "an alert that GnuTLS does not know";
 }
 
-// The alert among the records that wait as input, where it is not encrypted, or -1. So OpenSSL's clients
-// refuse a certificate in TLS 1.3; GnuTLS finds only that it cannot be decrypted. For the log: anybody
-// could have put it there.
+// Returns the unencrypted alert among the records in the input, or -1. With such an alert OpenSSL's
+// clients refuse a certificate in TLS 1.3; GnuTLS reports only that it cannot be decrypted. For the
+// log only: anybody could have put it there.
 static int plain_alert(const struct tls *tls)
 {
     const uint8_t *at = tls->input.data + tls->input.start;
@@ -224,7 +226,7 @@ static int plain_alert(const struct tls *tls)
     return -1;
 }
 
-// Why the peer's certificate was not taken.
+// Explains why the peer's certificate was refused.
 static void fail_verification(struct tls *tls)
 {
     unsigned status = gnutls_session_get_verify_cert_status(tls->session);
@@ -238,7 +240,7 @@ static void fail_verification(struct tls *tls)
     gnutls_free(text.data);
 }
 
-// The distinguished name in the peer's certificate. Returns a GnuTLS error, negative, or 0.
+// Reads the distinguished name of the peer's certificate. Returns 0 or a GnuTLS error, negative.
 static int name_of_certificate(struct tls *tls)
 {
     unsigned count;
@@ -262,7 +264,7 @@ static int name_of_certificate(struct tls *tls)
     if (result < 0) {
         return result;
     }
-    // A name that is cut, or that ends early, could be another's.
+    // A truncated name could be another peer's.
     if (name.size >= TLS_IDENTITY_MAX || memchr(name.data, '\0', name.size) != NULL) {
         result = GNUTLS_E_ASN1_VALUE_NOT_VALID;
     } else {
@@ -331,7 +333,7 @@ enum tls_progress tls_handshake(struct tls *tls)
 
 // ---- Plaintext ----------------------------------------------------------------------------------
 
-// Fills the buffer as far as it goes. Returns the bytes.
+// Fills the buffer as far as there is plaintext. Returns the number of bytes.
 static size_t read_records(struct tls *tls, uint8_t *buffer, size_t size)
 {
     size_t total = 0;
@@ -403,7 +405,7 @@ ssize_t tls_write(struct tls *tls, const struct iovec *iov, int count)
         size_t n = iov[0].iov_len - offset;
         ssize_t sent;
 
-        // Many small pieces make one record.
+        // Small pieces are gathered into one record.
         if (n < RECORD_PLAIN_MAX && count > 1) {
             n = gather(gathered, sizeof(gathered), iov, count, offset);
             data = gathered;
@@ -429,8 +431,8 @@ void tls_bye(struct tls *tls)
 {
     if (tls->done && !tls->bye_said) {
         tls->bye_said = true;
-        // It is queued or, should there be no room for it, left out: the peer is told as much by
-        // the end of the connection.
+        // Queues close_notify. Without room for it it is left out: the end of the connection tells
+        // the peer as much.
         (void)gnutls_bye(tls->session, GNUTLS_SHUT_WR);
     }
 }

@@ -12,9 +12,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// Longest object identifier that a certificate is asked for, in bytes; GnuTLS says so of longer ones.
+// Longest object identifier that a certificate is searched for, in bytes; GnuTLS reports longer
+// ones as errors.
 #define OID_LENGTH 128
-// Of a name in a message.
+// Bytes of a name in a message.
 #define NAME_LENGTH 128
 
 // The certificates of a file.
@@ -87,7 +88,7 @@ static enum validity validity_of(gnutls_x509_crt_t certificate, time_t now)
     return now > gnutls_x509_crt_get_expiration_time(certificate) ? EXPIRED : VALID;
 }
 
-// Why a certificate is not valid, and what to do.
+// Explains why a certificate is not valid at the time now, and how to replace it.
 static void say_invalid(char *text, size_t size, gnutls_x509_crt_t certificate, time_t now)
 {
     char date[TLS_DATE_LENGTH];
@@ -105,7 +106,7 @@ static void say_invalid(char *text, size_t size, gnutls_x509_crt_t certificate, 
 
 // ---- The server's own ---------------------------------------------------------------------------
 
-// The certificate behind [index] in its chain, the one that signed it. Returns an index, or -1.
+// Returns the index of the certificate in the chain that signed the one at [index], or -1.
 static int signer_of(const struct certificates *chain, unsigned index)
 {
     for (unsigned i = 0; i < chain->count; i++) {
@@ -121,8 +122,8 @@ static bool self_signed(gnutls_x509_crt_t certificate)
     return gnutls_x509_crt_check_issuer(certificate, certificate) != 0;
 }
 
-// The server's certificate and those that lead from it to an authority. That one's own certificate is
-// of no concern: clients have a copy that they trust.
+// Checks the server's certificate and those that lead from it to an authority. The authority's own
+// certificate is not checked: clients have a copy that they trust.
 static int tls_check_chain(struct tls_check *check, const struct certificates *chain,
                            const char *path, time_t now, struct error *err)
 {
@@ -154,7 +155,7 @@ static int tls_check_chain(struct tls_check *check, const struct certificates *c
     return 0;
 }
 
-// Whether it may be a server's: where purposes are said, that is one of them.
+// Returns true if the certificate may be a server's: it names no purposes, or that one among them.
 static bool serves(gnutls_x509_crt_t certificate)
 {
     for (unsigned i = 0;; i++) {
@@ -176,7 +177,7 @@ static bool serves(gnutls_x509_crt_t certificate)
 
 // ---- What clients are verified with -------------------------------------------------------------
 
-// Whether one of the authorities has signed the end of the chain.
+// Returns true if one of the authorities has signed the end of the chain.
 static bool vouched_for(const struct certificates *chain, const struct certificates *authorities)
 {
     for (unsigned i = 0; i < chain->count; i++) {
@@ -198,7 +199,8 @@ static int check_authorities(struct tls_check *check, const struct certificates 
     int result;
 
     if (access(path, F_OK) < 0) {
-        return 0; // where it is needed its reader says so
+        // A missing file is reported when it is needed.
+        return 0;
     }
     result = certificates_read(&authorities, path, err);
     if (result < 0) {
@@ -223,7 +225,8 @@ static int check_authorities(struct tls_check *check, const struct certificates 
     return result;
 }
 
-// An old list of revoked certificates is used on, but those that were revoked since are let in.
+// An outdated list of revoked certificates stays in use, with a warning: certificates revoked since
+// are accepted.
 static void check_revocations(struct tls_check *check, const char *path, time_t now)
 {
     gnutls_x509_crl_t *list = NULL;
@@ -232,7 +235,8 @@ static void check_revocations(struct tls_check *check, const char *path, time_t 
     char date[TLS_DATE_LENGTH];
 
     if (gnutls_load_file(path, &text) < 0) {
-        return; // where it is needed its reader says so
+        // A missing file is reported when it is needed.
+        return;
     }
     if (gnutls_x509_crl_list_import2(&list, &count, &text, GNUTLS_X509_FMT_PEM, 0) < 0) {
         count = 0;

@@ -11,13 +11,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-// "TLS" in the protocol asks for 1.2 at least. The rest is the system's policy.
+// "TLS" in the protocol demands TLS 1.2 at least. The rest is the system's policy.
 #define PRIORITY_CERTIFICATES "-VERS-SSL3.0:-VERS-TLS1.0:-VERS-TLS1.1:-VERS-DTLS-ALL"
-// Forward secrecy where the client can do it; plain PSK is all that some can.
+// Forward secrecy if the client supports it; some clients support only plain PSK.
 #define PRIORITY_PSK PRIORITY_CERTIFICATES ":+ECDHE-PSK:+DHE-PSK:+PSK"
 
-// Keys in one file, and the length of a line: more than a site has clients, and room for a name and
-// a key of 2048 bits many times over.
+// Most keys in one file, and the longest line: more keys than a site has clients, and room for a
+// name and a key of 2048 bits many times over.
 #define PSK_KEYS_MAX 65536u
 #define PSK_LINE_MAX 4096
 
@@ -43,8 +43,8 @@ static void psk_list_free(struct tls_psk_list *list)
     free(list);
 }
 
-// Appends the key of a line NAME:KEY; cuts the line. Empty lines and comments have none. Returns 0
-// or a negative errno.
+// Appends the key of a line NAME:KEY; cuts the line. Skips empty lines and comments. Returns 0 or a
+// negative errno.
 static int psk_add_line(struct tls_psk_list **list, char *line)
 {
     struct tls_psk_list *grown;
@@ -64,7 +64,7 @@ static int psk_add_line(struct tls_psk_list **list, char *line)
     if (strlen(line) >= TLS_IDENTITY_MAX) {
         return -EINVAL;
     }
-    // In steps of powers of two: the list is full when its count is one.
+    // The list grows in powers of two, so it is full when its count is one.
     if (((*list)->count & ((*list)->count - 1)) == 0) {
         size_t room = (*list)->count > 0 ? 2 * (*list)->count : 1;
 
@@ -124,8 +124,8 @@ static int psk_read(struct tls_psk_list **list, const char *path, struct error *
     return result;
 }
 
-// Called by GnuTLS: the key of a name. 1: there is none; then it goes on with a random key, so that
-// strangers do not learn which names exist.
+// Called by GnuTLS to find the key of a name. Returns 1 if there is none; GnuTLS then continues
+// with a random key, so that strangers do not learn which names exist.
 static int psk_find(gnutls_session_t session, const char *name, gnutls_datum_t *key)
 {
     const struct tls_credentials *credentials = gnutls_session_get_ptr(session);
@@ -162,8 +162,8 @@ static int load_psk(struct tls_credentials *credentials, const char *path, struc
 
 // ---- Certificates -------------------------------------------------------------------------------
 
-// Has set read a file of the directory. Returns what set does, with a message if that is negative;
-// 0 where the file is not there and need not be.
+// Makes set read a file of the directory. Returns the result of set, with a message if it is
+// negative; 0 if the file does not exist and is not needed.
 static int load_file(gnutls_certificate_credentials_t certificates, const char *directory,
                      const char *name, bool needed,
                      int (*set)(gnutls_certificate_credentials_t, const char *,
@@ -189,7 +189,7 @@ static int load_file(gnutls_certificate_credentials_t certificates, const char *
     return result;
 }
 
-// Says which of the two files is at fault, by reading the key alone.
+// Finds out which of the two files is at fault, by reading the key alone.
 static int explain_key_pair(const char *certificate, const char *key, int code, struct error *err)
 {
     gnutls_x509_privkey_t parsed = NULL;
@@ -287,7 +287,7 @@ static int load_certificates(struct tls_credentials *credentials, const struct t
 
 // ---- Both ---------------------------------------------------------------------------------------
 
-// Refuses a FIFO or a device, which the loop would wait for when the files are read again.
+// Refuses a FIFO or a device, which would block the loop when the files are read again.
 static int check_regular(const char *option, const char *path, struct error *err)
 {
     struct stat st;
@@ -295,7 +295,8 @@ static int check_regular(const char *option, const char *path, struct error *err
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
         return error_set(err, EINVAL, "%s: '%s': is no regular file", option, path);
     }
-    return 0; // one that is missing is reported where it is needed
+    // A missing file is reported when it is needed.
+    return 0;
 }
 
 static int tls_credentials_check_files(const struct tls_options *options, struct error *err)
@@ -319,7 +320,7 @@ static int tls_credentials_check_files(const struct tls_options *options, struct
     return result;
 }
 
-// Whether what is left of priorities has a version of TLS and a cipher.
+// Returns true if the priorities leave a version of TLS and a cipher.
 static bool priority_usable(gnutls_priority_t priority)
 {
     const unsigned *list;
@@ -328,7 +329,7 @@ static bool priority_usable(gnutls_priority_t priority)
            gnutls_priority_cipher_list(priority, &list) > 0;
 }
 
-// The priorities that the user names, and behind them what is not to be had.
+// Combines the priorities that the user names with ours, which turn versions and ciphers off.
 static int named_priority(gnutls_priority_t *out, const char *named, const char *ours,
                           struct error *err)
 {
@@ -378,7 +379,7 @@ static int load_priority(struct tls_credentials *credentials, const struct tls_o
     return 0;
 }
 
-// Looks whether what was read is good at that time.
+// Checks that the files are good at the time now.
 static int check_content(struct tls_credentials *credentials, const struct tls_options *options,
                          time_t now, struct error *err)
 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// tls_log.h: what the log says of certificates.
+// tls_log.h: log lines about certificates.
 #ifndef LAZYCOW_SERVER_TLS_LOG_H
 #define LAZYCOW_SERVER_TLS_LOG_H
 
@@ -8,15 +8,15 @@
 #include "server/log.h"
 #include "server/tls.h"
 
-// A certificate that has expired while the server runs is told of so often, in seconds, while clients
-// come.
+// Seconds between two log lines about a certificate that has expired while the server runs; they
+// are written when clients come.
 #define TLS_EXPIRED_AGAIN (24 * 3600)
 
-// What is doubtful in the files that were read last.
+// Logs the warnings about the files that were read last.
 void tls_log_warnings(const struct tls_server *server, struct log *log);
 
-// A client begins a handshake at that time, in seconds since 1970. *said is when it was last told that
-// a certificate has expired, 0 at first.
+// Called when a client begins a handshake; now is in seconds since 1970. *said is the time of the
+// last log line about an expired certificate, 0 at first.
 void tls_log_expired(const struct tls_server *server, struct log *log, time_t now, time_t *said);
 
 #endif

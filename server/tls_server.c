@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// tls_server.c: what all connections with TLS have in common (tls.h).
+// tls_server.c: the TLS state that all connections share (tls.h).
 #include <errno.h>
 #include <stdlib.h>
 

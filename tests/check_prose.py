@@ -9,7 +9,7 @@ import sys
 ROOT = os.environ.get("top_srcdir") or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Folders whose comments keep the rules.
-FOLDERS = ("protocol", "qcow2")
+FOLDERS = ("protocol", "qcow2", "server", "tests")
 
 COLUMNS_MAX = 100
 

@@ -259,12 +259,12 @@ static void loan_take_from(struct sim_disk *disk, struct file_io *io)
     io->loan = loan->bytes;
 }
 
-// Words of a loan that may lose the stamp of their place although the owner stays: a write may begin and
-// end in the middle of one, and earlier writes may have done so.
+// Words of a loan that may lose the stamp of their place although the owner stays: a write may
+// begin and end in the middle of a word, and earlier writes may have done so.
 #define LOAN_STRANGERS_MAX 8
 
-// Returns true when more words than that had the stamp of a place before, and have another one's now, or
-// none.
+// Returns true when more than LOAN_STRANGERS_MAX words had the stamp of a place before and now have
+// that of another place, or none.
 static bool has_another_owner(const unsigned char *before, const unsigned char *after,
                               uint64_t length)
 {
@@ -279,8 +279,8 @@ static bool has_another_owner(const unsigned char *before, const unsigned char *
     return strangers > LOAN_STRANGERS_MAX;
 }
 
-// The disk has changed: lent memory shows the change. A guest may overwrite bytes that another one is
-// about to be sent, but a cluster on loan is given neither to the host nor to a new owner.
+// The disk has changed, and memory on loan shows the change. A guest may overwrite bytes that
+// another one is about to be sent, but a cluster on loan goes neither to the host nor to a new owner.
 static void refresh_loans(struct sim *sim, struct sim_disk *disk, const struct sim_entry *entry)
 {
     struct sim_loan *loan;

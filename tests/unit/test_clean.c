@@ -148,8 +148,8 @@ static void a_barrier_behind_refcounts_fails(void **state)
     engine_free(&e);
 }
 
-// A cluster on loan is given up, and the unlinking is durable, while holes are punched: its refcount is
-// too high still.
+// A cluster on loan is given up, and the unlinking is durable, while holes are punched: its
+// refcount is still too high.
 static void a_loan_at_the_wrong_time_is_in_the_way(void **state)
 {
     struct outcome outcome = {0};

@@ -47,9 +47,9 @@ struct access_view {
     size_t count; // of visible
 };
 
-// access_view_init makes the view of a peer without an identity as yet (tls: what its session
-// demands), access_view_identify that of a peer with one (NULL: none). Each returns 0 or -ENOMEM,
-// and after -ENOMEM the peer may use nothing.
+// access_view_init() makes the view of a peer that has proven no identity yet (tls: the demand of
+// its session), access_view_identify() that of a peer with an identity (NULL: without one). Each
+// returns 0 or -ENOMEM; after -ENOMEM the peer may use nothing.
 int access_view_init(struct access_view *view, const struct access *access, enum session_tls tls);
 int access_view_identify(struct access_view *view, const char *identity);
 void access_view_destroy(struct access_view *view);

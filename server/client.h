@@ -60,7 +60,7 @@ struct client;
 struct client *client_new(struct client_shared *shared, const char *name,
                           void (*changed)(void *context), void *context);
 
-// Writes what the client is doing as one line into text, cut to size bytes.
+// Writes a one-line description of the client's state into text, cut to size bytes.
 void client_describe(const struct client *client, char *text, size_t size);
 
 // Frees the client; none of its ops may be in flight.

@@ -9,8 +9,8 @@
 #include "protocol/wire.h"
 #include "qcow2/base/loan.h"
 
-// A payload of zeros becomes a zero request only if its ends lie on multiples of so many bytes: the
-// engine would write zeros for a smaller piece anyway, after more work.
+// A payload of zeros becomes a zero request only if both its ends are multiples of this many bytes:
+// the engine would write zeros for a smaller piece anyway, after more work.
 #define DETECT_ZEROES_ALIGN 4096u
 
 struct client_request_pool *client_request_pool_new(void)
@@ -93,7 +93,7 @@ void client_request_put(struct client_request_pool *pool, struct share *share,
     pool->unused_count++;
 }
 
-// Returns how many extents the op reports; 0 where it reports none.
+// Returns how many extents the op reports; 0 if it reports none.
 static size_t extents_wanted(const struct session_request *request)
 {
     size_t count;

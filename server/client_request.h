@@ -16,8 +16,8 @@
 
 // Extents that fit into a request without further memory: those of a read of up to 1 MiB.
 #define CLIENT_REQUEST_FEW_EXTENTS 16
-// A read reports one extent for each so many bytes, the default cluster size; finer pieces are sent
-// as data.
+// Bytes of a read for each extent that its reply may report: the default cluster size. Finer pieces
+// are sent as data.
 #define CLIENT_REQUEST_BYTES_PER_EXTENT (64u << 10)
 // Extents in one answer to BLOCK_STATUS: 8 KiB of descriptors. A client that takes no answers can
 // make the server hold so much memory for each request in flight.

@@ -59,7 +59,7 @@ static void cmd_check_print_help(void)
           stdout);
 }
 
-// ---- While it runs ------------------------------------------------------------------------------
+// ---- Progress -----------------------------------------------------------------------------------
 
 static void hide_progress(struct check_command *c)
 {

@@ -47,7 +47,7 @@ const char *const connection_tls_names[] = {
 
 static void on_poll(uv_poll_t *handle, int status, int events);
 
-// ---- Life ---------------------------------------------------------------------------------------
+// ---- Open and close -----------------------------------------------------------------------------
 
 static void mark_send_pending(struct connection *connection)
 {
@@ -149,7 +149,7 @@ static int input_room(struct connection *connection, struct iovec iov[2])
     return tls_input(connection->tls, &iov[0]) > 0 ? 1 : 0;
 }
 
-// Takes in that so many bytes were received; 0: the peer has ended its side.
+// Hands received bytes on to the client or to TLS; 0 bytes: the peer has ended its side.
 static void input_came(struct connection *connection, size_t bytes)
 {
     if (connection->tls == NULL) {
@@ -240,8 +240,8 @@ void connection_run(struct connection *connection)
         if (!run_client(connection)) {
             return;
         }
-        // Plaintext that waits in TLS left the socket earlier, so no event of the socket announces
-        // it.
+        // Plaintext that waits in TLS has left the socket earlier, so no event of the socket
+        // announces it.
     } while (connection_secure(connection) && connection_tls_read(connection));
     if (connection->state != CONNECTION_OPEN) {
         return;

@@ -20,7 +20,7 @@
 // socket.
 #define CONNECTION_NAME_MAX 128
 
-// Up to so many bytes are peeked at before they are taken: a write of 4 KiB with its header.
+// Most bytes that are peeked at before they are taken: a write of 4 KiB with its header.
 #define CONNECTION_PEEK_MAX 4224u
 
 // The class that an open connection is counted in. A connection passes through them in this order.

@@ -23,8 +23,8 @@
 // count: a client that ends its side and never takes its replies could otherwise have any number of
 // connections.
 #define LEAVING_FREE 32u
-// A connection that has taken none of its replies for so many milliseconds is closed if another one
-// cannot get memory, or if its client has ended: by then it is stuck or hostile.
+// Milliseconds without taking any reply after which a connection is closed if another one cannot
+// get memory, or if its client has ended: by then it is stuck or hostile.
 #define STUCK_MS 30000u
 // Milliseconds that clients have at a stop to take their last replies and to end.
 #define STOP_DEADLINE_MS 3000u

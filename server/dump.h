@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // dump.h: writes the state of the server to the log on SIGUSR1: each connection, and each image
-// with its requests and what they wait for.
+// with its requests and the event that each one waits for.
 #ifndef LAZYCOW_SERVER_DUMP_H
 #define LAZYCOW_SERVER_DUMP_H
 

@@ -45,7 +45,7 @@ struct export_options {
     const char *default_name;
 };
 
-// The state of making an image clean that nobody writes to.
+// Stages of making an idle image clean.
 //
 //   DUE ──idle for long enough──> RUNNING ──done, or requests came──> DUE
 //                                    └──fails──> FAILED ──tried again──> RETRYING ──> as RUNNING

@@ -4,13 +4,13 @@
 // QEMU describes every user of an image by permissions: those it uses, and those it allows no other
 // user to have. Both are byte-range read locks of the open file description (fcntl(2), "Open file
 // description locks"), one byte a permission. Read locks never collide by themselves, so each user
-// sets its own and then asks whether someone else holds the opposite ones.
+// sets its own and then checks that nobody else holds the opposite ones.
 #ifndef LAZYCOW_SERVER_FILE_LOCK_H
 #define LAZYCOW_SERVER_FILE_LOCK_H
 
 #include "qcow2/base/error.h"
 
-// The bytes of a file on which image locks lie, and the one that tells that its user writes.
+// First and last of the bytes with image locks, and the byte of a user that writes.
 #define FILE_LOCK_BYTE_FIRST 100
 #define FILE_LOCK_BYTE_WRITES 101
 #define FILE_LOCK_BYTE_LAST 203

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// file_locking.h: decides whether an image is locked when it is opened (--locking), and explains a
+// file_locking.h: takes an image's locks when it is opened, as --locking demands, and explains a
 // refusal to the user.
 #ifndef LAZYCOW_SERVER_FILE_LOCKING_H
 #define LAZYCOW_SERVER_FILE_LOCKING_H

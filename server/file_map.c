@@ -20,9 +20,9 @@
 
 // Nanoseconds that a read saves by a mapping: the system call, and half of the cost of its bytes.
 #define SAVED_NS(bytes) (1000u + (bytes) / 10u)
-// A window is mapped when its unmapped reads have cost so many nanoseconds: the price of mapping
-// it, of the faults of its pages and of unmapping it. So the total cost is at most twice the
-// optimum.
+// A window is mapped when reads that missed it have cost this many nanoseconds: the price of
+// mapping it, of the faults of its pages and of unmapping it. So the total cost is at most twice
+// the optimum.
 #define MAP_COST_NS 150000u
 // Lost nanoseconds at which residency is asked again; they double after each time.
 #define ASK_COST_NS 10000u
@@ -281,7 +281,7 @@ bool file_map_read(struct file_map *map, int fd, const struct file_io *io)
     return true;
 }
 
-// Counts so many bytes from at as being on loan, or, with returned, as being back.
+// Counts bytes from at as on loan, or, with returned, as back.
 static void note_loan(struct file_map *map, const char *at, uint64_t bytes, bool returned)
 {
     uint64_t begin = (uint64_t)(at - map->base);

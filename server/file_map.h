@@ -62,7 +62,7 @@ struct file_map {
 // At first nothing is mapped. runq is borrowed and outlives the map.
 void file_map_init(struct file_map *map, struct runq *runq);
 
-// Allows mapping up to so many bytes, rounded down to windows, and at most a quarter of the
+// Allows mapping up to this many bytes, rounded down to windows, and at most a quarter of the
 // process's address space if that is limited. Called once. Without memory for the table nothing is
 // mapped.
 void file_map_set_limit(struct file_map *map, uint64_t bytes);

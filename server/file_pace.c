@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/file_pace.h"
 
-// A write of so many nanoseconds is slow: longer than the usual time slice of another process on a
-// busy core, and short enough to go unnoticed by clients that count in milliseconds.
+// A write that takes this many nanoseconds is slow: longer than the usual time slice of another
+// process on a busy core, and short enough to go unnoticed by clients that count in milliseconds.
 #define SLOW_WRITE_NS 3000000ull
 // Three times the duration of the largest inline write.
 #define QUICK_WRITE_NS 200000ull

@@ -51,7 +51,7 @@ struct sync_pace {
 
 bool sync_pace_allows(const struct sync_pace *pace, uint64_t now);
 
-// So many bytes are about to be changed; UINT64_MAX: the number is unknown.
+// Called before a change of this many bytes; UINT64_MAX: the number is unknown.
 void sync_pace_note_change(struct sync_pace *pace, uint64_t bytes);
 
 // Takes in the duration of a barrier.

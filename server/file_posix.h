@@ -117,7 +117,7 @@ bool posix_file_advance(struct file_io *io, ssize_t answer, int *result);
 // descriptor. Returns the result.
 int posix_file_execute(struct file_io *io);
 
-// fallocate(2) mode of FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE.
+// Returns the fallocate(2) mode of FILE_ZERO, FILE_PUNCH and FILE_ALLOCATE.
 int posix_file_fallocate_mode(enum file_io_kind kind);
 
 // Ends a request that the backend's start received.

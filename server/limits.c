@@ -87,7 +87,7 @@ int limits_raise(struct error *err)
     return 0;
 }
 
-// Returns true if so many descriptors can be opened; otherwise errno has the reason. Closes all of
+// Returns true if count descriptors can be opened; otherwise errno has the reason. Closes all of
 // them.
 static bool have_room(unsigned count)
 {

@@ -13,8 +13,8 @@ int limits_raise(struct error *err);
 // Largest argument of limits_check_files().
 #define LIMITS_FILES_MAX 4096u
 
-// Checks that descriptors are left for the loop, a first connection and so many more. Returns 0, or
-// a negative errno with a message that names the limit.
+// Checks that descriptors are left for the loop, a first connection and `more` others. Returns 0,
+// or a negative errno with a message that names the limit.
 int limits_check_files(unsigned more, struct error *err);
 
 #endif

@@ -16,7 +16,7 @@ int listen_prepare(int fd);
 // Returns 0 or a negative errno with a message.
 int listen_unix_name(struct listener *listener, struct error *err);
 
-// The owner and mode that decide who may connect; each field may be LISTEN_UNIX_AS_IS.
+// The mode and group that decide which users may connect; each may be LISTEN_UNIX_AS_IS.
 struct listen_unix_access {
     mode_t mode;
     gid_t group;

@@ -19,13 +19,13 @@
 // Rounds of sending replies, and starting requests that they made room for, before descriptors are
 // polled again.
 #define LOOP_TURN_ROUNDS 4
-// After so many requests in a row that came while nothing was in flight, and so long a time without
-// another, they are taken for those of one client that waits for each reply. The time is long, so
-// that a second client that asks seldom is not forgotten between two requests.
+// A client is alone, and waits for each reply, after this many requests in a row that came while
+// nothing was in flight, and this long after the last one that did not. The time is long, so that a
+// second client that asks seldom is not forgotten between two of its requests.
 #define LOOP_ALONE 32u
 #define LOOP_ALONE_NS 1000000000ull
-// A call of sched_yield() that takes so many nanoseconds has let another thread run; otherwise it
-// takes less than a microsecond.
+// A call of sched_yield() that takes longer than this many nanoseconds has let another thread run;
+// otherwise it takes less than a microsecond.
 #define LOOP_CROWDED_NS 5000u
 
 // Nanoseconds between two looks for the next request: the cost of a look, so that requests are

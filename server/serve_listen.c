@@ -129,8 +129,8 @@ static int open_tcp(const struct serve_listen *listen, struct listeners *listene
     return result;
 }
 
-// Moves the sockets of paths before those of addresses, of which there are so many, into the order
-// in which they are announced.
+// Moves the sockets of paths before those of addresses, into the order in which they are announced.
+// addresses: the number of sockets of addresses.
 static void paths_first(struct listeners *listeners, size_t addresses)
 {
     struct listener moved[LISTEN_MAX];

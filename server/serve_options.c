@@ -21,12 +21,12 @@
 // has more tables than the upper limit.
 #define CACHE_SIZE_MIN (64ull << 10)
 #define CACHE_SIZE_MAX (64ull << 30)
-// Bytes of images that may be mapped: at most all that server/file_map.h can map. The default is
-// one part in so many of the machine's memory, so that several servers do not appear to use it up.
+// Bytes of images that may be mapped: at most all that server/file_map.h can map. The default is an
+// eighth of the machine's memory, so that several servers do not appear to use it up.
 #define MMAP_SIZE_MAX ((uint64_t)FILE_MAP_WINDOWS_MAX * FILE_MAP_WINDOW_BYTES)
 #define MMAP_SIZE_SHARE 8
 
-// ---- One function an option: false for a value that is not among those allowed ------------------
+// ---- A function for each option; it returns false for a value that is not allowed ---------------
 
 static bool serve_options_set_max_connections(struct serve_options *o, const char *value)
 {

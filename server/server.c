@@ -127,7 +127,7 @@ static void on_acceptable(uv_poll_t *handle, int status, int events)
     }
 }
 
-// ---- What the loop asks for ---------------------------------------------------------------------
+// ---- Callbacks of the loop ----------------------------------------------------------------------
 
 static void stop_if_done(struct server *server)
 {
@@ -239,7 +239,7 @@ static bool on_tick(void *context, uint64_t now)
     return again;
 }
 
-// ---- Life ---------------------------------------------------------------------------------------
+// ---- Start and end ------------------------------------------------------------------------------
 
 static int server_begin(struct server *server, struct error *err)
 {

@@ -51,7 +51,7 @@ struct tls {
     char reason[256];
 };
 
-// ---- Ciphertext, as GnuTLS asks for it ----------------------------------------------------------
+// ---- Ciphertext, in GnuTLS's callbacks ----------------------------------------------------------
 
 static ssize_t pull(gnutls_transport_ptr_t context, void *buffer, size_t size)
 {

@@ -104,7 +104,7 @@ static void say_invalid(char *text, size_t size, gnutls_x509_crt_t certificate, 
     }
 }
 
-// ---- The server's own ---------------------------------------------------------------------------
+// ---- The server's certificate -------------------------------------------------------------------
 
 // Returns the index of the certificate in the chain that signed the one at [index], or -1.
 static int signer_of(const struct certificates *chain, unsigned index)
@@ -175,7 +175,7 @@ static bool serves(gnutls_x509_crt_t certificate)
     }
 }
 
-// ---- What clients are verified with -------------------------------------------------------------
+// ---- Authorities and revocations ----------------------------------------------------------------
 
 // Returns true if one of the authorities has signed the end of the chain.
 static bool vouched_for(const struct certificates *chain, const struct certificates *authorities)
@@ -256,7 +256,7 @@ static void check_revocations(struct tls_check *check, const char *path, time_t 
     gnutls_free(text.data);
 }
 
-// ---- All of it ----------------------------------------------------------------------------------
+// ---- The whole directory ------------------------------------------------------------------------
 
 void tls_check_secret(struct tls_check *check, const char *path)
 {

@@ -285,7 +285,7 @@ static int load_certificates(struct tls_credentials *credentials, const struct t
     return result < 0 ? result : 0;
 }
 
-// ---- Both ---------------------------------------------------------------------------------------
+// ---- Priorities, and loading --------------------------------------------------------------------
 
 // Refuses a FIFO or a device, which would block the loop when the files are read again.
 static int check_regular(const char *option, const char *path, struct error *err)

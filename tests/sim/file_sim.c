@@ -280,7 +280,8 @@ static bool has_another_owner(const unsigned char *before, const unsigned char *
 }
 
 // The disk has changed, and memory on loan shows the change. A guest may overwrite bytes that
-// another one is about to be sent, but a cluster on loan goes neither to the host nor to a new owner.
+// another one is about to be sent, but a cluster on loan goes neither to the host nor to a new
+// owner.
 static void refresh_loans(struct sim *sim, struct sim_disk *disk, const struct sim_entry *entry)
 {
     struct sim_loan *loan;

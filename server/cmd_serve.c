@@ -293,30 +293,6 @@ static int serve_plans(struct serve *serve, unsigned activated, int signal_fd)
     return code;
 }
 
-// As serve_plans(), but first raises the host's limits and starts the worker threads.
-static int serve_with_workers(struct serve *serve, unsigned activated, int signal_fd)
-{
-    struct error err;
-    int code;
-
-    runq_init(&serve->runq);
-    serve->workers.runq = &serve->runq;
-    // Each image takes at least one descriptor, and libuv, which aborts without them, takes some
-    // later.
-    if (limits_check_files((unsigned)serve->options->image_count + OWN_DESCRIPTORS, &err) < 0 ||
-        loop_workers_open(&serve->workers, &err) < 0) {
-        return cmd_serve_failed(serve, &err);
-    }
-    if (start_watch_begin(&serve->watch, &serve->workers, &err) == 0) {
-        code = serve_plans(serve, activated, signal_fd);
-        start_watch_end(&serve->watch);
-    } else {
-        code = cmd_serve_failed(serve, &err);
-    }
-    loop_workers_close(&serve->workers);
-    return code;
-}
-
 // Refuses images that standard output or the log would be written into, before the first line is
 // written.
 static int check_outputs(const struct export_plans *plans, struct error *err)
@@ -352,7 +328,36 @@ static int plan_exports(struct export_plans *plans, struct serve_options *option
     return result;
 }
 
-// Serves the options' exports, to client if it is not NULL. Returns the exit code.
+// Plans the exports and serves them. Returns the exit code.
+static int plan_and_serve(struct serve *serve, struct serve_options *options, unsigned activated,
+                          int signal_fd)
+{
+    struct error err;
+    int code;
+
+    if (plan_exports(&serve->plans, options, &err) < 0) {
+        return cmd_serve_failed(serve, &err);
+    }
+    code = serve_options_check_tls(options) ? serve_plans(serve, activated, signal_fd) : 1;
+    export_plans_free(&serve->plans);
+    return code;
+}
+
+// Reports an error, unless the report would be written into an image. Returns the exit code.
+static int fail_before_plans(struct serve *serve, struct serve_options *options,
+                             const struct error *err)
+{
+    struct error of_plan;
+
+    if (plan_exports(&serve->plans, options, &of_plan) < 0) {
+        return cmd_serve_failed(serve, &of_plan);
+    }
+    export_plans_free(&serve->plans);
+    return cmd_serve_failed(serve, err);
+}
+
+// Serves the options' exports, to client if it is not NULL. Images are looked at only while
+// start_watch waits for signals, because their file system may hang. Returns the exit code.
 static int serve(struct serve_options *options, unsigned activated, struct stdio_client *client,
                  int signal_fd)
 {
@@ -362,11 +367,21 @@ static int serve(struct serve_options *options, unsigned activated, struct stdio
 
     log_init(&serve.log, options->log_level, STDERR_FILENO);
     serve.log.timestamps = options->log_timestamps;
-    if (plan_exports(&serve.plans, options, &err) < 0) {
-        return cmd_serve_failed(&serve, &err);
+    runq_init(&serve.runq);
+    serve.workers.runq = &serve.runq;
+    // Each image takes at least one descriptor, and libuv, which aborts without them, takes some
+    // later.
+    if (limits_check_files((unsigned)options->image_count + OWN_DESCRIPTORS, &err) < 0 ||
+        loop_workers_open(&serve.workers, &err) < 0) {
+        return fail_before_plans(&serve, options, &err);
     }
-    code = serve_options_check_tls(options) ? serve_with_workers(&serve, activated, signal_fd) : 1;
-    export_plans_free(&serve.plans);
+    if (start_watch_begin(&serve.watch, &serve.workers, &err) == 0) {
+        code = plan_and_serve(&serve, options, activated, signal_fd);
+        start_watch_end(&serve.watch);
+    } else {
+        code = fail_before_plans(&serve, options, &err);
+    }
+    loop_workers_close(&serve.workers);
     return code;
 }
 

@@ -31,6 +31,7 @@ def make_chain(workdir, length):
     return f"{workdir}/c{length:04}"
 
 
+@pytest.mark.slow
 def test_a_long_chain(workdir):
     top = make_chain(workdir, LENGTH)
     limited = ["prlimit", f"--stack={STACK_BYTES}", "--"]

@@ -37,6 +37,7 @@ def scribble(image, rng, size, count=30):
     lib_tools.qemu_io(image, *commands, options=("-d", "unmap"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", [512, 4096, 65536, 2 * MEBI])
 @pytest.mark.parametrize("refcount_bits", [1, 2, 8, 16, 64])
 def test_sound_images(workdir, seed, cluster, refcount_bits):

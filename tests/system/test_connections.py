@@ -306,6 +306,7 @@ def test_a_late_loop_is_no_silence(workdir):
             wire.socket.close()
 
 
+@pytest.mark.slow
 @pytest.mark.lazycow_only
 def test_silent_clients_are_dropped(workdir):
     """A handshake has a deadline, and waiting handshakes do not keep other clients out."""

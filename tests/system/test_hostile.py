@@ -87,6 +87,7 @@ def test_entries_that_name_far_places(workdir):
     assert "tables are damaged" in serve_in_time(workdir, image, codes=(1,))
 
 
+@pytest.mark.slow
 def test_many_snapshots_and_l1_entries(workdir):
     """Both as many as the format allows: the first write looks at all of them."""
     image = create(f"{workdir}/a.qcow2", MEBI)

@@ -293,6 +293,7 @@ def test_backing_name_that_is_no_file(workdir, name):
         serve_refused(workdir, path)
 
 
+@pytest.mark.slow
 def test_chain_of_fifty(workdir):
     """Deep chains are slow to read by nature, not limited."""
     create(f"{workdir}/d0.qcow2", SIZE)

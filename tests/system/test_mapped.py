@@ -164,6 +164,7 @@ def test_an_image_that_is_cut_while_replies_wait(workdir, tcp):
     raise AssertionError("there was never a loan while the image was cut")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 5])
 def test_a_cluster_that_two_places_share(workdir, patience):
     """The second and the third cluster of the guest have those of the first and the second on the host;

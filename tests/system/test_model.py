@@ -103,6 +103,7 @@ def test_kind(workdir, kind, rounds):
     exercise(workdir, rng, kind, rounds, lib_tools.scaled(600))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(lib_tools.scaled(10)))
 def test_fresh(workdir, seed, number):
     """A fresh seed chooses, another one in each run."""

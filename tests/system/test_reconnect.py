@@ -192,6 +192,7 @@ def test_qemu_sees_no_error(workdir, slow_sync, kind):
 
 # ---- Byte by byte -------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
 def test_what_was_begun_is_answered(workdir, slow_sync, tcp):
     """A flush that runs when the stop comes is answered, and nothing that is sent behind that: neither
@@ -272,6 +273,7 @@ def test_several_connections_end_together(workdir, slow_sync):
             lib_tools.qemu_io(image, f"read -P {number + 1} {number}M 4096")
 
 
+@pytest.mark.slow
 def test_tls_is_ended_before_tcp(workdir, slow_sync):
     """A client learns from TLS that nothing was cut off, behind the answers to its begun requests."""
     image = lib_tools.create(f"{workdir}/disk.qcow2", SIZE)

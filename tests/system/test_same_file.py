@@ -166,6 +166,7 @@ def test_create_on_a_raw_image_that_looks_like_another(workdir, chain):
                f"{workdir}/newer.qcow2")[0] == 0
 
 
+@pytest.mark.slow
 def test_create_on_a_long_chain(workdir):
     base = lib_tools.create(f"{workdir}/0.qcow2", MEBI)
     name = base

@@ -262,6 +262,7 @@ def test_no_input_at_all(workdir, image):
     assert result.stdout in (GREETING, b"")
 
 
+@pytest.mark.slow
 def test_nobody_reads(workdir, image):
     """A client that takes no replies does not delay a stop for ever."""
     process = over_pipes(workdir, image)

@@ -134,6 +134,7 @@ def test_stop_under_load(workdir, image, aio, signals):
         writers.check(lib_tools.read_all(image))
 
 
+@pytest.mark.slow
 def test_stop_with_a_stuck_client(workdir, image):
     """One that never takes its answers cannot keep the server from stopping."""
     lib_tools.qemu_io(image, f"write -P 1 0 {SIZE}")

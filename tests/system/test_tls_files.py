@@ -214,6 +214,7 @@ def test_failed_handshakes_are_told(workdir, image, authority):
         assert server.stderr().count("handshake") == 3
 
 
+@pytest.mark.slow
 def test_a_handshake_that_takes_too_long_is_told(workdir, image, authority):
     directory = authority.issue("server", f"{workdir}/pki", "localhost")
     with Server(workdir, image, options=["--tls-certificates", directory]) as server:
@@ -223,6 +224,7 @@ def test_a_handshake_that_takes_too_long_is_told(workdir, image, authority):
         wire.socket.close()
 
 
+@pytest.mark.slow
 def test_many_failures_are_few_lines(workdir, image, authority):
     """Omitted lines are counted."""
     directory = authority.issue("server", f"{workdir}/pki", "localhost")

@@ -173,6 +173,27 @@ static void a_loan_is_in_the_way(void **state)
     engine_end(&e);
 }
 
+// An image that is closed as it is frees what waits; only a leak detector sees it.
+static void clusters_wait_when_the_image_is_closed(void **state)
+{
+    struct extent extents[4];
+    struct request read;
+    struct engine e;
+    char bytes[4096];
+
+    (void)state;
+    begin(&e);
+    start_lending(&e, &read, bytes, extents);
+    engine_run(&e);
+    discard(&e, 0, 1);
+    assert_int_equal(engine_flush(&e), 0);
+    discard(&e, 2, 1);
+    assert_false(TAILQ_EMPTY(&e.image->quarantine->durable));
+    assert_false(TAILQ_EMPTY(&e.image->quarantine->pending));
+    loan_return(&read.op.loan, extents, read.op.extent_count);
+    engine_free(&e);
+}
+
 // The cluster is given up while the read is on its way to it: the loan delays the release.
 static void a_loan_is_as_old_as_its_plan(void **state)
 {
@@ -352,6 +373,7 @@ int main(void)
         cmocka_unit_test(a_sync_that_failed_does_not_count),
         cmocka_unit_test(a_reader_is_in_the_way),
         cmocka_unit_test(a_loan_is_in_the_way),
+        cmocka_unit_test(clusters_wait_when_the_image_is_closed),
         cmocka_unit_test(a_loan_is_as_old_as_its_plan),
         cmocka_unit_test(neighbours_wait_together),
         cmocka_unit_test(a_reference_less),

@@ -152,7 +152,8 @@ static const struct session_export *visible_at(void *context, size_t index)
                                  : &view->access->exports->list[index].session;
 }
 
-// A peer with access rules must not learn from a reply which images exist or are missing.
+// Returns why an export is unknown, or NULL. With access rules a reply must not tell which images
+// exist or are missing.
 static const char *why_unknown(void *context, const uint8_t *name, size_t length)
 {
     const struct access_view *view = context;

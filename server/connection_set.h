@@ -56,8 +56,8 @@ unsigned connection_set_turn(struct connection_set *set);
 // Settles all replies that wait to be sent (client.h).
 void connection_set_settle(struct connection_set *set);
 
-// Called about once a second: enforces deadlines, then does a turn. Returns true if there are
-// connections.
+// Called about once a second: enforces deadlines, and settles all replies that wait to be sent.
+// Returns true if there are connections.
 bool connection_set_tick(struct connection_set *set, uint64_t now);
 
 // Reads no further request; each connection ends when its requests are done and their replies sent.

@@ -10,8 +10,8 @@
 #include "server/lock_holder.h"
 
 // Time to wait for a lock, in nanoseconds. The files of a killed server, and so its locks, stay
-// until the kernel has ended its requests in io_uring, such as a flush. A user who restarts it at
-// once should not get an error.
+// until the kernel has ended its requests in io_uring, such as a flush. A user who restarts the
+// server at once should not get an error.
 #define LOCK_WAIT_NS 2000000000
 #define LOCK_RETRY_NS 10000000
 // Attempts between two searches for the holder among all processes; the first refusal also makes

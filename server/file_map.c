@@ -24,7 +24,7 @@
 // mapping it, of the faults of its pages and of unmapping it. So the total cost is at most twice
 // the optimum.
 #define MAP_COST_NS 150000u
-// Lost nanoseconds at which residency is asked again; they double after each time.
+// Lost nanoseconds at which the kernel is asked again which pages are in memory; doubles each time.
 #define ASK_COST_NS 10000u
 #define ASK_COST_MAX_NS 100000000u
 

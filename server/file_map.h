@@ -7,8 +7,8 @@
 //
 // There are three dangers:
 //
-// - A page may have left memory since it was asked for, so the thread waits for a disk. After that,
-//   reads are left to the caller for a while.
+// - A page may have left memory since the kernel was asked, so the thread waits for a disk. After
+//   that, reads are left to the caller for a while.
 // - A file that somebody truncated, or a failing disk, ends the process by SIGBUS. Copies are
 //   guarded (file_guarded_copy.h), and a loan is read only by system calls, which fail instead.
 // - Mapped pages count as this process's memory. There is a limit, and unused windows are unmapped.

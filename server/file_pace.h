@@ -11,8 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-// Returns for how long slow calls are left to workers: 20 ms if last is 0 or the last penalty was
-// not soon before; else twice the last one, at most 2 s.
+// Returns for how long slow calls are left to workers. last: the penalty before, 0: there was none;
+// soon: it ended a short time ago. 20 ms without both, else twice the last one, at most 2 s.
 uint64_t pace_penalty(uint64_t last, bool soon);
 
 // Buffered writes are made on the loop until one is slow. Workers get them for a while then, and a

@@ -9,7 +9,7 @@
 // Largest credit: eight misses in a row end spinning, or a single one soon after it began.
 #define CREDIT_MAX (8 * CREDIT_MISS)
 // Short sleeps after which spinning is tried, at first; the number doubles after each failure. A
-// long sleep takes back so many, so spinning begins only if four of five sleeps are short.
+// long sleep cancels four, so spinning begins only if more than four of five sleeps are short.
 #define SHORT_SLEEPS_MIN 4u
 #define SHORT_SLEEPS_MAX 1024u
 #define LONG_SLEEP_COST 4u

@@ -79,6 +79,7 @@ static void a_file_that_is_too_short_gets_its_length(void **state)
 static void it_is_served_meanwhile(void **state)
 {
     struct request read, in_place, new[2];
+    uint8_t seen[512];
     struct engine e;
 
     (void)state;
@@ -89,8 +90,8 @@ static void it_is_served_meanwhile(void **state)
     engine_start(&e, &new[1], OP_DISCARD, 0, 0, CLUSTER);
     engine_start(&e, &in_place, OP_WRITE, 0, CLUSTER, 512);
     engine_start(&e, &read, OP_READ, 0, 2 * CLUSTER, 512);
-    // The read shares the buffer of the writes and has left it undefined.
-    engine_fill(1);
+    // A buffer of its own: what is read is undefined at first, and would be so for the writes.
+    read.op.buf = seen;
     // Recovery asks for the holes of the file before it reads tables.
     engine_hold(&e, "extents");
     assert_true(e.image->recovery->running);

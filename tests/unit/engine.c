@@ -29,6 +29,9 @@ const struct create_options engine_small = {
     .size = 4u << 20, .version = 3, .cluster_bits = 9, .refcount_order = 4};
 
 static unsigned char payload[PAYLOAD_MAX];
+// Buffer of all reads that engine_start() begins: a write beside them must not send bytes that a
+// read has not filled yet.
+static unsigned char read_buffer[PAYLOAD_MAX];
 
 // ---- Names of requests --------------------------------------------------------------------------
 
@@ -349,7 +352,9 @@ void engine_start(struct engine *e, struct request *r, enum op_kind kind, unsign
     *r = (struct request){
         .op = {
             .kind = kind, .flags = flags, .offset = offset, .length = length, .done = count_done}};
-    if (kind == OP_READ || kind == OP_WRITE)
+    if (kind == OP_READ)
+        r->op.buf = read_buffer;
+    else if (kind == OP_WRITE)
         r->op.buf = payload;
     op_start(e->image, &r->op);
 }

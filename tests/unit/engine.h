@@ -76,7 +76,7 @@ int engine_flush(struct engine *e);
 // Asserts that every byte of the range reads as byte.
 void engine_expect(struct engine *e, uint64_t offset, uint64_t length, int byte);
 
-// Starts a request. All requests share one buffer for their payload, which a test may fill.
+// Starts a request. All writes share one buffer for their payload, and all reads another one.
 void engine_fill(int byte);
 void engine_start(struct engine *e, struct request *r, enum op_kind kind, unsigned flags,
                   uint64_t offset, uint64_t length);

@@ -227,4 +227,6 @@ def test_log_says_that_tls_is_missing(workdir, image):
     keys = lib_tls.psk_file(f"{workdir}/keys", alice="00112233445566778899aabbccddeeff")
     with Server(workdir, image, options=["--tls-psk", keys]) as server:
         run("nbdinfo", f"nbd+unix:///disk?socket={server.socket}", codes=(1,))
-        assert server.stderr().count("it has to begin TLS first") == 1
+        # The client may be gone before the line is there.
+        wait_for(lambda: "it has to begin TLS first" in server.stderr())
+    assert server.stderr().count("it has to begin TLS first") == 1

@@ -10,6 +10,7 @@
 
 #include "protocol/session.h"
 #include "protocol/wire.h"
+#include "qcow2/base/container.h"
 #include "server/access.h"
 #include "server/budget.h"
 #include "server/client_request.h"
@@ -166,8 +167,7 @@ static void reply_at_once(struct client *client, struct client_request *request,
 
 static void on_op_done(struct op *op)
 {
-    struct client_request *request =
-        (struct client_request *)((char *)op - offsetof(struct client_request, op));
+    struct client_request *request = container_of(op, struct client_request, op);
     struct client *client = request->owner;
 
     client->in_flight--;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "protocol/wire.h"
+#include "qcow2/base/container.h"
 #include "qcow2/base/loan.h"
 
 // A payload of zeros becomes a zero request only if both its ends are multiples of this many bytes:
@@ -329,7 +330,7 @@ const void *client_request_settle(struct client_request *request, const void *da
 
 struct client_request *client_request_of_ref(struct session_payload_ref *ref)
 {
-    return (struct client_request *)((char *)ref - offsetof(struct client_request, ref));
+    return container_of(ref, struct client_request, ref);
 }
 
 const char *client_request_name(const struct client_request *request)

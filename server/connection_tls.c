@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <sys/socket.h>
 
+#include "qcow2/base/container.h"
 #include "server/connection_end.h"
 #include "server/tls.h"
 #include "server/tls_log.h"
@@ -62,7 +63,7 @@ static void handshake_done(struct connection *connection)
 
 static struct connection *connection_of(struct offload_job *job)
 {
-    return (struct connection *)((char *)job - offsetof(struct connection, handshake));
+    return container_of(job, struct connection, handshake);
 }
 
 // Runs on a worker thread.
@@ -93,8 +94,7 @@ static void leave_queue(struct connection *connection)
 
 static void on_step_ended(struct task *task)
 {
-    struct connection *connection =
-        connection_of((struct offload_job *)((char *)task - offsetof(struct offload_job, task)));
+    struct connection *connection = connection_of(container_of(task, struct offload_job, task));
     struct connection_set *set = connection->set;
     struct connection *next = TAILQ_FIRST(&set->handshakes_queued);
 

@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "qcow2/base/container.h"
 #include "server/clock.h"
 #include "server/file_seek.h"
 #include "server/quick_call.h"
@@ -32,7 +33,7 @@ struct posix_file *posix_file_of(const struct file_io *io)
 
 struct file_io *file_io_of(struct task *task)
 {
-    return (struct file_io *)((char *)task - offsetof(struct file_io, task));
+    return container_of(task, struct file_io, task);
 }
 
 // Returns true for requests that hold the inode's lock all the time, so that only one of them makes

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <uv.h>
 
+#include "qcow2/base/container.h"
 #include "server/threads.h"
 
 // Threads, as many as in libuv's pool, which serves the same mixture of short computations.
@@ -21,7 +22,7 @@ struct loop_workers_poll {
 
 static struct offload_job *job_of(struct task *task)
 {
-    return (struct offload_job *)((char *)task - offsetof(struct offload_job, task));
+    return container_of(task, struct offload_job, task);
 }
 
 static void loop_workers_work(struct task *task)
@@ -92,7 +93,7 @@ int loop_workers_attach(struct loop_workers *workers, struct uv_loop_s *loop)
 
 static void on_closed(uv_handle_t *handle)
 {
-    free((char *)handle - offsetof(struct loop_workers_poll, handle));
+    free(container_of(handle, struct loop_workers_poll, handle));
 }
 
 void loop_workers_give(struct loop_workers *workers, struct offload_job *job)

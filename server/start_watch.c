@@ -10,14 +10,14 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "qcow2/base/container.h"
 #include "server/loop_workers.h"
 
 // Runs on a worker thread.
 static void watch_signals(struct offload_job *job)
 {
     static const char line[] = "lazycow: stopped before anything was served\n";
-    const struct start_watch *watch =
-        (struct start_watch *)((char *)job - offsetof(struct start_watch, job));
+    const struct start_watch *watch = container_of(job, struct start_watch, job);
     struct pollfd fds[] = {{.fd = watch->signal_fd, .events = POLLIN},
                            {.fd = watch->end_fd, .events = POLLIN}};
 

@@ -2,8 +2,8 @@
 // inflight.h: locks on guest clusters whose mapping is being changed. An op that wants to change
 // the mapping of a locked cluster waits. Reads and writes in place take no lock: they follow the
 // mapping as it is.
-#ifndef LAZYCOW_QCOW2_MAPPING_INFLIGHT_H
-#define LAZYCOW_QCOW2_MAPPING_INFLIGHT_H
+#ifndef LAZYCOW_QCOW2_BASE_INFLIGHT_H
+#define LAZYCOW_QCOW2_BASE_INFLIGHT_H
 
 #include <stdbool.h>
 #include <stdint.h>

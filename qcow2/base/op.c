@@ -62,15 +62,10 @@ const char *op_state_name(const struct op *op)
 }
 
 static const char *const io_names[] = {
-    [FILE_READ] = "read",
-    [FILE_WRITE] = "write",
-    [FILE_DATASYNC] = "barrier",
-    [FILE_ZERO] = "zero",
-    [FILE_PUNCH] = "punch",
-    [FILE_ALLOCATE] = "allocate",
-    [FILE_TRUNCATE] = "truncate",
-
-    [FILE_EXTENTS] = "look for holes",
+    [FILE_READ] = "read",         [FILE_WRITE] = "write",
+    [FILE_DATASYNC] = "barrier",  [FILE_ZERO] = "zero",
+    [FILE_PUNCH] = "punch",       [FILE_ALLOCATE] = "allocate",
+    [FILE_TRUNCATE] = "truncate", [FILE_EXTENTS] = "look for holes",
 };
 
 void op_describe(const struct op *op, char *text, size_t size)

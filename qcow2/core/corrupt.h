@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // corrupt.h: handles an image that is found to contradict itself while it is served. Format: qcow2
 // specification, "Header", incompatible feature bit 1.
-#ifndef LAZYCOW_QCOW2_DURABLE_CORRUPT_H
-#define LAZYCOW_QCOW2_DURABLE_CORRUPT_H
+#ifndef LAZYCOW_QCOW2_CORE_CORRUPT_H
+#define LAZYCOW_QCOW2_CORE_CORRUPT_H
 
 #include <stdbool.h>
 #include <sys/uio.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // l1.h: the active L1 table, wholly in memory (at most HEADER_L1_BYTES_MAX), with a mark on each
 // dirty piece. Format: qcow2 specification, "L1 table entry".
-#ifndef LAZYCOW_QCOW2_MAPPING_L1_H
-#define LAZYCOW_QCOW2_MAPPING_L1_H
+#ifndef LAZYCOW_QCOW2_FORMAT_L1_H
+#define LAZYCOW_QCOW2_FORMAT_L1_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -36,7 +36,7 @@ static enum place scan_place_of(const struct scan *scan, const struct scan_range
 
 static void scan_answered(struct file_io *io)
 {
-    struct scan *scan = (struct scan *)((char *)io - offsetof(struct scan, ask));
+    struct scan *scan = container_of(io, struct scan, ask);
 
     scan->asking = false;
     scan->all_data = io->result < 0;

@@ -18,9 +18,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-// Seconds that requests wait for new connections, and for a reply.
+// Seconds that requests wait for new connections.
 #define DEAD_CONNECTION_SECONDS 600
-#define TIMEOUT_SECONDS 300
+// Seconds that a request waits for its reply. One that a stopping server leaves unanswered waits so
+// long before the kernel sends it over a new connection, at each restart anew.
+#define TIMEOUT_SECONDS 60
 
 struct message {
     struct nlmsghdr header;
